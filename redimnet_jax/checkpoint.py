@@ -1,0 +1,145 @@
+"""The native checkpoint: a folder with `checkpoint.json`, which a person can read, and `arrays/`, Orbax's.
+
+It is written under another name and renamed when whole, so a folder of the wanted name is always complete.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from redimnet_jax import model_config
+from redimnet_jax.errors import UserError
+from redimnet_jax.model import Source, SpeakerModel
+from redimnet_jax.network import SpeakerNetwork
+
+DESCRIPTION, ARRAYS = "checkpoint.json", "arrays"
+FORMAT = 1
+
+
+def flat(network: SpeakerNetwork) -> dict[str, jax.Array]:
+    """Every variable of `network` by its path, such as `backbone.stages.0.patch.kernel`."""
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(network))}
+
+
+def checksum(arrays: dict[str, jax.Array]) -> str:
+    """SHA-256 of the names and bytes of `arrays`."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]))
+    return digest.hexdigest()
+
+
+def save(model: SpeakerModel, folder: str | Path) -> None:
+    """Writes `model` to `folder`, which must not exist; all of it or nothing."""
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    check_output(folder)
+    arrays = flat(model.network)
+    description = {
+        "format": FORMAT,
+        "tool": f"redimnet_jax {version('redimnet_jax')}",
+        "arch": model.arch,
+        "model_config": model.model_config,
+        "source": dataclasses.asdict(model.source),
+        "arrays_sha256": checksum(arrays),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(array.nbytes for array in arrays.values())
+    if shutil.disk_usage(folder.parent).free < 2 * size:
+        raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(part / ARRAYS, arrays)
+        (part / DESCRIPTION).write_text(_readable(description))
+        part.chmod(0o755)
+        part.rename(folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"The disk of {folder.parent} is full; free some space and run again.") from error
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_output(folder: str | Path) -> None:
+    """Raises UserError when there is something at `folder` already."""
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists already and is never overwritten; remove it or choose another output.")
+
+
+def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
+    """The model in the native checkpoint `folder`; `dtype` bfloat16 makes the backbone compute in it.
+
+    Raises UserError when the folder is none, is damaged, or was written by a newer version.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    description = _description(folder)
+    config = model_config.parse(description["arch"], description["model_config"])
+    network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), flat(network))
+            arrays = checkpointer.restore(folder / ARRAYS, restore_args=wanted)
+        except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
+            raise UserError(f"The arrays in {folder / ARRAYS} cannot be read; convert the checkpoint again.") from error
+    if checksum(arrays) != description["arrays_sha256"]:
+        raise UserError(f"The arrays in {folder / ARRAYS} do not match their checksum; convert the checkpoint again.")
+    fill(network, arrays)
+    return SpeakerModel(network, description["model_config"], Source(**description["source"]))
+
+
+def fill(network: SpeakerNetwork, arrays: dict[str, Any]) -> None:
+    """Sets every variable of `network` from `arrays` by path."""
+    for path, variable in nnx.iter_graph(network):
+        if isinstance(variable, nnx.Variable):
+            variable.set_value(jnp.asarray(arrays[".".join(map(str, path))]))
+
+
+def _readable(description: dict[str, Any]) -> str:
+    """Indented JSON with each list of numbers, or of such lists, on one line."""
+    text = json.dumps(description, indent=2)
+    inner = re.compile(r"\[\s*([^\[\]{}]*?)\s*\]")
+    while inner.search(text):
+        # Other characters stand for the brackets of lists that are done, so that those around them come next.
+        text = inner.sub(lambda match: f"\x00{re.sub(r'\s+', ' ', match[1])}\x01", text)
+    return text.replace("\x00", "[").replace("\x01", "]") + "\n"
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if folder.is_file():
+            raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.") from None
+        raise UserError(f"{folder} is no native checkpoint: it has no {DESCRIPTION}; check the path.") from None
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.") from None
+    try:
+        description = json.loads(text)
+        if description["format"] != FORMAT:
+            raise UserError(f"{path} has format {description['format']}, not {FORMAT}; update redimnet_jax.")
+        wanted = {"arch", "model_config", "source", "arrays_sha256"}
+        if not wanted <= set(description):
+            raise KeyError(*(wanted - set(description)))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); convert the checkpoint again.") from error
+    return description

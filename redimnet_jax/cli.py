@@ -1,0 +1,128 @@
+"""The command lines. Errors a user can mend are one sentence and exit code 1; wrong flags are exit code 2."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from redimnet_jax import checkpoint, download, signals, torch_weights
+from redimnet_jax.errors import UserError
+from redimnet_jax.model import SpeakerModel
+
+CONVERT_HELP = """Convert a PyTorch ReDimNet checkpoint into a native one. PyTorch is not needed, and nothing in
+the file is executed.
+
+  python convert_torch_weights.py --checkpoint=b2-vox2-ft_lm.pt --output=weights/b2
+  python convert_torch_weights.py --model=b2 --train_type=ft_lm --output=weights/b2
+  python convert_torch_weights.py --model=b6 --train_type=lm --arch=redimnet2 --output=weights/r2b6
+"""
+
+
+def run(command: Callable[[], None]) -> int:
+    """Runs `command`; returns the exit code and reports a UserError or Ctrl-C on standard error."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def convert(arguments: Sequence[str] | None = None) -> int:
+    """`convert_torch_weights.py`: returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "convert_torch_weights.py", description=CONVERT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_argument_group("what to convert: a file, or a release to download first")
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pt or .pth file")
+    source.add_argument("--model", metavar="NAME", help="b0 to b6, S or M")
+    source.add_argument("--train_type", metavar="TYPE", help="ptn, ft_lm, ft_mix; lm for ReDimNet2")
+    source.add_argument("--dataset", default="vox2", metavar="NAME", help="training data (default: %(default)s)")
+    source.add_argument(
+        "--download_dir",
+        type=Path,
+        default=Path.home() / ".cache" / "redimnet_jax",
+        metavar="DIR",
+        help="where downloads are kept (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    parser.add_argument(
+        "--arch", choices=torch_weights.LAYOUTS, help="the key layout; detected when not given, and wins when given"
+    )
+    parser.add_argument(
+        "--model_config", type=Path, metavar="FILE", help="JSON, for a file that holds no model_config"
+    )
+    parser.add_argument("--sha256", metavar="HEX", help="refuse a file whose SHA-256 is another one")
+    args = parser.parse_args(arguments)
+    if (args.checkpoint is None) == (args.model is None):
+        parser.error("give either --checkpoint=FILE or --model=NAME with --train_type=TYPE")
+    if args.model is not None and args.train_type is None:
+        parser.error("--model needs --train_type=TYPE (ptn, ft_lm or ft_mix; lm for ReDimNet2)")
+    return run(lambda: _convert(args))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    checkpoint.check_output(args.output)
+    config = None if args.model_config is None else _read_json(args.model_config)
+    path = args.checkpoint
+    if path is None:
+        arch = "redimnet2" if args.arch == "redimnet2" else "redimnet"
+        url = download.release_url(args.model, args.train_type, args.dataset, arch)
+        print(f"Source: {url}")
+        path = download.fetch(url, args.download_dir, args.sha256)
+    elif args.sha256 is not None:
+        download.verify(path, args.sha256)
+    model, report = torch_weights.convert(
+        torch_weights.read_checkpoint(path, arch=args.arch, model_config=config)
+    )
+    checkpoint.save(model, args.output)
+    print_report(model, report, args.output)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {path}; check --model_config.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); correct it.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object; write the model_config entries.")
+    return content
+
+
+def reference_norm(model: SpeakerModel) -> float:
+    """Length of the raw embedding of the reference signal."""
+    embedding = model.embed(signals.reference(sample_rate=model.sample_rate), normalize=False, head=False)
+    return float(jnp.linalg.norm(embedding))
+
+
+def print_report(model: SpeakerModel, report: torch_weights.Report, output: Path) -> None:
+    """The conversion report, a line a fact."""
+    facts = {
+        "source file": model.source.file,
+        "SHA-256": model.source.sha256,
+        "licence note": model.source.licence or "none known; see the source's release page",
+        "architecture": f"{model.arch} (layout {report.layout})",
+        **{
+            field.name.replace("_", " "): f"{getattr(report, field.name):,}"
+            for field in dataclasses.fields(report)
+            if field.name != "layout"
+        },
+        "embedding": f"{model.embed_dim} dimensions"
+        + (f", prefixes {', '.join(map(str, model.mrl_dims))}" if model.mrl_dims else ""),
+        "array checksum": checkpoint.checksum(checkpoint.flat(model.network)),
+        "embedding norm of the reference signal": f"{reference_norm(model):.6f}",
+        "written to": output,
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")

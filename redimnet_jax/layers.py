@@ -1,0 +1,199 @@
+"""The layers of both networks, on channels-last maps: (batch, time, channels) and (batch, time, freq, channels).
+
+Parameters are float32; a layer computes in the dtype of its input, with statistics (means, variances, softmax) in
+float32. `mask` is (batch, time), True where a frame belongs to the utterance, or None when all frames do.
+Attribute names are those of the published PyTorch modules.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from redimnet_jax.convolution import depthwise_conv1d, grouped_conv2d, precision
+
+Array = jax.Array
+
+BATCH_NORM_MOMENTUM = 0.1
+
+
+class Constant(nnx.Variable):
+    """A tensor that a checkpoint holds and nothing trains: a window, a filter bank."""
+
+
+def _per_frame(mask: Array, ndim: int) -> Array:
+    """`mask` (batch, time) with trailing axes, to broadcast against a map of `ndim` axes."""
+    return mask.reshape(mask.shape + (1,) * (ndim - 2))
+
+
+def masked(x: Array, mask: Array | None) -> Array:
+    """`x` (batch, time, ...) with the frames outside `mask` set to zero."""
+    return x if mask is None else jnp.where(_per_frame(mask, x.ndim), x, jnp.zeros((), x.dtype))
+
+
+def masked_sum(x: Array, mask: Array | None, axes: Sequence[int], keepdims: bool = False) -> tuple[Array, Array]:
+    """(float32 sum over `axes` of `x` (batch, time, ...), number of terms in each), of the frames inside `mask`."""
+    total = masked(x.astype(jnp.float32), mask).sum(axes, keepdims=keepdims)
+    if mask is None:
+        return total, jnp.float32(math.prod(x.shape[a] for a in axes))
+    weight = jnp.broadcast_to(_per_frame(mask, x.ndim), x.shape).astype(jnp.float32)
+    return total, weight.sum(axes, keepdims=keepdims)
+
+
+def masked_mean(x: Array, mask: Array | None, axes: Sequence[int], keepdims: bool = False) -> Array:
+    """float32 mean over `axes` of the frames inside `mask`."""
+    total, count = masked_sum(x, mask, axes, keepdims)
+    return total / count
+
+
+def masked_variance(x: Array, mask: Array | None, axes: Sequence[int], mean: Array, ddof: int = 0) -> Array:
+    """float32 variance about `mean` (`axes` kept); `ddof` 1 divides by n - 1, as `torch.var` does."""
+    total, count = masked_sum(jnp.square(x.astype(jnp.float32) - mean), mask, axes, keepdims=True)
+    return total / (count - ddof)
+
+
+def _uniform(rngs: nnx.Rngs, shape: Sequence[int], fan_in: int) -> nnx.Param:
+    """PyTorch's default for convolutions, linear layers and their biases: U(-1, 1) / sqrt(fan_in)."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return nnx.Param(jax.random.uniform(rngs.params(), tuple(shape), jnp.float32, -bound, bound))
+
+
+class Dense(nnx.Module):
+    """(..., in) -> (..., out): PyTorch's `Linear`, and every 1x1 convolution."""
+
+    def __init__(self, features_in: int, features_out: int, *, rngs: nnx.Rngs):
+        self.kernel = _uniform(rngs, (features_in, features_out), features_in)
+        self.bias = _uniform(rngs, (features_out,), features_in)
+
+    def __call__(self, x: Array) -> Array:
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        return jnp.matmul(x, kernel, precision=precision(x.dtype)) + bias
+
+
+class DepthwiseConv1d(nnx.Module):
+    """(batch, time, channels), one filter of an odd number of taps a channel, "same" zero padding."""
+
+    def __init__(self, channels: int, taps: int, *, rngs: nnx.Rngs):
+        self.kernel = _uniform(rngs, (taps, channels), taps)
+        self.bias = _uniform(rngs, (channels,), taps)
+
+    def __call__(self, x: Array, mask: Array | None) -> Array:
+        x = depthwise_conv1d(masked(x, mask), self.kernel[...].astype(x.dtype))
+        return x + self.bias[...].astype(x.dtype)
+
+
+class Conv2d(nnx.Module):
+    """(batch, time, freq, in) -> (batch, time, freq, out), stride 1, "same" zero padding; kernel (freq, time)."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        kernel_size: Sequence[int] = (3, 3),
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.groups = groups
+        kf, kt = kernel_size
+        fan_in = features_in // groups * kf * kt
+        self.kernel = _uniform(rngs, (kt, kf, features_in // groups, features_out), fan_in)
+        self.bias = _uniform(rngs, (features_out,), fan_in) if bias else None
+
+    def __call__(self, x: Array, mask: Array | None) -> Array:
+        x = grouped_conv2d(masked(x, mask), self.kernel[...].astype(x.dtype), self.groups)
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype)
+
+
+class PatchConv2d(nnx.Module):
+    """A convolution whose stride is its kernel: (batch, time, freq, in) -> (batch, time/kt, freq/kf, out)."""
+
+    def __init__(
+        self, features_in: int, features_out: int, kernel_size: Sequence[int], *, groups: int = 1, rngs: nnx.Rngs
+    ):
+        self.groups = groups
+        kf, kt = kernel_size
+        fan_in = features_in // groups * kf * kt
+        self.kernel = _uniform(rngs, (kt, kf, features_in // groups, features_out), fan_in)
+        self.bias = _uniform(rngs, (features_out,), fan_in)
+
+    def __call__(self, x: Array) -> Array:
+        kt, kf, n, out = self.kernel.shape
+        b, t, f, _ = x.shape
+        groups = self.groups
+        patches = x.reshape(b, t // kt, kt, f // kf, kf, groups, n)
+        kernel = self.kernel[...].astype(x.dtype).reshape(kt, kf, n, groups, out // groups)
+        y = jnp.einsum("btkflgi,kligo->btfgo", patches, kernel, precision=precision(x.dtype))
+        return y.reshape(b, t // kt, f // kf, out) + self.bias[...].astype(x.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Normalises the last axis over all others, with PyTorch's momentum and unbiased running variance.
+
+    Under `jit` on a sharded batch the statistics are those of the global batch.
+    """
+
+    def __init__(self, features: int, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Array, mask: Array | None = None, *, train: bool = False) -> Array:
+        mean, var = self.mean[...], self.var[...]
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            total, count = masked_sum(x, mask, axes)
+            mean = total / count
+            var = masked_variance(x, mask, axes, mean).reshape(mean.shape)
+            unbiased = var * (count / (count - 1))
+            keep = 1 - BATCH_NORM_MOMENTUM
+            self.mean[...] = jax.lax.stop_gradient(keep * self.mean[...] + BATCH_NORM_MOMENTUM * mean)
+            self.var[...] = jax.lax.stop_gradient(keep * self.var[...] + BATCH_NORM_MOMENTUM * unbiased)
+        gain = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        return ((x.astype(jnp.float32) - mean) * gain + self.bias[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis of each position."""
+
+    def __init__(self, features: int, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Array) -> Array:
+        h = x.astype(jnp.float32)
+        h = h - h.mean(-1, keepdims=True)
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
+        return (h * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises each group of consecutive channels of (batch, time, channels) over the group and time."""
+
+    def __init__(self, groups: int, features: int, eps: float = 1e-5):
+        self.groups, self.eps = groups, eps
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Array, mask: Array | None) -> Array:
+        h = x.reshape(*x.shape[:-1], self.groups, -1)
+        mean = masked_mean(h, mask, (1, 3), keepdims=True)
+        var = masked_variance(h, mask, (1, 3), mean)
+        h = ((h.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+        return (h * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def dropout(x: Array, rate: float, *, train: bool, key: Array | None) -> Array:
+    """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate); identity in eval mode."""
+    if not train or rate == 0.0:
+        return x
+    if key is None:
+        raise ValueError("dropout in train mode draws random numbers: pass key=jax.random.key(...).")
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

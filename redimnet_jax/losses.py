@@ -1,0 +1,47 @@
+"""Training losses over speaker classes, in float32."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def unit(x: Array, eps: float = 1e-12) -> Array:
+    """Rows of `x` (..., features) scaled to length one; a zero row stays zero."""
+    x = x.astype(jnp.float32)
+    # The floor goes under the root, where the gradient at zero is still finite.
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), eps**2))
+
+
+def aam_softmax(
+    embeddings: Array,
+    prototypes: Array,
+    labels: Array,
+    *,
+    margin: float = 0.2,
+    scale: float = 30.0,
+    easy_margin: bool = False,
+) -> Array:
+    """Mean AAM-Softmax loss (ArcFace, arXiv 1801.07698, equation 3), a float32 scalar.
+
+    `embeddings` (batch, dim) and `prototypes` (classes, dim) of any length, `labels` (batch,) integers. The margin
+    (radians) is added to the angle of the target class. Beyond pi - margin, where the cosine would turn around,
+    the target logit goes on falling as cos - margin * sin(margin); with `easy_margin` targets more than 90 degrees
+    away get no margin at all.
+    """
+    cosine = jnp.matmul(unit(embeddings), unit(prototypes).T, precision=jax.lax.Precision.HIGHEST)
+    target = jnp.take_along_axis(cosine, labels[:, None], axis=1)
+    # Strictly inside (-1, 1): the derivative of the sine is infinite at the ends.
+    inside = jnp.clip(target, -1.0 + 1e-7, 1.0 - 1e-7)
+    sine = jnp.sqrt(1.0 - jnp.square(inside))
+    shifted = inside * math.cos(margin) - sine * math.sin(margin)
+    if easy_margin:
+        shifted = jnp.where(target > 0.0, shifted, target)
+    else:
+        turned = target <= -math.cos(margin)
+        shifted = jnp.where(turned, target - margin * math.sin(margin), shifted)
+    is_target = jax.nn.one_hot(labels, cosine.shape[1], dtype=bool)
+    logits = scale * jnp.where(is_target, shifted, cosine)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - scale * shifted[:, 0])

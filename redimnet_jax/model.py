@@ -1,0 +1,177 @@
+"""What a user holds: a network with its weights, ready to turn waveforms into speaker embeddings."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from redimnet_jax import buckets
+from redimnet_jax.errors import UserError
+from redimnet_jax.losses import unit
+from redimnet_jax.network import SpeakerNetwork
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where weights come from."""
+
+    file: str
+    sha256: str
+    layout: str
+    licence: str | None = None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _forward(graph, state, waveform: Array, lengths: Array | None, classify: bool) -> Array:
+    return nnx.merge(graph, state)(waveform, lengths, classify=classify)
+
+
+class SpeakerModel:
+    """A speaker network in eval mode. Made by `load` and `from_torch`."""
+
+    def __init__(self, network: SpeakerNetwork, model_config: dict[str, Any], source: Source):
+        self.network, self.model_config, self.source = network, model_config, source
+        self._graph, self._state = nnx.split(network)
+
+    @property
+    def arch(self) -> str:
+        """'redimnet' or 'redimnet2'."""
+        return self.network.config.arch
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the whole embedding."""
+        return self.network.config.embed_dim
+
+    @property
+    def mrl_dims(self) -> tuple[int, ...] | None:
+        """The prefix widths that were trained to stand alone, or None for a plain model."""
+        return self.network.config.mrl_dims
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.network.config.spec.sample_rate
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest signal that has an embedding."""
+        return self.network.min_samples
+
+    def embed(
+        self,
+        waveforms: np.ndarray | Array | Sequence[np.ndarray],
+        lengths: Sequence[int] | np.ndarray | None = None,
+        dim: int | None = None,
+        normalize: bool = True,
+        *,
+        sample_rate: int = 16000,
+        batch_size: int = 32,
+        head: bool = True,
+    ) -> Array:
+        """Embeddings (batch, dim), float32; of one signal (samples,), (dim,).
+
+        `waveforms`: a batch (batch, samples) with `lengths` (batch,) in samples where it is zero-padded, or one
+        signal, or a list of signals of any lengths, which run `batch_size` at a time. int16, or float in [-1, 1].
+        `dim` takes the prefix; `normalize` scales it to length one (cut first, then normalised; arXiv 2205.13147).
+        A model with a classification head gives, as published, the head's output, unless `head` is False.
+
+        Shapes are padded up to a few sizes (see `buckets`), so that calls of any shape compile a bounded number of
+        programs; the padding does not change the embedding. Raises UserError on a wrong rate, a signal that is
+        too short, NaN or Inf, and a `dim` beyond the embedding.
+        """
+        if sample_rate != self.sample_rate:
+            raise UserError(
+                f"The signal has {sample_rate} Hz but the model was trained at {self.sample_rate} Hz; resample it first."
+            )
+        head = head and self.network.classifier is not None
+        width = self.network.config.num_classes if head else self.embed_dim
+        if dim is not None and not 1 <= dim <= width:
+            raise UserError(f"dim is {dim} but must be between 1 and {width}, the width of this model's embedding.")
+        if isinstance(waveforms, list | tuple):
+            raw = self._embed_list(waveforms, lengths, batch_size, head)
+        else:
+            raw = self._embed_batch(_as_float(waveforms), lengths, head)
+        prefix = raw[..., :dim]
+        return unit(prefix) if normalize else prefix
+
+    def _embed_list(self, signals: Sequence, lengths, batch_size: int, head: bool) -> Array:
+        if lengths is not None:
+            raise UserError("lengths belongs to a zero-padded batch; with a list of signals leave it out.")
+        if not signals:
+            raise UserError("The list of signals is empty; give at least one.")
+        signals = [np.asarray(_as_float(signal)) for signal in signals]
+        for index, signal in enumerate(signals):
+            if signal.ndim != 1:
+                raise UserError(
+                    f"Signal {index} of the list has shape {signal.shape} but must be one channel (samples,)."
+                )
+            self._check_length(len(signal), index)
+        rows: list[Array | None] = [None] * len(signals)
+        for size, indices in buckets.batches([len(s) for s in signals], batch_size):
+            batch = np.zeros((len(indices), size), np.float32)
+            for row, index in enumerate(indices):
+                batch[row, : len(signals[index])] = signals[index]
+            embedded = self._embed_batch(batch, [len(signals[i]) for i in indices], head)
+            for row, index in enumerate(indices):
+                rows[index] = embedded[row]
+        return jnp.stack(rows)
+
+    def _embed_batch(self, waveforms: np.ndarray | Array, lengths, head: bool) -> Array:
+        if waveforms.ndim == 1:
+            if lengths is not None:
+                raise UserError("lengths belongs to a zero-padded batch; with one signal leave it out.")
+            return self._embed_batch(waveforms[None], None, head)[0]
+        if waveforms.ndim != 2 or waveforms.shape[0] == 0:
+            raise UserError(f"waveforms has shape {waveforms.shape} but must be (batch, samples) or (samples,).")
+        count, samples = waveforms.shape
+        lengths = np.full(count, samples) if lengths is None else self._checked_lengths(lengths, count, samples)
+        for index, length in enumerate(lengths):
+            self._check_length(int(length), index)
+        finite = jnp.isfinite(waveforms) if isinstance(waveforms, Array) else np.isfinite(waveforms)
+        if not finite.all():
+            index = int(np.argmin(np.asarray(finite.all(axis=1))))
+            raise UserError(f"Signal {index} of the batch has NaN or Inf; repair the recording or leave it out.")
+        rows, size = buckets.round_up(count), buckets.samples(samples)
+        exact = (rows, size) == (count, samples) and (lengths == samples).all()
+        # Extra rows repeat the first signal: silence would only make NaN that nobody reads.
+        xp = jnp if isinstance(waveforms, Array) else np
+        padded = xp.pad(waveforms, ((0, 0), (0, size - samples)))
+        padded = xp.concatenate([padded, xp.repeat(padded[:1], rows - count, axis=0)])
+        lengths = np.concatenate([lengths, np.repeat(lengths[:1], rows - count)]).astype(np.int32)
+        return _forward(self._graph, self._state, padded, None if exact else lengths, head)[:count]
+
+    def _checked_lengths(self, lengths, count: int, samples: int) -> np.ndarray:
+        lengths = np.asarray(lengths)
+        if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
+            raise UserError(
+                f"lengths has shape {lengths.shape} and dtype {lengths.dtype} but must be {count} integers, one a signal."
+            )
+        if lengths.max() > samples:
+            raise UserError(f"lengths goes up to {lengths.max()} but the batch has {samples} samples; correct it.")
+        return lengths
+
+    def _check_length(self, length: int, index: int) -> None:
+        if length < self.min_samples:
+            what = "is empty" if length <= 0 else f"has {length} samples, too short for an embedding"
+            raise UserError(
+                f"Signal {index} {what}; give at least {self.min_samples} samples "
+                f"({self.min_samples / self.sample_rate:.3f} s)."
+            )
+
+
+def _as_float(waveforms: Any) -> np.ndarray | Array:
+    """float32 samples; 16-bit integers are scaled to [-1, 1)."""
+    waveforms = waveforms if isinstance(waveforms, Array) else np.asarray(waveforms)
+    if waveforms.dtype == np.int16:
+        return waveforms.astype(np.float32) / 32768.0
+    if not jnp.issubdtype(waveforms.dtype, jnp.floating):
+        raise UserError(f"Samples are {waveforms.dtype} but must be int16 or float in [-1, 1]; convert them.")
+    return waveforms.astype(np.float32)

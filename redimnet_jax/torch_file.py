@@ -1,0 +1,394 @@
+"""Read what `torch.save` wrote, without torch and without running anything the file asks for.
+
+A checkpoint is a pickle plus raw storages. A pickle is a small program; the machine here knows only the
+instructions that `torch.save` writes (pickle protocols 2 to 5 of Python 3), and the only functions it can
+call are those of `_FUNCTIONS`, which make plain data and nothing else.
+Source of both formats: `_save` and `_legacy_save` in `torch/serialization.py` of PyTorch 2.13.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from redimnet_jax.errors import UserError
+
+_DTYPES = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64".split()
+} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_STORAGES = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+    "torch.storage.UntypedStorage": "uint8",
+}
+_NUMPY_CODES = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split())
+_SCALARS = (str, int, float, bool, type(None))
+_MAX_DEPTH = 64
+_MAX_ENCODED = 16  # bytes of the longest numpy scalar: with no limit, copies of a long text fill the memory
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_HEAD = pickle.dumps(_LEGACY_MAGIC, 2)[2:]  # less the protocol number, which whoever saves may choose
+_GIVE = "give a file that torch.save wrote, such as a released .pt"
+# What the standard library, numpy and the checks below raise on bytes that make no sense.
+_NONSENSE = (
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, MemoryError),
+    *(EOFError, RecursionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
+)
+
+
+class _Refused(Exception):
+    """The file is not for this reader; the arguments are the problem and the advice."""
+
+
+class _Storage(NamedTuple):
+    """The bytes behind one or more tensors."""
+
+    raw: memoryview | np.ndarray
+    dtype: np.dtype
+
+
+class _Global(NamedTuple):
+    """What a pickle gets for a class or function it names: it can be called but, a tuple, not changed."""
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        return _FUNCTIONS[self.name](*arguments)
+
+
+def read(path: str | PathLike[str]) -> Any:
+    """Return the object in a checkpoint, with its tensors and parameters as numpy arrays.
+
+    Both formats of `torch.save` are read: the zip file, and the one from before PyTorch 1.6. The result is
+    made of dict, OrderedDict, list, tuple, None, bool, int, float, str, bytes, numpy scalars, np.dtype (where
+    torch had a dtype) and np.ndarray of the tensor's shape, strides and dtype (ml_dtypes.bfloat16 included),
+    and of nothing else. Arrays may be read-only; tensors that shared a storage still do. `requires_grad`,
+    hooks, and attributes of an OrderedDict (the `_metadata` of a state dict) are left out.
+
+    Raises UserError when the file is missing, is damaged, is no checkpoint, or asks for anything else.
+    """
+    path = Path(path)
+    try:
+        return _read(path)
+    except _Refused as error:
+        problem, advice = error.args
+        raise UserError(f"{path} {problem}: {advice}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): check its name and permissions.") from error
+    except _NONSENSE as error:
+        reason = "".join(filter(str.isprintable, str(error)))[:300] or type(error).__name__
+        raise UserError(f"{path} is damaged or cut short ({reason}): download or save it again.") from error
+
+
+def _read(path: Path) -> Any:
+    if not path.exists():
+        raise _Refused("does not exist", "check the name, or download the checkpoint first")
+    if not path.is_file():
+        raise _Refused("is not a file", "give the checkpoint file itself")
+    with path.open("rb") as file:
+        head = file.read(64)
+        if problem := _not_a_checkpoint(head):
+            raise _Refused(problem, _GIVE)
+        zipped = head.startswith(b"PK")
+        file.seek(0)
+        value = _read_zip(path.read_bytes()) if zipped else _read_legacy(file, path.stat().st_size)
+    _depth(value, {})
+    return value
+
+
+def _not_a_checkpoint(head: bytes) -> str | None:
+    """What is wrong with a file that starts like this, or None if it may be a checkpoint."""
+    if not head:
+        return "is empty"
+    if head.startswith(b"PK") or (head.startswith(pickle.PROTO) and _LEGACY_HEAD in head):
+        return None
+    if head.startswith(pickle.PROTO):
+        return "is a plain pickle, not a checkpoint"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        return "is a web page, not a checkpoint (an error page saved in place of a download?)"
+    if head[8:10] == b'{"':
+        return "is a safetensors file, not a checkpoint"
+    return "is not a checkpoint"
+
+
+def _not_allowed(what: str) -> _Refused:
+    advice = "load it with torch from a copy you trust and torch.save only its state dict"
+    return _Refused(f"asks for {what}, which is refused as only tensors and plain data are read", advice)
+
+
+def _check_little_endian(is_little: bool) -> None:
+    if not is_little:
+        raise _Refused("was saved on a big-endian machine", "save it again on a little-endian one")
+
+
+def _read_zip(data: bytes) -> Any:
+    archive = {entry.filename: entry for entry in zipfile.ZipFile(io.BytesIO(data)).infolist()}
+    tops = [n.removesuffix("data.pkl") for n in archive if n.count("/") == 1 and n.endswith("/data.pkl")]
+    if len(tops) != 1:
+        raise _Refused("is a zip file but not a checkpoint", _GIVE)
+    top = tops[0]
+    if any(name == top + "constants.pkl" or name.startswith(top + "code/") for name in archive):
+        advice = "load it with torch.jit.load and torch.save its state_dict()"
+        raise _Refused("is a TorchScript archive, not a checkpoint", advice)
+
+    def content(name: str) -> memoryview:
+        if top + name not in archive:
+            raise ValueError(f"it has no {_show(name)}")
+        return _stored(data, archive[top + name])
+
+    def storage(dtype: np.dtype, key: str, count: int) -> _Storage:
+        raw = content(f"data/{key}")
+        if len(raw) != count * dtype.itemsize:
+            raise ValueError(f"storage {_show(key)} has {len(raw)} bytes in place of {count} x {dtype}")
+        return _Storage(raw, dtype)
+
+    if top + "byteorder" in archive:
+        _check_little_endian(content("byteorder") == b"little")
+    return _Machine(io.BytesIO(content("data.pkl")), storage).load()
+
+
+def _stored(data: bytes, entry: zipfile.ZipInfo) -> memoryview:
+    """A view of one zip entry; refusing compressed ones rules out zip bombs."""
+    name = _show(entry.filename)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        raise ValueError(f"{name} is compressed or encrypted, as torch.save never does")
+    header = data[entry.header_offset : entry.header_offset + 30] if entry.header_offset >= 0 else b""
+    if not header.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{name} has no header")
+    start = entry.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+    raw = memoryview(data)[start : start + entry.file_size]  # if too short, its reader will notice
+    if entry.CRC and zlib.crc32(raw) != entry.CRC:  # torch.save writes 0 when told not to compute it
+        raise ValueError(f"{name} has a wrong checksum")
+    return raw
+
+
+def _read_legacy(file: BinaryIO, room: int) -> Any:
+    storages: dict[str, _Storage] = {}
+
+    def storage(dtype: np.dtype, key: str, count: int, view: Any) -> _Storage:
+        # The bytes come after the objects, so tensors are made over memory that is filled at the end.
+        nonlocal room
+        size = count * dtype.itemsize
+        if key not in storages:
+            room -= size
+            if room < 0:
+                raise ValueError(f"storage {_show(key)} is larger than the file")
+            storages[key] = _Storage(np.empty(size, np.uint8), dtype)
+        raw = storages[key].raw
+        if len(raw) != size:
+            raise ValueError(f"storage {_show(key)} has two sizes")
+        if view is not None:
+            _, offset, length = view
+            if not (_is_count(offset) and _is_count(length) and offset + length <= count):
+                raise ValueError(f"storage {_show(key)} has a view beyond its end")
+            raw = raw[offset * dtype.itemsize :][: length * dtype.itemsize]
+        return _Storage(raw, dtype)
+
+    magic, version, system = (_Machine(file, storage).load() for _ in range(3))
+    if magic != _LEGACY_MAGIC or version != 1001 or type(system) is not dict:
+        raise ValueError("it is of an unknown version of the old format")
+    _check_little_endian(system.get("little_endian") is True)
+    value, keys = (_Machine(file, storage).load() for _ in range(2))
+    if type(keys) is not list or sorted(keys) != sorted(storages):
+        raise ValueError("its list of storages does not match its tensors")
+    for key in keys:
+        raw, dtype = storages[key]
+        (count,) = struct.unpack("<q", file.read(8))
+        if count * dtype.itemsize != len(raw) or file.readinto(raw) != len(raw):
+            raise ValueError(f"storage {_show(key)} is not as long as it should be")
+    return value
+
+
+class _Instructions(dict[int, Callable[["_Machine"], None]]):
+    def __missing__(self, code: int) -> None:
+        raise _not_allowed(f"the pickle instruction {bytes([code])!r}")
+
+
+class _Machine(pickle._Unpickler):
+    """Runs the next pickle in a file as far as it keeps to the few instructions at the end of this class.
+
+    `storage(dtype, key, count)`, or `storage(dtype, key, count, view)` in the old format, finds the bytes.
+    The base is the one of pickle's two machines that can lose instructions, and whose memo cannot be made
+    to fill the memory.
+    """
+
+    def __init__(self, file: BinaryIO, storage: Callable[..., _Storage]):
+        super().__init__(file)
+        self._storage = storage
+
+    def find_class(self, module: str, name: str) -> _Global | np.dtype:
+        full = f"{module}.{name}"
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if full not in _STORAGES and full not in _FUNCTIONS:
+            raise _not_allowed(_show(full))
+        return _Global(full)
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        if type(pid) is not tuple or pid[:1] != ("storage",):
+            raise ValueError("it refers to something other than a storage")
+        kind, key, _location, count, *view = pid[1:]
+        if (
+            type(kind) is not _Global
+            or kind.name not in _STORAGES
+            or type(key) is not str
+            or not _is_count(count)
+        ):
+            raise ValueError("it refers to a storage of no known type, name or size")
+        return self._storage(_DTYPES[_STORAGES[kind.name]], key, count, *view)
+
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not _Global or type(arguments) is not tuple:
+            raise ValueError("it calls something that is no function")
+        near = next((text for text in reversed(self.stack) if type(text) is str), "the beginning")
+        try:
+            self.append(function(*arguments))
+        except _NONSENSE as error:
+            raise ValueError(f"near {_show(near)}: {error}") from error
+
+    def load_build(self) -> None:
+        """Change nothing: of the states in a checkpoint, only the byte order of a numpy type matters."""
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, np.dtype):
+            if state[1] not in ("<", "|"):
+                raise _not_allowed("a numpy number that is not little-endian")
+        elif type(target) is not OrderedDict:
+            raise _not_allowed("a new state for something other than a dict")
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self._set_items(self.pop_mark())
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Simple keys only: Python crashes when it hashes a deep tuple.
+            if not all(type(part) in _SCALARS for part in (key if type(key) is tuple else (key,))):
+                raise ValueError("a dict has a key that is neither text nor number")
+            target[key] = value
+
+    _INHERITED = (
+        "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE "
+        "SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND "
+        "APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
+    )
+    dispatch = _Instructions(
+        {
+            code: pickle._Unpickler.dispatch[code]
+            for code in (getattr(pickle, n)[0] for n in _INHERITED.split())
+        }
+    )
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+def _show(text: str) -> str:
+    return repr(text[:80])  # a hostile name may be long, or hold line ends and terminal codes
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) is int and number >= 0
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, *more: Any, dtype: np.dtype | None = None
+) -> np.ndarray:
+    if any(more[2:]):  # after requires_grad and the hooks
+        raise _not_allowed("a tensor that is a negated or conjugated view of its storage")
+    if type(storage) is not _Storage or type(size) is not tuple or type(stride) is not tuple:
+        raise ValueError("a tensor lacks its storage, size or stride")
+    if not all(map(_is_count, (offset, *size, *stride))) or not len(size) == len(stride) <= 64:
+        raise ValueError("a tensor has an impossible offset, size or stride")
+    dtype = dtype or storage.dtype
+    end = offset + (1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else 0)
+    if end * dtype.itemsize > len(storage.raw):
+        raise ValueError(f"a tensor of size {size} and stride {stride} reaches beyond its storage")
+    steps = [s * dtype.itemsize for s in stride] if all(size) else None
+    return np.ndarray(size, dtype, storage.raw, offset * dtype.itemsize, steps)
+
+
+def _tensor_v3(*arguments: Any) -> np.ndarray:
+    *start, dtype = arguments[:7]
+    if not isinstance(dtype, np.dtype):
+        raise ValueError("a tensor has no dtype")
+    return _tensor(*start, *arguments[7:], dtype=dtype)
+
+
+def _size(size: Any) -> tuple[int, ...]:
+    if type(size) is not tuple or not all(map(_is_count, size)):
+        raise ValueError("a torch.Size holds something other than sizes")
+    return size
+
+
+def _numpy_dtype(code: Any, _align: Any, _copy: Any) -> np.dtype:
+    if type(code) is not str or code not in _NUMPY_CODES:
+        raise _not_allowed("a numpy type other than plain numbers")
+    return np.dtype(code).newbyteorder("<")
+
+
+def _numpy_scalar(dtype: Any, raw: Any) -> np.generic:
+    if not isinstance(dtype, np.dtype) or type(raw) is not bytes or len(raw) != dtype.itemsize:
+        raise ValueError("a numpy number lacks its type or bytes")
+    return np.frombuffer(raw, dtype)[0]
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """The bytes of a numpy scalar, as protocol 2 writes them."""
+    if type(text) is not str or len(text) > _MAX_ENCODED or encoding != "latin1":
+        raise _not_allowed("bytes other than those of a number")
+    return text.encode("latin1")
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": lambda: OrderedDict(),  # of nothing: a list could be copied without end
+    "torch.Size": _size,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": lambda tensor, _requires_grad, _hooks: tensor,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "numpy.dtype": _numpy_dtype,
+    "_codecs.encode": _encode,
+}
+
+
+def _depth(value: Any, depths: dict[int, int], above: int = 0) -> int:
+    """The levels of containers in `value`; refuses loops, deep nesting and what is not plain data."""
+    if type(value) in (*_SCALARS, bytes) or isinstance(value, (np.ndarray, np.generic, np.dtype)):
+        return 0
+    if type(value) not in (dict, OrderedDict, list, tuple):
+        raise ValueError("it holds a storage or function that belongs to no tensor")
+    too_deep = ValueError(f"it is nested deeper than {_MAX_DEPTH} levels")
+    if above >= _MAX_DEPTH:
+        raise too_deep
+    if id(value) not in depths:
+        depths[id(value)] = _MAX_DEPTH  # met again while this stands, it contains itself
+        inside = value.values() if isinstance(value, dict) else value
+        depths[id(value)] = 1 + max((_depth(v, depths, above + 1) for v in inside), default=0)
+    if depths[id(value)] > _MAX_DEPTH:
+        raise too_deep
+    return depths[id(value)]
