@@ -71,7 +71,9 @@ def torch_steps(repo: str, variant: str, audio: np.ndarray) -> dict[str, Callabl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--torch_repo", required=True, help="clone of github.com/IDRnD/ReDimNet")
-    parser.add_argument("--variant", default="b2", choices=[n for n, (arch, _) in VARIANTS.items() if arch == "redimnet"])
+    parser.add_argument(
+        "--variant", default="b2", choices=[n for n, (arch, _) in VARIANTS.items() if arch == "redimnet"]
+    )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repeat", type=int, default=7)

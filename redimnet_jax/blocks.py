@@ -14,8 +14,8 @@ from flax import nnx
 
 from redimnet_jax.convolution import precision
 from redimnet_jax.layers import (
-    Constant,
     BatchNorm,
+    Constant,
     Conv2d,
     Dense,
     DepthwiseConv1d,
@@ -144,9 +144,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
         size = x.shape[-1] // self.heads
-        q, k, v = (
-            p(x).reshape(*x.shape[:-1], self.heads, size) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (p(x).reshape(*x.shape[:-1], self.heads, size) for p in (self.q_proj, self.k_proj, self.v_proj))
         exact = {"precision": precision(x.dtype)}
         logits = jnp.einsum("bqhd,bkhd->bhqk", q * size**-0.5, k, preferred_element_type=jnp.float32, **exact)
         if mask is not None:
@@ -220,8 +218,6 @@ class TimeContextBlock(nnx.Module):
         return x + self.expand(h)
 
 
-def time_context(
-    kind: str, channels: int, reduction: int | None, *, rngs: nnx.Rngs
-) -> TimeContextBlock | None:
+def time_context(kind: str, channels: int, reduction: int | None, *, rngs: nnx.Rngs) -> TimeContextBlock | None:
     """The 1-D block of a stage whose `att_block_red` is `reduction`, or None without one."""
     return None if reduction is None else TimeContextBlock(kind, channels, channels // reduction, rngs=rngs)

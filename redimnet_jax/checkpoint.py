@@ -99,7 +99,9 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
             wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), flat(network))
             arrays = checkpointer.restore(folder / ARRAYS, restore_args=wanted)
         except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
-            raise UserError(f"The arrays in {folder / ARRAYS} cannot be read; convert the checkpoint again.") from error
+            raise UserError(
+                f"The arrays in {folder / ARRAYS} cannot be read; convert the checkpoint again."
+            ) from error
     if checksum(arrays) != description["arrays_sha256"]:
         raise UserError(f"The arrays in {folder / ARRAYS} do not match their checksum; convert the checkpoint again.")
     fill(network, arrays)
@@ -119,7 +121,7 @@ def _readable(description: dict[str, Any]) -> str:
     inner = re.compile(r"\[\s*([^\[\]{}]*?)\s*\]")
     while inner.search(text):
         # Other characters stand for the brackets of lists that are done, so that those around them come next.
-        text = inner.sub(lambda match: f"\x00{re.sub(r'\s+', ' ', match[1])}\x01", text)
+        text = inner.sub(lambda match: "\x00" + " ".join(match[1].split()) + "\x01", text)
     return text.replace("\x00", "[").replace("\x01", "]") + "\n"
 
 

@@ -39,7 +39,9 @@ def run(command: Callable[[], None]) -> int:
 def convert(arguments: Sequence[str] | None = None) -> int:
     """`convert_torch_weights.py`: returns the exit code."""
     parser = argparse.ArgumentParser(
-        "convert_torch_weights.py", description=CONVERT_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        "convert_torch_weights.py",
+        description=CONVERT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_argument_group("what to convert: a file, or a release to download first")
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pt or .pth file")
@@ -55,7 +57,9 @@ def convert(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     parser.add_argument(
-        "--arch", choices=torch_weights.LAYOUTS, help="the key layout; detected when not given, and wins when given"
+        "--arch",
+        choices=torch_weights.LAYOUTS,
+        help="the key layout; detected when not given, and wins when given",
     )
     parser.add_argument(
         "--model_config", type=Path, metavar="FILE", help="JSON, for a file that holds no model_config"
@@ -78,11 +82,9 @@ def _convert(args: argparse.Namespace) -> None:
         url = download.release_url(args.model, args.train_type, args.dataset, arch)
         print(f"Source: {url}")
         path = download.fetch(url, args.download_dir, args.sha256)
-    elif args.sha256 is not None:
-        download.verify(path, args.sha256)
-    model, report = torch_weights.convert(
-        torch_weights.read_checkpoint(path, arch=args.arch, model_config=config)
-    )
+    checkpoint_file = torch_weights.read_checkpoint(path, arch=args.arch, model_config=config)
+    download.verify(path, args.sha256, "use an intact copy, or check which sum is meant")
+    model, report = torch_weights.convert(checkpoint_file)
     checkpoint.save(model, args.output)
     print_report(model, report, args.output)
 
@@ -109,7 +111,12 @@ def print_report(model: SpeakerModel, report: torch_weights.Report, output: Path
     """The conversion report, a line a fact."""
     facts = {
         "source file": model.source.file,
-        "SHA-256": model.source.sha256,
+        "SHA-256": model.source.sha256
+        + (
+            " (a known release)"
+            if model.source.sha256 in download.KNOWN_SHA256.values()
+            else " (not a known release)"
+        ),
         "licence note": model.source.licence or "none known; see the source's release page",
         "architecture": f"{model.arch} (layout {report.layout})",
         **{

@@ -46,6 +46,7 @@ def _depthwise_conv1d_fwd(x: Array, kernel: Array):
 
 def _depthwise_conv1d_bwd(residuals, dy: Array):
     x, kernel = residuals
+    dy = materialised(dy)
     taps, frames = kernel.shape[0], x.shape[1]
 
     def tap(padded, dy, k):
@@ -110,17 +111,21 @@ def _shifted_2d_fwd(x: Array, kernel: Array, groups: int):
 
 def _shifted_2d_bwd(groups: int, residuals, dy: Array):
     x, kernel = residuals
+    dy = materialised(dy)
     kt, kf, n, out = kernel.shape
+    # One transpose for all products: each is then (out, positions) x (positions, in), as a CPU likes it.
+    rows = materialised(dy.reshape(-1, out).T)
 
     def tap(window):
         if n == 1 and out == groups:
             return jnp.sum(window * dy, axis=(0, 1, 2))[None]
-        full = jnp.einsum("btfi,btfo->io", window, dy, precision=precision(x.dtype))
-        return jnp.einsum("gigo->igo", full.reshape(groups, n, groups, out // groups)).reshape(n, out)
+        full = jnp.matmul(rows, window.reshape(-1, groups * n), precision=precision(x.dtype))
+        return jnp.einsum("gogi->igo", full.reshape(groups, out // groups, groups, n)).reshape(n, out)
 
     dkernel = jnp.stack([jnp.stack([tap(window) for window in row]) for row in _windows_2d(x, kt, kf)])
     transposed = jnp.einsum("tfigo->tfogi", kernel[::-1, ::-1].reshape(kt, kf, n, groups, out // groups))
-    return _shifted_2d(dy, transposed.reshape(kt, kf, out // groups, groups * n), groups), dkernel
+    transposed = materialised(transposed.reshape(kt, kf, out // groups, groups * n))
+    return materialised(_shifted_2d(dy, transposed, groups)), dkernel
 
 
 _shifted_2d.defvjp(_shifted_2d_fwd, _shifted_2d_bwd)

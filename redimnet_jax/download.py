@@ -48,7 +48,7 @@ _RETRIED = (urllib.error.URLError, http.client.HTTPException, ConnectionError, T
 
 
 def release_url(model: str, train_type: str, dataset: str = "vox2", arch: str = "redimnet") -> str:
-    """Return the URL of published weights, such as b2-vox2-ft_lm.pt, or raise UserError saying what exists."""
+    """Return the URL of published weights, such as b2-vox2-ft_lm.pt; a UserError lists what there is."""
     if arch not in _PUBLISHED:
         raise UserError(f"There is no architecture {arch!r}: choose one of {', '.join(_PUBLISHED)}.")
     for models, data, train_types in _PUBLISHED[arch]:
@@ -68,8 +68,8 @@ def licence_note(filename: str) -> str | None:
     """Return the terms that weights of this name carry beyond the MIT licence of the code, if any."""
     if "vb2" in Path(filename).name:
         return (
-            f"{Path(filename).name} was trained on VoxBlink2, whose licence CC BY-NC-SA 4.0 "
-            "forbids commercial use of these weights."
+            f"{Path(filename).name} was trained on VoxBlink2 and carries its licence, "
+            "CC BY-NC-SA 4.0: no commercial use."
         )
     return None
 
@@ -90,20 +90,18 @@ def fetch(url: str, folder: str | os.PathLike[str], sha256: str | None = None, r
     """
     name = urlsplit(url).path.rpartition("/")[2]
     if not re.fullmatch("https?://[!-~]+", url) or name in ("", ".", ".."):
-        raise UserError(
-            f"{url!r} is no address of a file: give one that starts with https:// and ends in a name."
-        )
+        raise UserError(f"{url!r} is no address of a file: give one that starts with https:// and ends in a name.")
     path = Path(folder) / name
     part = path.with_name(name + ".part")
     expected = sha256 or KNOWN_SHA256.get(url)
     try:
         if path.is_file():
-            _verify(path, expected, f"delete {path} to download it again")
+            verify(path, expected, f"delete {path} to download it again")
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(url, part, retries)
         try:
-            _verify(part, expected, "it was removed, so try again, or check which sum is meant")
+            verify(part, expected, "it was removed, so try again, or check which sum is meant")
         except UserError:
             _discard(part)
             raise
@@ -116,7 +114,8 @@ def fetch(url: str, folder: str | os.PathLike[str], sha256: str | None = None, r
     return path
 
 
-def _verify(path: Path, expected: str | None, advice: str) -> None:
+def verify(path: Path, expected: str | None, advice: str) -> None:
+    """Raise UserError, which ends with `advice`, unless the SHA-256 of `path` is `expected` or none is expected."""
     if expected and (actual := sha256(path)) != expected.lower():
         raise UserError(f"{path} has the SHA-256 {actual} in place of {expected}: {advice}.")
 
@@ -135,6 +134,7 @@ def _pause(attempt: int) -> None:
 
 
 def _download(url: str, part: Path, retries: int) -> None:
+    problem: Exception | None = None
     for attempt in range(retries + 1):
         try:
             return _download_once(url, part)
@@ -143,9 +143,7 @@ def _download(url: str, part: Path, retries: int) -> None:
             if error.code == 404:
                 raise UserError(f"{url} does not exist: check the name.") from error
             if error.code not in (408, 429) and error.code < 500:
-                raise UserError(
-                    f"{url} was refused ({error}): check the address and your network."
-                ) from error
+                raise UserError(f"{url} was refused ({error}): check the address and your network.") from error
             problem = error
         except _RETRIED as error:
             problem = error

@@ -112,7 +112,13 @@ class PatchConv2d(nnx.Module):
     """A convolution whose stride is its kernel: (batch, time, freq, in) -> (batch, time/kt, freq/kf, out)."""
 
     def __init__(
-        self, features_in: int, features_out: int, kernel_size: Sequence[int], *, groups: int = 1, rngs: nnx.Rngs
+        self,
+        features_in: int,
+        features_out: int,
+        kernel_size: Sequence[int],
+        *,
+        groups: int = 1,
+        rngs: nnx.Rngs,
     ):
         self.groups = groups
         kf, kt = kernel_size

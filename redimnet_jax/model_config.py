@@ -349,9 +349,7 @@ def _mrl_dims(dims: Any, embed_dim: int) -> tuple[int, ...] | None:
             f"model_config entry 'mrl_dims' is {dims!r} but must be increasing positive integers; correct it."
         )
     if dims[-1] > embed_dim:
-        raise UserError(
-            f"model_config entry 'mrl_dims' ends at {dims[-1]}, beyond embed_dim {embed_dim}; lower it."
-        )
+        raise UserError(f"model_config entry 'mrl_dims' ends at {dims[-1]}, beyond embed_dim {embed_dim}; lower it.")
     return tuple(dims) if dims[-1] == embed_dim else (*dims, embed_dim)
 
 

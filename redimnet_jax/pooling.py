@@ -116,9 +116,7 @@ class MHASTP(nnx.Module):
         self.features = 2 * channels
         size = channels // heads
         self.att_0 = nnx.List([Dense(size, bottleneck, rngs=rngs) for _ in range(heads)])
-        self.att_1 = nnx.List(
-            [Dense(bottleneck, size if per_channel else 1, rngs=rngs) for _ in range(heads)]
-        )
+        self.att_1 = nnx.List([Dense(bottleneck, size if per_channel else 1, rngs=rngs) for _ in range(heads)])
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
         chunks = jnp.split(x, len(self.att_0), axis=-1)
@@ -135,9 +133,7 @@ class MQMHASTP(nnx.Module):
     """Several MHASTP side by side, one a query."""
 
     def __init__(self, channels: int, global_context: bool, *, rngs: nnx.Rngs, queries: int = 2):
-        self.n_query = nnx.List(
-            [MHASTP(channels, heads=8, per_channel=True, rngs=rngs) for _ in range(queries)]
-        )
+        self.n_query = nnx.List([MHASTP(channels, heads=8, per_channel=True, rngs=rngs) for _ in range(queries)])
         self.features = 2 * channels * queries
 
     def __call__(self, x: Array, mask: Array | None) -> Array:

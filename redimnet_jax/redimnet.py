@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from redimnet_jax.blocks import Aggregate, time_context, block_2d, gelu
+from redimnet_jax.blocks import Aggregate, block_2d, gelu, time_context
 from redimnet_jax.layers import BatchNorm, Conv2d, Dense, LayerNorm, PatchConv2d, dropout
 from redimnet_jax.model_config import ModelConfig
 
@@ -52,8 +52,7 @@ class Stage(nnx.Module):
         self.patch = PatchConv2d(c, wide, (stride, 1), rngs=rngs)
         c, f = stride * c, f // stride
         self.blocks = nnx.List(
-            block_2d(config.block_2d_type, wide, f, config.group_divisor, rngs=rngs)
-            for _ in range(setup.blocks)
+            block_2d(config.block_2d_type, wide, f, config.group_divisor, rngs=rngs) for _ in range(setup.blocks)
         )
         self.squeeze = None if setup.conv_exp == 1 else Squeeze(wide, c, config.group_divisor, rngs=rngs)
         self.context = time_context(config.block_1d_type, config.channels, setup.att_block_red, rngs=rngs)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.blocks import Aggregate, time_context, block_2d
+from redimnet_jax.blocks import Aggregate, block_2d, time_context
 from redimnet_jax.layers import BatchNorm, Dense, GroupNorm, PatchConv2d
 from redimnet_jax.model_config import ModelConfig
 from redimnet_jax.redimnet import Stem
@@ -43,9 +43,7 @@ class Stage(nnx.Module):
         self.c, self.f, self.time_stride = c, f, time_stride
         self.aggregate = Aggregate(maps, config.channels)
         embed_frequencies = config.use_freq_pos_enc
-        self.freq_embedding = (
-            nnx.Param(jax.random.normal(rngs.params(), (f, c))) if embed_frequencies else None
-        )
+        self.freq_embedding = nnx.Param(jax.random.normal(rngs.params(), (f, c))) if embed_frequencies else None
         stride, wide = setup.freq_stride, int(setup.freq_stride * c * setup.conv_exp)
         groups = math.gcd(c, wide) if config.compress_tconvs else 1
         self.patch = PatchConv2d(c, wide, (stride, time_stride), groups=groups, rngs=rngs)

@@ -6,6 +6,7 @@ call are those of `_FUNCTIONS`, which make plain data and nothing else.
 Source of both formats: `_save` and `_legacy_save` in `torch/serialization.py` of PyTorch 2.13.
 """
 
+import functools
 import io
 import pickle
 import struct
@@ -24,7 +25,20 @@ from redimnet_jax.errors import UserError
 
 _DTYPES = {
     name: np.dtype(name).newbyteorder("<")
-    for name in "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64".split()
+    for name in [
+        "bool",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "float16",
+        "float32",
+        "float64",
+    ]
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _STORAGES = {
     "torch.DoubleStorage": "float64",
@@ -39,7 +53,7 @@ _STORAGES = {
     "torch.BoolStorage": "bool",
     "torch.storage.UntypedStorage": "uint8",
 }
-_NUMPY_CODES = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split())
+_NUMPY_CODES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
 _SCALARS = (str, int, float, bool, type(None))
 _MAX_DEPTH = 64
 _MAX_ENCODED = 16  # bytes of the longest numpy scalar: with no limit, copies of a long text fill the memory
@@ -91,7 +105,9 @@ def read(path: str | PathLike[str]) -> Any:
         problem, advice = error.args
         raise UserError(f"{path} {problem}: {advice}.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}): check its name and permissions.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}): check its name and permissions."
+        ) from error
     except _NONSENSE as error:
         reason = "".join(filter(str.isprintable, str(error)))[:300] or type(error).__name__
         raise UserError(f"{path} is damaged or cut short ({reason}): download or save it again.") from error
@@ -148,6 +164,7 @@ def _read_zip(data: bytes) -> Any:
         advice = "load it with torch.jit.load and torch.save its state_dict()"
         raise _Refused("is a TorchScript archive, not a checkpoint", advice)
 
+    @functools.cache  # many tensors may share a storage
     def content(name: str) -> memoryview:
         if top + name not in archive:
             raise ValueError(f"it has no {_show(name)}")
@@ -245,12 +262,7 @@ class _Machine(pickle._Unpickler):
         if type(pid) is not tuple or pid[:1] != ("storage",):
             raise ValueError("it refers to something other than a storage")
         kind, key, _location, count, *view = pid[1:]
-        if (
-            type(kind) is not _Global
-            or kind.name not in _STORAGES
-            or type(key) is not str
-            or not _is_count(count)
-        ):
+        if type(kind) is not _Global or kind.name not in _STORAGES or type(key) is not str or not _is_count(count):
             raise ValueError("it refers to a storage of no known type, name or size")
         return self._storage(_DTYPES[_STORAGES[kind.name]], key, count, *view)
 
@@ -294,10 +306,7 @@ class _Machine(pickle._Unpickler):
         "APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
     )
     dispatch = _Instructions(
-        {
-            code: pickle._Unpickler.dispatch[code]
-            for code in (getattr(pickle, n)[0] for n in _INHERITED.split())
-        }
+        {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, n)[0] for n in _INHERITED.split())}
     )
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.BUILD[0]] = load_build

@@ -85,7 +85,10 @@ def _conv(module, prefix: str) -> Iterator[tuple[str, Slot]]:
         taps, channels = module.kernel.shape
         yield f"{prefix}.weight", Slot((channels, 1, taps), lambda w: w[:, 0].T, module.kernel)
     else:
-        yield f"{prefix}.weight", Slot(module.kernel.shape[::-1], lambda w: w.transpose(3, 2, 1, 0), module.kernel)
+        yield (
+            f"{prefix}.weight",
+            Slot(module.kernel.shape[::-1], lambda w: w.transpose(3, 2, 1, 0), module.kernel),
+        )
     if module.bias is not None:
         yield f"{prefix}.bias", _vector(module.bias)
 
@@ -334,7 +337,9 @@ def read_checkpoint(
     if config is None:
         raise UserError(f"{path} holds no model_config; give it in a JSON file with --model_config=FILE.")
     if not isinstance(config, Mapping):
-        raise UserError(f"The model_config in {path} is a {type(config).__name__}; give one with --model_config=FILE.")
+        raise UserError(
+            f"The model_config in {path} is a {type(config).__name__}; give one with --model_config=FILE."
+        )
     return TorchCheckpoint(path, state_dict, layout, _plain(config))
 
 

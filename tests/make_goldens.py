@@ -18,11 +18,10 @@ import tempfile
 import types
 import zlib
 
+import golden
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-import golden
 
 LEGACY_COMMIT = "b873c31"
 AUDIO = [[1, 2, 16000], [2, 1, 11777]]
