@@ -4,11 +4,14 @@ import functools
 import pathlib
 
 import golden
+import jax.numpy as jnp
 import numpy as np
 import torch_format
+from flax import nnx
 
 from redimnet_jax import model_config, torch_weights
 from redimnet_jax.frontend import FRONT_ENDS
+from redimnet_jax.network import SpeakerNetwork
 
 
 @functools.cache
@@ -43,6 +46,16 @@ def save(path: pathlib.Path, name: str, state: dict | None = None, config: dict 
     content = {"model_config": c.model_config if config is None else config}
     torch_format.save_zip(path, content | {key: state_dict(name) if state is None else state})
     return path
+
+
+def network(name: str, dtype=jnp.float32) -> SpeakerNetwork:
+    """The network of a golden case, with its weights."""
+    c = case(name)
+    arch = "redimnet2" if c.arch == "redimnet2" else "redimnet"
+    config = model_config.parse(arch, c.model_config)
+    net = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    torch_weights.fill(net, read(name))
+    return net
 
 
 def read(name: str) -> torch_weights.TorchCheckpoint:
