@@ -31,7 +31,7 @@ FORMAT = 1
 
 def flat(network: SpeakerNetwork) -> dict[str, jax.Array]:
     """Every variable of `network` by its path, such as `backbone.stages.0.patch.kernel`."""
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(network))}
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
 
 
 def checksum(arrays: dict[str, jax.Array]) -> str:
@@ -58,23 +58,26 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         "source": dataclasses.asdict(model.source),
         "arrays_sha256": checksum(arrays),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
     size = sum(array.nbytes for array in arrays.values())
-    if shutil.disk_usage(folder.parent).free < 2 * size:
-        raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder.parent).free < 2 * size:
+            raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(part / ARRAYS, arrays)
         (part / DESCRIPTION).write_text(_readable(description))
         part.chmod(0o755)
         part.rename(folder)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"The disk of {folder.parent} is full; free some space and run again.") from error
-        raise
+    except (OSError, ValueError) as error:  # TensorStore's, of a full disk too, are ValueErrors.
+        full = os.strerror(errno.ENOSPC) in str(error)
+        reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
+        advice = "free some space" if full else "choose another output"
+        raise UserError(f"{folder} cannot be written ({reason}); {advice}.") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def check_output(folder: str | Path) -> None:
@@ -96,7 +99,8 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
-            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), flat(network))
+            names = checkpointer.metadata(folder / ARRAYS).item_metadata.tree
+            wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
             arrays = checkpointer.restore(folder / ARRAYS, restore_args=wanted)
         except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
             raise UserError(
@@ -104,6 +108,11 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
             ) from error
     if checksum(arrays) != description["arrays_sha256"]:
         raise UserError(f"The arrays in {folder / ARRAYS} do not match their checksum; convert the checkpoint again.")
+    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in flat(network).items()}:
+        raise UserError(
+            f"The arrays in {folder / ARRAYS} do not fit the model_config in {folder / DESCRIPTION}; "
+            "convert the checkpoint again."
+        )
     fill(network, arrays)
     return SpeakerModel(network, description["model_config"], Source(**description["source"]))
 
@@ -118,30 +127,33 @@ def fill(network: SpeakerNetwork, arrays: dict[str, Any]) -> None:
 def _readable(description: dict[str, Any]) -> str:
     """Indented JSON with each list of numbers, or of such lists, on one line."""
     text = json.dumps(description, indent=2)
-    inner = re.compile(r"\[\s*([^\[\]{}]*?)\s*\]")
+    # Only between line ends, which no text has, so that brackets in a file's name stay as they are.
+    inner = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
     while inner.search(text):
         # Other characters stand for the brackets of lists that are done, so that those around them come next.
-        text = inner.sub(lambda match: "\x00" + " ".join(match[1].split()) + "\x01", text)
+        text = inner.sub(lambda match: "\x00" + re.sub(r"\n\s*", " ", match[1]) + "\x01", text)
     return text.replace("\x00", "[").replace("\x01", "]") + "\n"
 
 
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.")
     try:
-        text = path.read_text()
-    except FileNotFoundError:
-        if folder.is_file():
-            raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.") from None
-        raise UserError(f"{folder} is no native checkpoint: it has no {DESCRIPTION}; check the path.") from None
-    except NotADirectoryError:
-        raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.") from None
-    try:
-        description = json.loads(text)
-        if description["format"] != FORMAT:
-            raise UserError(f"{path} has format {description['format']}, not {FORMAT}; update redimnet_jax.")
-        wanted = {"arch", "model_config", "source", "arrays_sha256"}
-        if not wanted <= set(description):
-            raise KeyError(*(wanted - set(description)))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        entries = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder} is no native checkpoint: it has no {DESCRIPTION}; check the path.") from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); convert the checkpoint again.") from error
-    return description
+    if not isinstance(entries, dict):
+        raise UserError(f"{path} is damaged (it holds no entries); convert the checkpoint again.")
+    found = entries.get("format")
+    if isinstance(found, int) and found != FORMAT:
+        raise UserError(f"{path} has format {found}, not {FORMAT}; update redimnet_jax.")
+    kinds = {"format": int, "arch": str, "model_config": dict, "source": dict, "arrays_sha256": str}
+    wrong = [key for key, kind in kinds.items() if not isinstance(entries.get(key), kind)]
+    if not wrong and entries["source"].keys() != {field.name for field in dataclasses.fields(Source)}:
+        wrong = ["source"]
+    if wrong:
+        raise UserError(f"{path} is damaged (missing or wrong: {', '.join(wrong)}); convert the checkpoint again.")
+    return entries

@@ -103,7 +103,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def reference_norm(model: SpeakerModel) -> float:
     """Length of the raw embedding of the reference signal."""
-    embedding = model.embed(signals.reference(sample_rate=model.sample_rate), normalize=False, head=False)
+    rate = model.sample_rate
+    embedding = model.embed(signals.reference(sample_rate=rate), normalize=False, sample_rate=rate, head=False)
     return float(jnp.linalg.norm(embedding))
 
 

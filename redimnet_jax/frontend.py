@@ -226,8 +226,8 @@ class TensorFlowMel(FrontEnd):
 
     @property
     def min_samples(self) -> int:
-        """One whole window, of which half a hop at each end is padding."""
-        return self.params.win_length - 2 * (self.hop // 2)
+        """One whole window, of which half a hop at each end is padding, and two samples for the pre-emphasis."""
+        return max(2, self.params.win_length - 2 * (self.hop // 2))
 
     def log_mel(self, x: Array, lengths: Array | None) -> Array:
         eps = self.params.eps

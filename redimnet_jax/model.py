@@ -60,7 +60,7 @@ class SpeakerModel:
         """Hz."""
         return self.network.config.spec.sample_rate
 
-    @property
+    @functools.cached_property
     def min_samples(self) -> int:
         """The shortest signal that has an embedding."""
         return self.network.min_samples
@@ -93,8 +93,10 @@ class SpeakerModel:
             )
         head = head and self.network.classifier is not None
         width = self.network.config.num_classes if head else self.embed_dim
-        if dim is not None and not 1 <= dim <= width:
-            raise UserError(f"dim is {dim} but must be between 1 and {width}, the width of this model's embedding.")
+        if dim is not None and (not isinstance(dim, int | np.integer) or not 1 <= dim <= width):
+            raise UserError(
+                f"dim is {dim} but must be an integer between 1 and {width}, the width of this model's embedding."
+            )
         if isinstance(waveforms, list | tuple):
             raw = self._embed_list(waveforms, lengths, batch_size, head)
         else:
@@ -107,6 +109,8 @@ class SpeakerModel:
             raise UserError("lengths belongs to a zero-padded batch; with a list of signals leave it out.")
         if not signals:
             raise UserError("The list of signals is empty; give at least one.")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size} but must be at least 1.")
         signals = [np.asarray(_as_float(signal)) for signal in signals]
         for index, signal in enumerate(signals):
             if signal.ndim != 1:
@@ -114,6 +118,7 @@ class SpeakerModel:
                     f"Signal {index} of the list has shape {signal.shape} but must be one channel (samples,)."
                 )
             self._check_length(len(signal), index)
+            _check_finite(np.isfinite(signal[None]), index)
         rows: list[Array | None] = [None] * len(signals)
         for size, indices in buckets.batches([len(s) for s in signals], batch_size):
             batch = np.zeros((len(indices), size), np.float32)
@@ -135,10 +140,7 @@ class SpeakerModel:
         lengths = np.full(count, samples) if lengths is None else self._checked_lengths(lengths, count, samples)
         for index, length in enumerate(lengths):
             self._check_length(int(length), index)
-        finite = jnp.isfinite(waveforms) if isinstance(waveforms, Array) else np.isfinite(waveforms)
-        if not finite.all():
-            index = int(np.argmin(np.asarray(finite.all(axis=1))))
-            raise UserError(f"Signal {index} of the batch has NaN or Inf; repair the recording or leave it out.")
+        _check_finite(jnp.isfinite(waveforms) if isinstance(waveforms, Array) else np.isfinite(waveforms))
         rows, size = buckets.round_up(count), buckets.samples(samples)
         exact = (rows, size) == (count, samples) and (lengths == samples).all()
         # Extra rows repeat the first signal: silence would only make NaN that nobody reads.
@@ -149,7 +151,10 @@ class SpeakerModel:
         return _forward(self._graph, self._state, padded, None if exact else lengths, head)[:count]
 
     def _checked_lengths(self, lengths, count: int, samples: int) -> np.ndarray:
-        lengths = np.asarray(lengths)
+        try:
+            lengths = np.asarray(lengths)
+        except ValueError as error:
+            raise UserError(f"lengths is ragged but must be {count} integers, one a signal.") from error
         if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
             raise UserError(
                 f"lengths has shape {lengths.shape} and dtype {lengths.dtype} but must be {count} integers, one a signal."
@@ -165,6 +170,13 @@ class SpeakerModel:
                 f"Signal {index} {what}; give at least {self.min_samples} samples "
                 f"({self.min_samples / self.sample_rate:.3f} s)."
             )
+
+
+def _check_finite(finite: np.ndarray | Array, first: int = 0) -> None:
+    """Names the first row of `finite` (batch, samples) that is not, counting from `first`."""
+    if not finite.all():
+        index = first + int(np.argmin(np.asarray(finite.all(axis=1))))
+        raise UserError(f"Signal {index} has NaN or Inf; repair the recording or leave it out.")
 
 
 def _as_float(waveforms: Any) -> np.ndarray | Array:

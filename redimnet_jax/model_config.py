@@ -245,6 +245,10 @@ def _is_integers(value: Any, count: int | None = None) -> bool:
     )
 
 
+def _is_sizes(value: Any) -> bool:
+    return _is_integers(value, 2) and min(value) >= 1
+
+
 def _refuse_what_does_not_run(arch: str, e: _Entries) -> None:
     def refuse(key: str, why: str):
         raise UserError(f"model_config entry {key!r} is {e[key]!r}, which the published code cannot run: {why}.")
@@ -279,14 +283,14 @@ def _stages(arch: str, setup: Any) -> tuple[Stage, ...]:
                 e._fail(stride, "1, 2 or 3")
             strides = (e.integer(stride), 1)
         else:
-            if not _is_integers(e[stride], 2) or min(e[stride]) < 1:
+            if not _is_sizes(e[stride]):
                 e._fail(stride, "two positive integers, (frequency, time)")
             strides = tuple(e[stride])
         if e.number(conv_exp) <= 0:
             e._fail(conv_exp, "positive")
         kernels = [[3, 3]] if e[kernel_sizes] is None else e[kernel_sizes]
-        if not isinstance(kernels, Sequence) or not kernels or not all(_is_integers(k, 2) for k in kernels):
-            e._fail(kernel_sizes, "a list of pairs (frequency, time)")
+        if not isinstance(kernels, Sequence) or not kernels or not all(map(_is_sizes, kernels)):
+            e._fail(kernel_sizes, "a list of pairs (frequency, time) of positive integers")
         stages.append(
             Stage(
                 *strides,
@@ -315,7 +319,10 @@ def _spec_params(feat_type: str, entries: Any) -> SpecParams:
     kinds |= {k: e.boolean for k in ("do_spec_aug", "norm_signal", "do_preemph")}
     kinds |= {"eps": e.number, "spec_norm": lambda key: e.choice(key, ("mn", "mvn", "bn"))}
     kinds |= {"freq_start_bin": lambda key: e.integer(key, least=0)}
+    kinds |= {"win_length": lambda key: e.integer(key, least=2)}
     params = SpecParams(**{key: kinds.get(key, e.integer)(key) for key in e})
+    if params.eps <= 0:
+        e._fail("eps", "positive")
     if not 0 <= params.f_min < params.f_max <= params.sample_rate / 2:
         raise UserError(
             f"spec_params has f_min {params.f_min} and f_max {params.f_max} Hz but needs 0 <= f_min < f_max <= "

@@ -324,12 +324,13 @@ def read_checkpoint(
         if isinstance(content.get(key), Mapping):
             state_dict, stored = content[key], content.get("model_config")
             break
-    strangers = [str(k) for k, v in state_dict.items() if not isinstance(v, np.ndarray)]
+    strangers = [str(k) for k, v in state_dict.items() if not isinstance(k, str) or not isinstance(v, np.ndarray)]
     if strangers or not state_dict:
         what = f"entries that are not tensors ({', '.join(strangers[:5])})" if strangers else "no tensors"
         raise UserError(f"{path} is not a speaker checkpoint: its state dict has {what}; give another file.")
     # Wrappers for several devices put this in front of every name.
-    state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    if all(name.startswith("module.") for name in state_dict):
+        state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if arch is not None and arch not in LAYOUTS:
         raise UserError(f"There is no checkpoint layout {arch!r}; choose one of {', '.join(LAYOUTS)}.")
     layout = arch or detect_layout(state_dict)
@@ -349,7 +350,7 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def from_torch(
