@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.convolution import precision
+from redimnet_jax.convolution import exact, precision
 from redimnet_jax.layers import (
     BatchNorm,
     Constant,
@@ -145,12 +145,12 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, mask: Array | None) -> Array:
         size = x.shape[-1] // self.heads
         q, k, v = (p(x).reshape(*x.shape[:-1], self.heads, size) for p in (self.q_proj, self.k_proj, self.v_proj))
-        exact = {"precision": precision(x.dtype)}
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q * size**-0.5, k, preferred_element_type=jnp.float32, **exact)
+        product = functools.partial(jnp.einsum, precision=precision(x.dtype))
+        logits = product("bqhd,bkhd->bhqk", q * size**-0.5, k, preferred_element_type=exact(x).dtype)
         if mask is not None:
             logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        return self.out_proj(jnp.einsum("bhqk,bkhd->bqhd", weights, v, **exact).reshape(x.shape))
+        return self.out_proj(product("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
 
 
 class FeedForward(nnx.Module):

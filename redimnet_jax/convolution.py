@@ -20,7 +20,12 @@ MAX_SHIFTED_GROUP = 4
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
     """float32 means float32 on every backend (no TF32, no bfloat16 passes); lower dtypes take the fast path."""
-    return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.Precision.HIGHEST if dtype.itemsize >= 4 else lax.Precision.DEFAULT
+
+
+def exact(x: Array) -> Array:
+    """`x` in float32 at least: the dtype of statistics, whatever that of the arithmetic around them."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def materialised(x: Array) -> Array:
@@ -51,7 +56,7 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
 
     def tap(padded, dy, k):
         window = lax.dynamic_slice_in_dim(padded, k, frames, axis=1)
-        return jnp.sum(window.astype(jnp.float32) * dy, axis=(0, 1))
+        return jnp.sum(exact(window) * dy, axis=(0, 1))
 
     # A loop compiles and runs faster than 59 fused reductions on a CPU; an accelerator is the other way round.
     dkernel = lax.platform_dependent(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.convolution import depthwise_conv1d, grouped_conv2d, precision
+from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, precision
 
 Array = jax.Array
 
@@ -35,10 +35,10 @@ def masked(x: Array, mask: Array | None) -> Array:
 
 def masked_sum(x: Array, mask: Array | None, axes: Sequence[int], keepdims: bool = False) -> tuple[Array, Array]:
     """(float32 sum over `axes` of `x` (batch, time, ...), number of terms in each), of the frames inside `mask`."""
-    total = masked(x.astype(jnp.float32), mask).sum(axes, keepdims=keepdims)
+    total = masked(exact(x), mask).sum(axes, keepdims=keepdims)
     if mask is None:
-        return total, jnp.float32(math.prod(x.shape[a] for a in axes))
-    weight = jnp.broadcast_to(_per_frame(mask, x.ndim), x.shape).astype(jnp.float32)
+        return total, jnp.asarray(math.prod(x.shape[a] for a in axes), total.dtype)
+    weight = jnp.broadcast_to(_per_frame(mask, x.ndim), x.shape).astype(total.dtype)
     return total, weight.sum(axes, keepdims=keepdims)
 
 
@@ -50,7 +50,7 @@ def masked_mean(x: Array, mask: Array | None, axes: Sequence[int], keepdims: boo
 
 def masked_variance(x: Array, mask: Array | None, axes: Sequence[int], mean: Array, ddof: int = 0) -> Array:
     """float32 variance about `mean` (`axes` kept); `ddof` 1 divides by n - 1, as `torch.var` does."""
-    total, count = masked_sum(jnp.square(x.astype(jnp.float32) - mean), mask, axes, keepdims=True)
+    total, count = masked_sum(jnp.square(exact(x) - mean), mask, axes, keepdims=True)
     return total / (count - ddof)
 
 
@@ -161,7 +161,7 @@ class BatchNorm(nnx.Module):
             self.mean[...] = jax.lax.stop_gradient(keep * self.mean[...] + BATCH_NORM_MOMENTUM * mean)
             self.var[...] = jax.lax.stop_gradient(keep * self.var[...] + BATCH_NORM_MOMENTUM * unbiased)
         gain = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        return ((x.astype(jnp.float32) - mean) * gain + self.bias[...]).astype(x.dtype)
+        return ((exact(x) - mean) * gain + self.bias[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -173,7 +173,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Array) -> Array:
-        h = x.astype(jnp.float32)
+        h = exact(x)
         h = h - h.mean(-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
         return (h * self.scale[...] + self.bias[...]).astype(x.dtype)
@@ -191,7 +191,7 @@ class GroupNorm(nnx.Module):
         h = x.reshape(*x.shape[:-1], self.groups, -1)
         mean = masked_mean(h, mask, (1, 3), keepdims=True)
         var = masked_variance(h, mask, (1, 3), mean)
-        h = ((h.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+        h = ((exact(h) - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
         return (h * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 

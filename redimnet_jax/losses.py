@@ -1,16 +1,18 @@
-"""Training losses over speaker classes, in float32."""
+"""Training losses over speaker classes, in float32 at least."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 
+from redimnet_jax.convolution import exact
+
 Array = jax.Array
 
 
 def unit(x: Array, eps: float = 1e-12) -> Array:
     """Rows of `x` (..., features) scaled to length one; a zero row stays zero."""
-    x = x.astype(jnp.float32)
+    x = exact(x)
     # The floor goes under the root, where the gradient at zero is still finite.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), eps**2))
 

@@ -89,7 +89,8 @@ class SpeakerModel:
         """
         if sample_rate != self.sample_rate:
             raise UserError(
-                f"The signal has {sample_rate} Hz but the model was trained at {self.sample_rate} Hz; resample it first."
+                f"The signal has {sample_rate} Hz but the model was trained at {self.sample_rate} Hz; "
+                "resample it first."
             )
         head = head and self.network.classifier is not None
         width = self.network.config.num_classes if head else self.embed_dim
@@ -157,7 +158,8 @@ class SpeakerModel:
             raise UserError(f"lengths is ragged but must be {count} integers, one a signal.") from error
         if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
             raise UserError(
-                f"lengths has shape {lengths.shape} and dtype {lengths.dtype} but must be {count} integers, one a signal."
+                f"lengths has shape {lengths.shape} and dtype {lengths.dtype} but must be {count} integers, "
+                "one a signal."
             )
         if lengths.max() > samples:
             raise UserError(f"lengths goes up to {lengths.max()} but the batch has {samples} samples; correct it.")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.convolution import precision
+from redimnet_jax.convolution import exact, precision
 from redimnet_jax.layers import Dense, masked, masked_mean, masked_variance
 
 Array = jax.Array
@@ -24,7 +24,7 @@ def mean_and_std(x: Array, mask: Array | None) -> tuple[Array, Array]:
 
 def attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:
     """Weighted mean and standard deviation under softmax over time of `logits` (batch, time, channels or 1)."""
-    x, logits = x.astype(jnp.float32), logits.astype(jnp.float32)
+    x, logits = exact(x), exact(logits)
     if mask is not None:
         logits = jnp.where(mask[..., None], logits, -jnp.inf)
         x = masked(x, mask)
@@ -52,7 +52,7 @@ class TMAP(nnx.Module):
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
         largest = x if mask is None else jnp.where(mask[..., None], x, -jnp.inf)
-        return masked_mean(x, mask, (1,)) + largest.max(axis=1).astype(jnp.float32)
+        return masked_mean(x, mask, (1,)) + exact(largest.max(axis=1))
 
 
 class TSDP(nnx.Module):
@@ -92,7 +92,7 @@ class ASTP(nnx.Module):
         # linear1 of (x, mean, std): mean and std are the same in every frame, so their share is computed once.
         local, context = jnp.split(self.linear1.kernel[...], [x.shape[-1]])
         statistics = jnp.concatenate(mean_and_std(x, mask), axis=-1)
-        shared = jnp.matmul(statistics, context, precision=precision(jnp.float32)) + self.linear1.bias[...]
+        shared = jnp.matmul(statistics, context, precision=precision(statistics.dtype)) + self.linear1.bias[...]
         frames = jnp.matmul(x, local.astype(x.dtype), precision=precision(x.dtype))
         return frames + shared.astype(x.dtype)
 

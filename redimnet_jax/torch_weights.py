@@ -429,7 +429,8 @@ def _check(wanted: dict[str, Slot], given: dict[str, np.ndarray], checkpoint: To
     if found:
         raise UserError(
             f"The tensors in {checkpoint.path}, read as {checkpoint.layout}, do not fit its model_config: "
-            f"{'; '.join(found)}; nothing was loaded, so correct the model_config or the --arch, or use an intact file."
+            f"{'; '.join(found)}; nothing was loaded, so correct the model_config or the --arch, "
+            "or use an intact file."
         )
 
 
