@@ -43,6 +43,11 @@ def checksum(arrays: dict[str, jax.Array]) -> str:
     return digest.hexdigest()
 
 
+def config_checksum(arch: str, entries: dict[str, Any]) -> str:
+    """SHA-256 of what builds the network: most of it leaves no trace in the arrays (a hop, a sample rate)."""
+    return hashlib.sha256(json.dumps([arch, entries], sort_keys=True).encode()).hexdigest()
+
+
 def save(model: SpeakerModel, folder: str | Path) -> None:
     """Writes `model` to `folder`, which must not exist; all of it or nothing."""
     import orbax.checkpoint as ocp
@@ -56,6 +61,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         "arch": model.arch,
         "model_config": model.model_config,
         "source": dataclasses.asdict(model.source),
+        "config_sha256": config_checksum(model.arch, model.model_config),
         "arrays_sha256": checksum(arrays),
     }
     size = sum(array.nbytes for array in arrays.values())
@@ -113,6 +119,11 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
             f"The arrays in {folder / ARRAYS} do not fit the model_config in {folder / DESCRIPTION}; "
             "convert the checkpoint again."
         )
+    if config_checksum(description["arch"], description["model_config"]) != description["config_sha256"]:
+        raise UserError(
+            f"The model_config in {folder / DESCRIPTION} was changed after it was written; "
+            "convert the checkpoint again."
+        )
     fill(network, arrays)
     return SpeakerModel(network, description["model_config"], Source(**description["source"]))
 
@@ -150,7 +161,8 @@ def _description(folder: Path) -> dict[str, Any]:
     found = entries.get("format")
     if isinstance(found, int) and found != FORMAT:
         raise UserError(f"{path} has format {found}, not {FORMAT}; update redimnet_jax.")
-    kinds = {"format": int, "arch": str, "model_config": dict, "source": dict, "arrays_sha256": str}
+    kinds = {"format": int, "arch": str, "model_config": dict, "source": dict}
+    kinds |= {"config_sha256": str, "arrays_sha256": str}
     wrong = [key for key, kind in kinds.items() if not isinstance(entries.get(key), kind)]
     if not wrong and entries["source"].keys() != {field.name for field in dataclasses.fields(Source)}:
         wrong = ["source"]

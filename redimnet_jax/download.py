@@ -115,7 +115,7 @@ def fetch(url: str, folder: str | os.PathLike[str], sha256: str | None = None, r
 
 
 def verify(path: Path, expected: str | None, advice: str) -> None:
-    """Raise UserError, which ends with `advice`, unless the SHA-256 of `path` is `expected` or none is expected."""
+    """Raise UserError, ending with `advice`, unless the SHA-256 of `path` is `expected` or none is expected."""
     if expected and (actual := sha256(path)) != expected.lower():
         raise UserError(f"{path} has the SHA-256 {actual} in place of {expected}: {advice}.")
 

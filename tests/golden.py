@@ -43,9 +43,7 @@ def audio(seed: int, batch: int, samples: int) -> np.ndarray:
 
 def weights(manifest: list, seed: int, constants: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state dict for `manifest`, a list of [name, shape]; `constants` win where given."""
-    return {
-        name: constants[name] if name in constants else _tensor(name, shape, seed) for name, shape in manifest
-    }
+    return {name: constants[name] if name in constants else _tensor(name, shape, seed) for name, shape in manifest}
 
 
 def _tensor(name: str, shape: list[int], seed: int) -> np.ndarray:

@@ -88,6 +88,7 @@ def test_saved_again_is_the_same(saved, tmp_path):
 def test_json_is_complete(model, saved, source):
     content = json.loads((saved / "checkpoint.json").read_text())
     assert re.fullmatch(r"redimnet_jax \d+\.\d+\.\d+.*", content.pop("tool"))
+    assert content.pop("config_sha256") == checkpoint.config_checksum("redimnet", content["model_config"])
     assert content.pop("arrays_sha256") == checkpoint.checksum(checkpoint.flat(model.network))
     assert "CC BY-NC-SA 4.0" in content["source"].pop("licence")
     assert content == {
@@ -235,7 +236,7 @@ def test_invalid_json(copy, content):
     assert text.startswith(f"{path} is damaged (") and text.endswith("); convert the checkpoint again.")
 
 
-@pytest.mark.parametrize("key", ["format", "arch", "model_config", "source", "arrays_sha256"])
+@pytest.mark.parametrize("key", ["format", "arch", "model_config", "source", "config_sha256", "arrays_sha256"])
 def test_missing_or_wrong_keys(copy, key):
     told = f"{copy / 'checkpoint.json'} is damaged (missing or wrong: {key}); convert the checkpoint again."
     for value in ([], None):
@@ -268,6 +269,12 @@ def test_config_that_does_not_fit(copy, entries):
     path = rewrite(copy, lambda content: content["model_config"].update(entries))
     text = refusal(load, copy)
     assert text.startswith(f"The arrays in {copy / 'arrays'} do not fit the model_config in {path}; ")
+
+
+@pytest.mark.parametrize("entries", [{"hop_length": 200}, {"spec_params": {"f_max": 7000}}])
+def test_config_that_fits_but_was_changed(copy, entries):
+    path = rewrite(copy, lambda content: content["model_config"].update(entries))
+    assert refusal(load, copy).startswith(f"The model_config in {path} was changed after it was written; ")
 
 
 def test_config_that_is_wrong(copy):

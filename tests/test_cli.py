@@ -279,7 +279,7 @@ def test_interruption(checkpoint, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(cli.torch_weights, "convert", interrupt)
     assert run(checkpoint=checkpoint, output=tmp_path / "out") == 130
-    assert capsys.readouterr().err == "Interrupted; nothing was written.\n" and list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == "Interrupted.\n" and list(tmp_path.iterdir()) == []
 
 
 # Downloads

@@ -5,20 +5,15 @@ import sys
 
 CODE = """
 import sys, time
-start = time.perf_counter()
 import redimnet_jax
-print(time.perf_counter() - start, *(name in sys.modules for name in {names}))
+print(time.process_time(), *(name in sys.modules for name in {names}))
 """
 UNWANTED = ("torch", "tensorflow", "librosa", "orbax.checkpoint")
 
 
 def test_import_is_quick_and_light():
-    times = []
-    for _ in range(3):
-        command = [sys.executable, "-c", CODE.format(names=UNWANTED)]
-        seconds, *found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        assert found == ["False"] * len(UNWANTED)
-        times.append(float(seconds))
-        if times[-1] < 2:
-            break
-    assert min(times) < 2
+    command = [sys.executable, "-c", CODE.format(names=UNWANTED)]
+    seconds, *found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert found == ["False"] * len(UNWANTED)
+    # Processor time, the interpreter's start included: other tests may be waiting for the same cores.
+    assert float(seconds) < 2

@@ -42,7 +42,9 @@ def test_aam_softmax(margin, easy_margin):
         scale=30.0,
         easy_margin=easy_margin,
     )
-    assert float(ours) == pytest.approx(independent(embeddings, prototypes, labels, margin, 30.0, easy_margin), rel=1e-5)
+    assert float(ours) == pytest.approx(
+        independent(embeddings, prototypes, labels, margin, 30.0, easy_margin), rel=1e-5
+    )
 
 
 def test_gradients_are_finite_at_the_ends():
