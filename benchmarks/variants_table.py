@@ -1,4 +1,4 @@
-"""The README's table of variants: parameters, multiply-accumulates, and the relative error to the public PyTorch code.
+"""The README's table of variants: parameters, multiply-accumulates, relative error to the public PyTorch code.
 
     python benchmarks/variants_table.py --redimnet=CHECKOUT --redimnet2=CHECKOUT [--only=b2]
 
