@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from redimnet_jax import checkpoint, download, signals, torch_weights
 from redimnet_jax.errors import UserError
@@ -82,9 +84,10 @@ def _convert(args: argparse.Namespace) -> None:
         url = download.release_url(args.model, args.train_type, args.dataset, arch)
         print(f"Source: {url}")
         path = download.fetch(url, args.download_dir, args.sha256)
-    checkpoint_file = torch_weights.read_checkpoint(path, arch=args.arch, model_config=config)
+    source = torch_weights.read_checkpoint(path, arch=args.arch, model_config=config)
     download.verify(path, args.sha256, "use an intact copy, or check which sum is meant")
-    model, report = torch_weights.convert(checkpoint_file)
+    model, report = torch_weights.convert(source)
+    del source  # as large as the model
     checkpoint.save(model, args.output)
     print_report(model, report, args.output)
 
@@ -102,10 +105,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def reference_norm(model: SpeakerModel) -> float:
-    """Length of the raw embedding of the reference signal."""
-    rate = model.sample_rate
-    embedding = model.embed(signals.reference(sample_rate=rate), normalize=False, sample_rate=rate, head=False)
-    return float(jnp.linalg.norm(embedding))
+    """Length of the raw embedding of one second of the reference signal."""
+    graph, state = nnx.split(model.network)
+    # A program that runs once is not worth optimising.
+    embed = jax.jit(
+        lambda state, signal: nnx.merge(graph, state)(signal),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return float(jnp.linalg.norm(embed(state, signals.reference(1.0, model.sample_rate)[None])))
 
 
 def print_report(model: SpeakerModel, report: torch_weights.Report, output: Path) -> None:
