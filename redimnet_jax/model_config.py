@@ -149,12 +149,7 @@ def parse(arch: str, entries: Mapping[str, Any]) -> ModelConfig:
     if arch not in ARCHITECTURES:
         raise UserError(f"There is no architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}.")
     defaults = DEFAULTS[arch]
-    unknown = sorted(set(entries) - set(defaults), key=str)
-    if unknown:
-        raise UserError(
-            f"model_config has unknown entries for {arch}: {', '.join(map(repr, unknown))}; remove or correct them "
-            f"(known: {', '.join(sorted(defaults))})."
-        )
+    _refuse_unknown(entries, defaults, f"model_config has unknown entries for {arch}")
     e = _Entries(defaults | dict(entries))
     _refuse_what_does_not_run(arch, e)
     feat_type = e.choice("feat_type", FRONT_ENDS)
@@ -249,6 +244,14 @@ def _is_sizes(value: Any) -> bool:
     return _is_integers(value, 2) and min(value) >= 1
 
 
+def _refuse_unknown(entries: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
+    unknown = sorted(set(entries) - set(known), key=str)
+    if unknown:
+        raise UserError(
+            f"{what}: {', '.join(map(repr, unknown))}; remove or correct them (known: {', '.join(sorted(known))})."
+        )
+
+
 def _refuse_what_does_not_run(arch: str, e: _Entries) -> None:
     def refuse(key: str, why: str):
         raise UserError(f"model_config entry {key!r} is {e[key]!r}, which the published code cannot run: {why}.")
@@ -308,12 +311,9 @@ def _spec_params(feat_type: str, entries: Any) -> SpecParams:
         raise UserError(f"model_config entry 'spec_params' is {entries!r} but must be a mapping; correct it.")
     elsewhere = ("spec_norm", "num_apply_spec_aug") if feat_type.startswith("tf") else ("eps",)
     known = {f.name: f.default for f in dataclasses.fields(SpecParams) if f.name not in elsewhere}
-    unknown = sorted(set(entries) - set(known), key=str)
-    if unknown:
-        raise UserError(
-            f"model_config entry 'spec_params' has unknown entries for feat_type {feat_type!r}: "
-            f"{', '.join(map(repr, unknown))}; remove or correct them (known: {', '.join(sorted(known))})."
-        )
+    _refuse_unknown(
+        entries, known, f"model_config entry 'spec_params' has unknown entries for feat_type {feat_type!r}"
+    )
     e = _Entries(known | dict(entries))
     kinds = {"freq_mask_width": e.range, "time_mask_width": e.range, "f_min": e.number, "f_max": e.number}
     kinds |= {k: e.boolean for k in ("do_spec_aug", "norm_signal", "do_preemph")}

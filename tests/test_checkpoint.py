@@ -15,22 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from refusals import refusal
 
 from redimnet_jax import checkpoint, from_torch, load
-from redimnet_jax.errors import UserError
 
 NAME = "v1_fc"
 # What Orbax has begun when it fails reports to an event loop that is no more; it does no harm.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-def refusal(call, *args, **kwargs) -> str:
-    """The one sentence with which a call ends."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and ". " not in text
-    return text
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal
 
 from redimnet_jax import buckets, from_torch, model_config
 from redimnet_jax import model as model_module
-from redimnet_jax.errors import UserError
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 
@@ -33,15 +33,6 @@ def audio() -> np.ndarray:
 @pytest.fixture(scope="module")
 def embedded(model, audio) -> np.ndarray:
     return np.asarray(model.embed(audio))
-
-
-def refusal(call, *args, **kwargs) -> str:
-    """The one sentence with which a call ends."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and ". " not in text
-    return text
 
 
 def test_facts(model):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch_format
 from flax import nnx
+from refusals import refusal
 
 from redimnet_jax import from_torch, model_config, torch_weights
-from redimnet_jax.errors import UserError
 from redimnet_jax.frontend import FRONT_ENDS
 from redimnet_jax.network import SpeakerNetwork
 
@@ -41,15 +41,6 @@ def changed(name: str = "v1_fc", config: dict | None = None, layout: str | None 
     state = {k: v for k, v in (checkpoints.state_dict(name) | tensors).items() if v is not None}
     entries = case.model_config | (config or {})
     return torch_weights.TorchCheckpoint(pathlib.Path(f"/weights/{name}.pt"), state, layout or case.arch, entries)
-
-
-def refusal(call, *args, **kwargs) -> str:
-    """The one sentence with which a call ends."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and ". " not in text
-    return text
 
 
 def filled(checkpoint, like: str = "v1_fc"):
