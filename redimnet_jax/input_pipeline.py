@@ -1,0 +1,249 @@
+"""Training batches from a corpus: shuffled, cropped, augmented, and the same whatever machine makes them.
+
+Everything is decided by numbers alone. The crops of an epoch are 0 to utterances * crops_per_utterance - 1; a
+pseudo-random permutation, another one every epoch and computed element by element, says which crop stands at which
+global position, and the random numbers of an example follow from the seed and that position. Batch t of an epoch is
+positions t * batch_size onwards; what remains at the end of an epoch is dropped (other utterances every epoch).
+Processes take every process_count-th position, and whole batches are handed to the workers in turn. So the stream
+depends neither on the number of workers nor, as a set of examples a step, on the number of processes, and one number,
+the step, is all its state.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from redimnet_jax.augment import Speed, Step, apply
+from redimnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from redimnet_jax.corpus import Corpus
+
+Batch = dict[str, np.ndarray]
+
+# Batches that a worker process and its queue hold in shared memory at most: one being made, one in the queue, one in
+# the hands of the reading thread and one behind it.
+BATCHES_A_WORKER = 4
+
+
+def steps_per_epoch(corpus: "Corpus", batch_size: int, crops_per_utterance: int = 1) -> int:
+    """The number of batches of an epoch; the remainder of less than a batch is dropped."""
+    return len(corpus) * crops_per_utterance // batch_size
+
+
+def classes(corpus: "Corpus", speed: Speed | None = None) -> int:
+    """The number of classes that the labels of `train_batches` are of."""
+    return speed.classes(len(corpus.speakers)) if speed else len(corpus.speakers)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Makes an example, {"waveform": float32 (crop,), "label": int32}, from its index and a generator."""
+
+    corpus: "Corpus"
+    crop: int
+    steps: tuple[Step, ...]
+    speed: Speed | None
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        utterance = int(index) % len(self.corpus)
+        label, samples = int(self.corpus.labels[utterance]), self.crop
+        if self.speed:
+            choice = int(rng.integers(len(self.speed.factors)))
+            label = self.speed.label(label, choice, len(self.corpus.speakers))
+            samples = self.speed.samples(choice, self.crop)
+        waveform = self.read(utterance, samples, rng)
+        if self.speed:
+            waveform = np.resize(self.speed.change(waveform, choice), self.crop)
+        waveform = apply(self.steps, waveform, rng)
+        return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
+
+    def read(self, utterance: int, samples: int, rng: np.random.Generator) -> np.ndarray:
+        """A random stretch of an utterance, float32 (samples,); a shorter utterance is repeated."""
+        length = int(self.corpus.samples[utterance])
+        start = int(rng.integers(max(length - samples, 0) + 1))
+        waveform = self.corpus.read(utterance, start, samples)
+        if len(waveform) < min(samples, length) or not length:
+            raise UserError(
+                f"The utterance {self.corpus.name(utterance)} is shorter than the {length} samples that the index of"
+                " the corpus gives it, so build the index anew."
+            )
+        return np.resize(waveform, samples)
+
+
+class TrainBatches:
+    """An endless iterator over batches whose state is the number of batches taken.
+
+    The state is plain JSON and holds beside the step what the step's meaning depends on, which `set_state` compares.
+    It fits any number of workers and processes.
+    """
+
+    def __init__(self, batches: Any, workers: int, threads: int, identity: dict[str, Any]):
+        self._batches = batches  # a grain.MapDataset of local batches
+        self._workers = workers
+        self._threads = threads
+        self._identity = identity
+        self._step = 0
+        self._iterator: Any = None
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def _start(self) -> Iterator[Batch]:
+        import grain
+        from absl import flags
+
+        threads = 0 if self._workers else self._threads
+        batches = self._batches[self._step :].to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
+        if self._workers:
+            # Grain reads its flags of absl, which only absl.app parses: elsewhere their defaults hold.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
+            )
+        return iter(batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """The number of batches taken so far ("step"), and what it counts; JSON-serialisable."""
+        return {"step": self._step, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on behind the batch after which `state` was got; UserError if that was another stream."""
+        for key, ours in self._identity.items():
+            if state.get(key) != ours:
+                raise UserError(
+                    f"The state of the input pipeline was saved with {key} = {state.get(key)!r} and the run has"
+                    f" {ours!r}, so resume with the saved value or start a new run."
+                )
+        self.close()
+        self._step = int(state["step"])
+
+    def close(self) -> None:
+        """Ends workers and threads; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def _check_shared_memory(needed: int) -> None:
+    # Writing to a full /dev/shm kills a worker with a bus error that says nothing.
+    folder = "/dev/shm"
+    if os.path.isdir(folder) and (free := shutil.disk_usage(folder).free) < needed:
+        raise UserError(
+            f"The input workers may fill {needed >> 20} MiB of shared memory and {folder} has {free >> 20} MiB free,"
+            " so use fewer workers, workers = 0 (threads), smaller batches or a larger /dev/shm (docker: --shm-size)."
+        )
+
+
+def train_batches(
+    corpus: "Corpus",
+    *,
+    batch_size: int,
+    crop: int,
+    seed: int,
+    steps: Sequence[Step] = (),
+    speed: Speed | None = None,
+    crops_per_utterance: int = 1,
+    workers: int = 0,
+    threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Endless batches {"waveform": float32 (batch_size / process_count, crop), "label": int32 (same,)}.
+
+    `batch_size` is that of all processes together, `crop` in samples at 16 kHz; every utterance gives
+    `crops_per_utterance` random crops an epoch. `steps` are applied to the crops in order, `speed` before; labels are
+    of `classes(corpus, speed)`. `workers` processes make whole batches in turn; with none, `threads` of this
+    process do (default: one a core, 8 at most), each a batch. Between threads and consumer up to `threads` batches
+    wait, between workers and consumer up to `BATCHES_A_WORKER` a worker, in shared memory.
+
+    Raises UserError for impossible numbers now, and with the name of the file for an unreadable one later.
+    """
+    import grain
+
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("crop", crop, 1),
+        ("crops_per_utterance", crops_per_utterance, 1),
+        ("workers", workers, 0),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"The input pipeline's {name} is {value}, so give {least} or more.")
+    if batch_size % process_count:
+        raise UserError(
+            f"The batch size {batch_size} is no multiple of the {process_count} processes, so make it one."
+        )
+    steps_an_epoch = steps_per_epoch(corpus, batch_size, crops_per_utterance)
+    if not steps_an_epoch:
+        raise UserError(
+            f"The batch size {batch_size} exceeds the {len(corpus) * crops_per_utterance} crops of an epoch, so lower"
+            " it or raise crops_per_utterance."
+        )
+    local_batch = batch_size // process_count
+    if workers:
+        _check_shared_memory((workers * BATCHES_A_WORKER + 1) * local_batch * crop * 4)
+    example = Example(corpus, crop, tuple(steps), speed)
+    batches = (
+        grain.MapDataset.range(len(corpus) * crops_per_utterance)
+        .seed(seed)
+        .shuffle()
+        .random_map(example)[: steps_an_epoch * batch_size][process_index::process_count]
+        .batch(local_batch, drop_remainder=True)
+        .repeat()
+    )
+    identity = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "crop": crop,
+        "crops_per_utterance": crops_per_utterance,
+        "corpus": corpus.digest,
+    }
+    if threads is None:
+        threads = min(os.cpu_count() or 1, 8)
+    return TrainBatches(batches, workers, threads, identity)
+
+
+class WaitMeter:
+    """Iterates over `batches` and measures how long the consumer waits for them.
+
+    A step that JAX has only been told to run returns at once, so the fraction speaks of the accelerator only if the
+    consumer waits for a result at least every few steps (as reading a loss does).
+    """
+
+    def __init__(self, batches: Iterator[Batch], clock=time.perf_counter):
+        self._batches = batches
+        self._clock = clock
+        self._waited = 0.0
+        self._since = clock()
+
+    def __iter__(self) -> "WaitMeter":
+        return self
+
+    def __next__(self) -> Batch:
+        start = self._clock()
+        batch = next(self._batches)
+        self._waited += self._clock() - start
+        return batch
+
+    def wait_fraction(self) -> float:
+        """The part of the time since the last call (or the start) that was spent waiting, from 0 to 1."""
+        now = self._clock()
+        fraction = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return fraction
