@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from redimnet_jax.errors import UserError
+
+
+def write(path: str | Path, data: bytes | str) -> Path:
+    """Writes `data` (text as UTF-8) to `path`, over what was there; makes its folder; returns the path.
+
+    Raises UserError when it cannot be written; what was there before then stays as it was.
+    """
+    path = Path(path)
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with open(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+        part = None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another output.") from error
+    finally:
+        if part is not None:
+            os.unlink(part)
+    return path
