@@ -1,0 +1,243 @@
+"""What stands in which batch, and that neither workers, nor processes, nor a restart change it."""
+
+import json
+import shutil
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fake_corpus import FakeCorpus
+from refusals import refusal
+
+from redimnet_jax import input_pipeline
+from redimnet_jax.augment import Gain, GaussianNoise, Speed
+from redimnet_jax.errors import UserError
+from redimnet_jax.input_pipeline import WaitMeter, classes, steps_per_epoch, train_batches
+
+CROP = 100
+LENGTHS = [30, 100, 101, 250, 400, 1000, 5000]
+STEPS = (GaussianNoise(p=0.5), Gain(p=1.0))
+
+
+OPTIONS = {"batch_size": 4, "crop": CROP, "seed": 3, "crops_per_utterance": 2}
+
+
+def take(iterator, count: int) -> list[dict]:
+    """The next batches, out of the shared memory that workers hand them over in."""
+    return [{key: np.array(value) for key, value in next(iterator).items()} for _ in range(count)]
+
+
+def batches(count: int, corpus=None, **options) -> list[dict]:
+    iterator = train_batches(corpus or FakeCorpus(LENGTHS), **OPTIONS | options)
+    taken = take(iterator, count)
+    iterator.close()
+    return taken
+
+
+def assert_same(left: list[dict], right: list[dict]) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a["waveform"], b["waveform"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+def utterances(taken: list[dict]) -> list[int]:
+    return [int(row[0]) for batch in taken for row in batch["waveform"]]
+
+
+def test_shapes_and_labels():
+    corpus = FakeCorpus(LENGTHS)
+    for batch in batches(4):
+        assert batch["waveform"].shape == (4, CROP) and batch["waveform"].dtype == np.float32
+        assert batch["label"].dtype == np.int32
+        np.testing.assert_array_equal(batch["label"], corpus.labels[batch["waveform"][:, 0].astype(int)])
+
+
+def test_crops_are_stretches_and_short_utterances_repeat():
+    corpus, starts = FakeCorpus(LENGTHS), Counter()
+    for row in np.concatenate([batch["waveform"] for batch in batches(60)]):
+        index = int(row[0])
+        start = round((row[0] - index) * 2**14)
+        np.testing.assert_array_equal(row, np.resize(corpus.read(index, start, CROP), CROP))
+        starts[index, start] += 1
+    assert {start for index, start in starts if LENGTHS[index] <= CROP} == {0}
+    assert {start for index, start in starts if LENGTHS[index] == 101} == {0, 1}
+    assert len({start for index, start in starts if LENGTHS[index] == 5000}) > 25
+
+
+def test_epochs():
+    """Every epoch holds each crop once but for the dropped remainder, in an order of its own."""
+    size = len(LENGTHS) * 2
+    per_epoch = steps_per_epoch(FakeCorpus(LENGTHS), 4, 2)
+    assert per_epoch == size // 4 == 3
+    taken = utterances(batches(per_epoch * 20))
+    epochs = [taken[start : start + 12] for start in range(0, len(taken), 12)]
+    for epoch in epochs:
+        assert max(Counter(epoch).values()) <= 2
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+    dropped = Counter()
+    for epoch in epochs:
+        dropped.update(Counter({index: 2 for index in range(len(LENGTHS))}) - Counter(epoch))
+    assert sum(dropped.values()) == 40 and len(dropped) >= 6
+    assert utterances(batches(3, seed=4)) != epochs[0]
+
+
+def test_processes_share_every_step():
+    whole = batches(7, steps=STEPS)
+    parts = [batches(7, steps=STEPS, process_index=index, process_count=2) for index in range(2)]
+    for step, batch in enumerate(whole):
+        for index in range(2):
+            np.testing.assert_array_equal(batch["waveform"][index::2], parts[index][step]["waveform"])
+            np.testing.assert_array_equal(batch["label"][index::2], parts[index][step]["label"])
+
+
+def test_examples_depend_on_their_position_alone():
+    joined = [
+        np.concatenate([batch["waveform"] for batch in batches(12 // size, batch_size=size)]) for size in (2, 4)
+    ]
+    np.testing.assert_array_equal(*joined)
+
+
+def test_threads_do_not_change_the_stream():
+    assert_same(batches(8, steps=STEPS, threads=1), batches(8, steps=STEPS, threads=3))
+
+
+def test_resuming_is_exact():
+    """Mid-epoch, over the end of the epoch, in a new iterator and in one that has begun."""
+    expected, options = batches(9, steps=STEPS), OPTIONS | {"steps": STEPS}
+    first = train_batches(FakeCorpus(LENGTHS), **options)
+    assert_same(expected[:4], take(first, 4))
+    state = json.loads(json.dumps(first.get_state()))
+    second = train_batches(FakeCorpus(LENGTHS), **options)
+    for iterator in (first, second):
+        next(iterator)
+        iterator.set_state(state)
+        assert iterator.get_state() == state
+        assert_same(expected[4:], take(iterator, 5))
+        assert iterator.get_state()["step"] == 9
+        iterator.close()
+
+
+def test_workers_do_not_change_the_stream_nor_its_resumption():
+    """Each worker costs an import of the library, so that this is one test."""
+    expected, options = batches(9, steps=STEPS), OPTIONS | {"steps": STEPS}
+    first = train_batches(FakeCorpus(LENGTHS), workers=2, **options)
+    assert_same(expected[:5], take(first, 5))
+    state = json.loads(json.dumps(first.get_state()))
+    first.close()
+    for workers in (0, 2):
+        second = train_batches(FakeCorpus(LENGTHS), workers=workers, **options)
+        second.set_state(state)
+        assert_same(expected[5:], take(second, 4))
+        second.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [({"batch_size": 2}, "batch_size"), ({"seed": 4}, "seed"), ({"crop": 50}, "crop")]
+)
+def test_a_state_of_another_stream_is_refused(change, key):
+    state = train_batches(FakeCorpus(LENGTHS), **OPTIONS).get_state()
+    assert key in refusal(train_batches(FakeCorpus(LENGTHS), **OPTIONS | change).set_state, state)
+
+
+def test_a_state_of_another_corpus_is_refused():
+    state = train_batches(FakeCorpus(LENGTHS), **OPTIONS).get_state()
+    other = FakeCorpus(LENGTHS)
+    other.digest = "another"
+    text = refusal(train_batches(other, **OPTIONS).set_state, state)
+    assert "corpus" in text and "'another'" in text
+
+
+class Tones(FakeCorpus):
+    """Utterance i is a tone of ten periods a crop, of amplitude i + 1."""
+
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        positions = np.arange(len(super().read(index, start, samples)))
+        return ((index + 1) * np.sin(2 * np.pi * 10 * positions / CROP)).astype(np.float32)
+
+
+def test_speed_perturbation():
+    """All factors, the label of the factor, and crops that are full."""
+    corpus, speed = Tones(LENGTHS), Speed(factors=(1.0, 0.5))
+    assert classes(corpus, speed) == 6 and classes(corpus) == 3
+    seen = Counter()
+    for batch in batches(30, corpus, speed=speed):
+        for row, label in zip(batch["waveform"], batch["label"], strict=True):
+            choice, speaker = divmod(int(label), 3)
+            spectrum = np.abs(np.fft.rfft(row)) * 2 / CROP
+            utterance = round(spectrum.max()) - 1
+            assert corpus.labels[utterance] == speaker
+            assert spectrum.argmax() == 10 * speed.factors[choice]
+            seen[choice] += 1
+    assert min(seen.values()) > 40
+
+
+def test_speed_without_new_speakers():
+    corpus, speed = FakeCorpus(LENGTHS), Speed(new_speakers=False)
+    assert classes(corpus, speed) == 3
+    for batch in batches(6, speed=speed):
+        assert batch["waveform"].shape == (4, CROP)
+        np.testing.assert_array_equal(batch["label"], np.round(batch["waveform"][:, 50]) % 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_file_ends_training_by_name(workers):
+    iterator = train_batches(FakeCorpus(LENGTHS, broken=5), batch_size=7, crop=CROP, seed=0, workers=workers)
+    with pytest.raises(UserError, match="id2/5.wav cannot be decoded"):
+        next(iterator)
+    iterator.close()
+
+
+def test_a_file_shorter_than_its_index_is_named():
+    corpus = FakeCorpus(LENGTHS)
+    read = corpus.read
+    corpus.read = lambda index, start=0, samples=None: read(index, start, samples)[:90]
+    iterator = train_batches(corpus, batch_size=7, crop=CROP, seed=0)
+    with pytest.raises(UserError, match=r"The utterance id\d/\d.wav is shorter than the \d+ samples"):
+        next(iterator)
+    iterator.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 5, "process_count": 2}, ["5", "2 processes"]),
+        ({"batch_size": 16}, ["16", "14 crops"]),
+        ({"batch_size": 0}, ["batch_size", "0"]),
+        ({"crop": 0}, ["crop", "0"]),
+        ({"crops_per_utterance": 0}, ["crops_per_utterance"]),
+        ({"workers": -1}, ["workers"]),
+        ({"seed": -1}, ["seed"]),
+    ],
+)
+def test_impossible_numbers(options, words):
+    text = refusal(train_batches, FakeCorpus(LENGTHS), **OPTIONS | options)
+    assert all(word in text for word in words), text
+
+
+def test_too_little_shared_memory_is_an_error(monkeypatch):
+    monkeypatch.setattr(input_pipeline.os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3 << 20))
+    options = OPTIONS | {"crop": 48000}
+    train_batches(FakeCorpus(LENGTHS), **options)
+    text = refusal(train_batches, FakeCorpus(LENGTHS), workers=2, **options)
+    assert "6 MiB" in text and "3 MiB free" in text
+
+
+def test_wait_meter():
+    now = [0.0]
+
+    def slow():
+        for index in range(4):
+            now[0] += 3.0
+            yield index
+
+    meter = WaitMeter(slow(), clock=lambda: now[0])
+    for _ in range(2):
+        next(meter)
+        now[0] += 1.0
+    assert meter.wait_fraction() == pytest.approx(0.75)
+    now[0] += 5.0
+    assert meter.wait_fraction() == 0.0
+    assert list(meter) == [2, 3]
