@@ -74,8 +74,8 @@ README = """Artificial voices, made by redimnet_jax.synthesis with seed {seed}:
 speakers {first} to {last}, {sessions} sessions each, {utterances} utterances a session,
 {seconds:g} s each, 16 kHz, 16 bit, laid out as speaker/session/utterance.wav.
 
-No person speaks here. An error rate measured on these files shows that a pipeline works; it says nothing about
-speech.
+No person speaks here. An error rate measured on these files shows that a pipeline works;
+it says nothing about speech.
 """
 
 
@@ -116,18 +116,18 @@ class Session:
 def make_voice(rng: np.random.Generator) -> Voice:
     """A speaker; half have the pitch and formants of women's voices, half of men's."""
     high = rng.random() < 0.5
-    scale = (1.16 if high else 1.0) * np.exp(0.05 * rng.standard_normal())
+    scale = (1.16 if high else 1.0) * np.exp(0.06 * rng.standard_normal())
     upper = scale * UPPER * np.exp(0.04 * rng.standard_normal(len(UPPER)))
     return Voice(
         pitch=(205.0 if high else 115.0) * np.exp(0.16 * rng.standard_normal()),
         pitch_range=rng.uniform(1.0, 3.0),
-        vowels=scale * VOWELS * np.exp([0.07, 0.06, 0.04] * rng.standard_normal(VOWELS.shape)),
-        vowel_weights=rng.dirichlet(np.full(len(VOWELS), 4.0)),
-        consonant_weights=rng.dirichlet(np.full(len(CONSONANTS), 4.0)),
+        vowels=scale * VOWELS * np.exp([0.10, 0.08, 0.05] * rng.standard_normal(VOWELS.shape)),
+        vowel_weights=rng.dirichlet(np.full(len(VOWELS), 3.0)),
+        consonant_weights=rng.dirichlet(np.full(len(CONSONANTS), 3.0)),
         scale=scale,
         upper=upper[upper < 0.47 * SAMPLE_RATE],
         bandwidth=np.exp(0.2 * rng.standard_normal()),
-        friction=np.exp(0.1 * rng.standard_normal()),
+        friction=np.exp(0.15 * rng.standard_normal()),
         open_quotient=rng.uniform(0.4, 0.75),
         tilt=rng.uniform(0.0, 12.0),
         jitter=rng.uniform(0.002, 0.02),
@@ -141,18 +141,18 @@ def make_session(rng: np.random.Generator) -> Session:
     """A recording: its room, microphone and mood."""
     position = np.log1p(FREQUENCIES / 700) / np.log1p(FREQUENCIES[-1] / 700)
     ripples = np.cos(np.pi * np.arange(1, 7)[:, None] * position)
-    channel = rng.normal(0, 4.0 / np.sqrt(np.arange(1, 7))) @ ripples
+    channel = rng.normal(0, 3.0 / np.sqrt(np.arange(1, 7))) @ ripples
     channel -= 10 * np.log10(1 + (rng.uniform(40, 160) / np.maximum(FREQUENCIES, 1)) ** 4)
     channel -= 10 * np.log10(1 + (FREQUENCIES / rng.uniform(5000, 9000)) ** 8)
     noise = -rng.uniform(0, 6) * np.log2(np.maximum(FREQUENCIES, 60) / 60) + rng.normal(0, 2.0, 6) @ ripples
     return Session(
         channel=_gain(channel),
         noise=_gain(noise),
-        snr=rng.uniform(18, 42),
+        snr=rng.uniform(22, 45),
         level=rng.uniform(-32, -18),
         drift=(rng.uniform(0, 3), rng.uniform(0, 2 * np.pi)),
-        pitch=np.exp(0.06 * rng.standard_normal()),
-        effort=rng.normal(0, 2.5),
+        pitch=np.exp(0.04 * rng.standard_normal()),
+        effort=rng.normal(0, 1.5),
     )
 
 
@@ -222,6 +222,7 @@ def _phrase(voice: Voice, frames: int, rng: np.random.Generator) -> _Tracks:
         ],
         axis=1,
     )
+    durations[0, 0] = 0.0  # Even the shortest signal has some speech in it, to which the noise is scaled.
     ends = np.rint(np.cumsum(durations) * SAMPLE_RATE / HOP).astype(int)
     segments = np.searchsorted(ends, np.arange(frames), side="right")
     syllables = segments // 3

@@ -59,6 +59,12 @@ def test_level_and_length(signals):
     assert synthesize(0, 0, 0, 0.30003).shape == (4800,)
 
 
+def test_the_shortest_signals_are_speech_too():
+    """A pause at the start would leave nothing that the noise could be measured against."""
+    signals = np.stack([synthesize(speaker, 0, 0, 0.016) for speaker in range(40)])
+    assert np.isfinite(signals).all() and (np.abs(signals).max(axis=1) > 0).all()
+
+
 @pytest.mark.parametrize("speaker", range(4))
 def test_the_pitch_is_the_one_of_the_voice(speaker, monkeypatch):
     """The strongest lag of the autocorrelation, in a voice without habits of melody, mood and friction."""
