@@ -1,0 +1,156 @@
+"""Cosine scores of trials, for all Matryoshka dimensions in one pass.
+
+Every sum is float32 and has an order of its own that no batch, block or device changes.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from redimnet_jax.errors import UserError
+
+Array = jax.Array
+
+DIMS = (64, 128, 192, 256)
+
+
+def score_trials(
+    embeddings: np.ndarray | Array,
+    left: np.ndarray | Array,
+    right: np.ndarray | Array,
+    dims: Sequence[int] = DIMS,
+    *,
+    block_size: int = 4096,
+    devices: Sequence[jax.Device] | None = None,
+) -> Array:
+    """Cosines of the first `dims` elements, float32 (dims, trials); a prefix of zeros has the cosine 0.
+
+    `embeddings` (utterances, width) of any length, `left` and `right` (trials,) indices into them. Trials are spread
+    over `devices` (by default all of this process) and scored `block_size` at a time; neither changes a score. Raises
+    UserError on a dimension beyond the embedding, an index beyond the utterances, lengths that differ, and embeddings
+    that are not finite.
+    """
+    embeddings = checked_embeddings(embeddings)
+    dims = checked_dims(dims, embeddings.shape[1])
+    trials = checked_pairs(left, right, embeddings.shape[0])
+    inverse = _inverse_norms(embeddings, dims)
+    scored = by_blocks(_cosines, (embeddings, inverse), trials, block_size, devices, dims)
+    return scored.T
+
+
+def checked_embeddings(embeddings: np.ndarray | Array) -> np.ndarray | Array:
+    """`embeddings` if they are finite floats (utterances, width); raises UserError if not."""
+    if embeddings.ndim != 2 or 0 in embeddings.shape or not jnp.issubdtype(embeddings.dtype, jnp.floating):
+        raise UserError(
+            f"Embeddings have shape {embeddings.shape} and dtype {embeddings.dtype} but must be floats "
+            "(utterances, width)."
+        )
+    finite = np.asarray(jnp.all(jnp.isfinite(embeddings), axis=1))
+    if not finite.all():
+        raise UserError(
+            f"Embedding {int(np.argmin(finite))} of {len(finite)} has NaN or Inf; check that utterance and the "
+            "weights."
+        )
+    return embeddings
+
+
+def checked_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
+    """`dims` as a tuple of integers between 1 and `width`; raises UserError if they are not."""
+    dims = tuple(dims)
+    if not dims:
+        raise UserError("There are no dims; give at least one.")
+    for dim in dims:
+        if not isinstance(dim, int | np.integer) or not 1 <= dim <= width:
+            raise UserError(
+                f"dims has {dim} but every dimension must be an integer between 1 and {width}, the embeddings' width."
+            )
+    return tuple(int(dim) for dim in dims)
+
+
+def checked_pairs(left: np.ndarray | Array, right: np.ndarray | Array, count: int) -> tuple[Array, Array]:
+    """Both sides' indices, int32 (trials,), below `count`; raises UserError if they are not."""
+    for side, index in (("left", left), ("right", right)):
+        if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
+            raise UserError(f"{side} has shape {index.shape} and dtype {index.dtype} but must be integers (trials,).")
+        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < count):
+            raise UserError(
+                f"{side} goes from {int(index.min())} to {int(index.max())} but there are {count} embeddings; "
+                "number them from 0."
+            )
+    if len(left) != len(right):
+        raise UserError(f"left has {len(left)} trials but right has {len(right)}; give both sides of every trial.")
+    if len(left) == 0:
+        raise UserError("There are no trials; give at least one.")
+    return jnp.asarray(left, jnp.int32), jnp.asarray(right, jnp.int32)
+
+
+def by_blocks(
+    function: Callable[..., Array],
+    tables: tuple[Array, ...],
+    rows: tuple[Array, ...],
+    block_size: int,
+    devices: Sequence[jax.Device] | None,
+    *static,
+) -> Array:
+    """function(*static, tables, rows), computed `block_size` rows at a time on every one of `devices`.
+
+    The leading axis of `rows` and of the result is the one that is cut; `tables` go to every device whole.
+    """
+    if block_size < 1:
+        raise UserError(f"block_size is {block_size} but must be at least 1.")
+    devices = tuple(jax.local_devices() if devices is None else devices)
+    count = len(rows[0])
+    # A small input makes one small block; all others share the shape of a whole one.
+    block_size = min(block_size, -(-count // len(devices)))
+    padded = -(-count // (block_size * len(devices))) * block_size * len(devices)
+    mesh = Mesh(np.array(devices), ("rows",))
+    tables = jax.device_put(tables, NamedSharding(mesh, P()))
+    rows = tuple(jnp.pad(row, ((0, padded - count),) + ((0, 0),) * (row.ndim - 1)) for row in rows)
+    rows = jax.device_put(rows, NamedSharding(mesh, P("rows")))
+    return _mapped(function, static, mesh, block_size, tables, rows)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _mapped(function, static, mesh: Mesh, block_size: int, tables, rows) -> Array:
+    def local(tables, rows):
+        blocks = jax.tree.map(lambda row: row.reshape(-1, block_size, *row.shape[1:]), rows)
+        results = jax.lax.map(lambda block: function(*static, tables, block), blocks)
+        return results.reshape(-1, *results.shape[2:])
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(P(), P("rows")), out_specs=P("rows"), check_vma=False)(
+        tables, rows
+    )
+
+
+def _cosines(dims: tuple[int, ...], tables, pair) -> Array:
+    embeddings, inverse = tables
+    left, right = pair
+    products = _prefix_sums(embeddings[left].astype(jnp.float32) * embeddings[right].astype(jnp.float32), dims)
+    return products * (inverse[left] * inverse[right])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _inverse_norms(embeddings: Array, dims: tuple[int, ...]) -> Array:
+    """One over the length of every prefix, float32 (utterances, dims); 0 for a prefix of zeros."""
+    squares = _prefix_sums(jnp.square(jnp.asarray(embeddings, jnp.float32)), dims)
+    return jnp.where(squares > 0, 1.0 / jnp.sqrt(squares), 0.0)
+
+
+def _prefix_sums(x: Array, dims: tuple[int, ...]) -> Array:
+    """Sums of the first `dims` elements of every row of `x` (rows, width), (rows, dims), each element added once.
+
+    The row is cut into chunks of the largest width that every dimension is a multiple of.
+    """
+    chunk = math.gcd(*dims)
+    chunks = x[:, : max(dims)].reshape(len(x), -1, chunk).sum(axis=-1)
+    total, sums = jnp.zeros(len(x), x.dtype), {}
+    for number in range(chunks.shape[1]):
+        total = total + chunks[:, number]
+        sums[(number + 1) * chunk] = total
+    return jnp.stack([sums[dim] for dim in dims], axis=1)
