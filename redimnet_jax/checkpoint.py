@@ -26,6 +26,7 @@ from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 
 DESCRIPTION, ARRAYS = "checkpoint.json", "arrays"
+BEST = "best"  # of a workdir: where its best model is
 FORMAT = 1
 
 
@@ -93,13 +94,17 @@ def check_output(folder: str | Path) -> None:
 
 
 def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
-    """The model in the native checkpoint `folder`; `dtype` bfloat16 makes the backbone compute in it.
+    """The model in the native checkpoint `folder`, or the best one of the training run in the workdir `folder`.
+
+    `dtype` bfloat16 makes the backbone compute in it.
 
     Raises UserError when the folder is none, is damaged, or was written by a newer version.
     """
     import orbax.checkpoint as ocp
 
     folder = Path(folder).absolute()
+    if not (folder / DESCRIPTION).exists() and (folder / BEST / DESCRIPTION).exists():
+        folder = folder / BEST
     description = _description(folder)
     config = model_config.parse(description["arch"], description["model_config"])
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))

@@ -24,6 +24,23 @@ the file is executed.
   python convert_torch_weights.py --model=b6 --train_type=lm --arch=redimnet2 --output=weights/r2b6
 """
 
+TRAIN_HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same workdir goes on.
+
+  python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2
+  python train.py --config=configs/projection_only.py:demo --workdir=runs/demo
+
+  --config=FILE[:PRESET]  a file of configs/, whose docstring says what it does
+  --config.KEY=VALUE      changes a setting, such as --config.batch_size=512 or --config.data.augment.gain.p=0.5;
+                          redimnet_jax/train_config.py lists all of them
+  --workdir=DIR           checkpoints, best model, logs, results and plots of the run
+  --distributed           join the other hosts of the TPU slice or cluster first
+  --coordinator=HOST:PORT --processes=N --process_id=I
+                          the same where no cluster tells
+
+Give validation.trials (VoxCeleb's format), with validation.audio_root, or validation.tree (unseen speakers to make
+trials of); with neither, some training speakers are kept out of training and validated on. SIGTERM saves and exits 0.
+"""
+
 
 def run(command: Callable[[], None]) -> int:
     """Runs `command`; returns the exit code and reports a UserError or Ctrl-C on standard error."""
@@ -36,6 +53,48 @@ def run(command: Callable[[], None]) -> int:
         print("Interrupted.", file=sys.stderr)
         return 130
     return 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    """`train.py`, with `sys.argv`: returns the exit code, 0 also after a SIGTERM, when everything is saved."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "a file of configs/, FILE or FILE:PRESET", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run goes on", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "join the other hosts of the slice or cluster", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no cluster tells", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many there are, with --coordinator", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "which one this is, with --coordinator", flag_values=values)
+    if not {"-h", "--help", "-help"}.isdisjoint(arguments):
+        print(TRAIN_HELP)
+        return 0
+    try:
+        rest = values(list(arguments))[1:]
+        missing = [f"--{name}" for name in ("config", "workdir") if getattr(values, name) is None]
+        if missing or rest:
+            raise flags.Error(f"{', '.join(missing)} is missing" if missing else f"{rest[0]!r} is not understood")
+    except (AttributeError, KeyError) as error:  # of a locked config
+        print(f"error: The config has no setting {error}; see configs/ and train.py --help.", file=sys.stderr)
+        return 2
+    except (flags.Error, ValueError, TypeError, OSError) as error:
+        # Of a file that does not load, only the last line says why.
+        reason = str(error).strip().splitlines()[-1].strip().removesuffix(".")
+        print(f"error: {reason}; see train.py --help.", file=sys.stderr)
+        return 2
+    return run(lambda: _train(values))
+
+
+def _train(values) -> None:
+    if values.distributed or values.coordinator:
+        jax.distributed.initialize(values.coordinator, values.processes, values.process_id)
+    from redimnet_jax import train
+
+    try:
+        train.train(values.config, values.workdir)
+    except train.Preempted as stop:
+        print(stop)
 
 
 def convert(arguments: Sequence[str] | None = None) -> int:

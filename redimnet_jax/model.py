@@ -29,7 +29,8 @@ class Source:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _forward(graph, state, waveform: Array, lengths: Array | None, classify: bool) -> Array:
+def forward(graph, state, waveform: Array, lengths: Array | None, classify: bool) -> Array:
+    """What `SpeakerNetwork.__call__` gives, of a network taken apart by `nnx.split`; compiled once a shape."""
     return nnx.merge(graph, state)(waveform, lengths, classify=classify)
 
 
@@ -149,7 +150,7 @@ class SpeakerModel:
         padded = xp.pad(waveforms, ((0, 0), (0, size - samples)))
         padded = xp.concatenate([padded, xp.repeat(padded[:1], rows - count, axis=0)])
         lengths = np.concatenate([lengths, np.repeat(lengths[:1], rows - count)]).astype(np.int32)
-        return _forward(self._graph, self._state, padded, None if exact else lengths, head)[:count]
+        return forward(self._graph, self._state, padded, None if exact else lengths, head)[:count]
 
     def _checked_lengths(self, lengths, count: int, samples: int) -> np.ndarray:
         try:

@@ -1,0 +1,35 @@
+"""Projection-only Matryoshka training: a frozen pretrained backbone, a new projection, one AAM-Softmax head a dimension.
+
+    python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2 \\
+        --config.validation.trials=veri_test2.txt --config.validation.audio_root=/data/vox1
+
+`model.checkpoint` is `weights/b2`, which the conversion tool writes (see README.md); any native checkpoint or `.pt`
+will do. Without `validation.trials` some training speakers are kept out and validated on.
+
+    python train.py --config=configs/projection_only.py:demo --workdir=runs/demo
+
+is the same job in minutes on a CPU: the small backbone of the package, and voices that the package makes itself.
+
+Hardware: any; made for a Cloud TPU slice or a few GPUs. Time and result on VoxCeleb: not yet measured. On real speech
+on a CPU: see docs/results.md.
+"""
+
+from redimnet_jax import pretrained, train_config
+
+
+def get_config(preset: str | None = None):
+    config = train_config.default()
+    config.model.checkpoint = "weights/b2"
+    if preset == "demo":
+        config.model.checkpoint = str(pretrained.SMALL)
+        config.data.train = "synthetic:48x3x4"
+        config.validation.tree = "synthetic:16x4x4@48"
+        config.validation.generated_trials = 2000
+        config.dtype = "float32"
+        config.batch_size = 48
+        config.epochs = 4
+        config.data.crop_seconds = 2.0
+        config.optimizer.learning_rate = 1e-3
+    elif preset is not None:
+        raise ValueError(f"configs/projection_only.py has no preset {preset!r}; it has 'demo'.")
+    return config

@@ -1,0 +1,60 @@
+"""Verification results of a model: scores of the trials and error rates of every prefix."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from redimnet_jax import confidence, metrics, scoring
+from redimnet_jax.embedding import embed_pooled
+from redimnet_jax.model import SpeakerModel
+from redimnet_jax.validation import Validation
+
+P_TARGETS = (0.01, 0.05)
+
+
+def evaluate(
+    model: SpeakerModel,
+    pooled: np.ndarray,
+    validation: Validation,
+    dims: Sequence[int],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """(results, scores (dims, trials), raw embeddings (recordings, crops, embed_dim)).
+
+    `pooled` are the recordings' pooled features, see `embedding.pool_recordings`; the results are `results_of`'s.
+    """
+    embeddings, trials = embed_pooled(model, pooled), validation.trials
+    scores = np.asarray(scoring.score_trials(embeddings[:, 0], trials.left, trials.right, dims))
+    return results_of(scores, validation, dims, bootstrap=bootstrap, seed=seed), scores, embeddings
+
+
+def results_of(
+    scores: np.ndarray, validation: Validation, dims: Sequence[int], *, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """{"dims": {dim: figures}} of `scores` (dims, trials): what `results.json` holds.
+
+    EER, its threshold, the accuracy there and the interval are fractions; the interval is the speaker bootstrap's.
+    """
+    labels = validation.trials.labels
+    speakers = np.unique(validation.speakers, return_inverse=True)[1]
+    sides = speakers[validation.trials.left], speakers[validation.trials.right]
+    intervals = confidence.bootstrap(scores, labels, *sides, resamples=bootstrap, seed=seed).eer
+    return {"dims": {str(dim): _figures(s, labels, i) for dim, s, i in zip(dims, scores, intervals, strict=True)}}
+
+
+def _figures(scores: np.ndarray, labels: np.ndarray, interval: Sequence[float]) -> dict[str, Any]:
+    curve = metrics.roc(scores, labels)
+    threshold = curve.eer_threshold()
+    return {
+        "eer": curve.eer(),
+        "eer_ci95": [float(bound) for bound in interval],
+        "threshold": threshold,
+        "accuracy": metrics.accuracy(scores, labels, threshold),
+        "min_dcf": {f"{p:g}": metrics.min_dcf(scores, labels, p_target=p) for p in P_TARGETS},
+        "target_mean": float(np.mean(scores[labels], dtype=np.float64)),
+        "nontarget_mean": float(np.mean(scores[~labels], dtype=np.float64)),
+        "trials": len(labels),
+    }

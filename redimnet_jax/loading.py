@@ -1,0 +1,15 @@
+"""Any model by its path."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from redimnet_jax import checkpoint, torch_weights
+from redimnet_jax.model import SpeakerModel
+
+
+def open_model(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> SpeakerModel:
+    """The model in a native checkpoint, in the workdir of a run (its best), or in a `.pt` or `.pth` file."""
+    if Path(path).suffix in (".pt", ".pth"):
+        return torch_weights.from_torch(path, dtype=dtype)
+    return checkpoint.load(path, dtype=dtype)

@@ -1,0 +1,54 @@
+"""Some utterances of a corpus, as a corpus."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from redimnet_jax.corpus import Corpus
+from redimnet_jax.errors import UserError
+
+
+class Subset:
+    """The utterances `index` (utterances,) of `corpus`, in that order; what a `Corpus` offers, labels anew."""
+
+    def __init__(self, corpus: Corpus, index: np.ndarray):
+        self._corpus, self._index = corpus, index
+        present, labels = np.unique(corpus.labels[index], return_inverse=True)
+        self.speakers = tuple(corpus.speakers[label] for label in present)
+        self.labels = labels.astype(np.int32)
+        self.sessions, self.samples = corpus.sessions[index], corpus.samples[index]
+        self.digest = hashlib.sha256(corpus.digest.encode() + index.astype("<i8").tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def name(self, i: int) -> str:
+        return self._corpus.name(int(self._index[i]))
+
+    def source(self, i: int) -> Path | bytes:
+        return self._corpus.source(int(self._index[i]))
+
+    def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        return self._corpus.read(int(self._index[i]), start, samples)
+
+
+def named(corpus: Corpus, names: Sequence[str]) -> Subset:
+    """The utterances `names` of `corpus`, in that order; UserError when one is not there."""
+    number = {corpus.name(i): i for i in range(len(corpus))}
+    missing = [name for name in names if name not in number]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(names)} recordings of the trials are not in the corpus, the first "
+            f"{missing[0]!r}; check that the list belongs to it."
+        )
+    return Subset(corpus, np.array([number[name] for name in names]))
+
+
+def hold_out(corpus: Corpus, share: float, seed: int) -> tuple[Subset, Subset]:
+    """(`corpus` without, and only) a random `share` of its speakers, at least two."""
+    count = max(2, round(share * len(corpus.speakers)))
+    held = np.random.default_rng(seed).permutation(len(corpus.speakers))[:count]
+    chosen = np.isin(corpus.labels, held)
+    return Subset(corpus, np.flatnonzero(~chosen)), Subset(corpus, np.flatnonzero(chosen))

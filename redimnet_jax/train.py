@@ -1,0 +1,613 @@
+"""A training run: from a config and a workdir to the best model by the EER of unseen speakers.
+
+The workdir holds `config.json`, `checkpoints/` (what an interrupted run resumes from), `best/` (the best model, native),
+`index/` (of the audio), `events/` (TensorBoard), and at the end `results.json`, `results.md` and plots.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from redimnet_jax import (
+    augment,
+    evaluate,
+    files,
+    input_pipeline,
+    matryoshka,
+    model_config,
+    optimizer,
+    plots,
+    report,
+    subset,
+    train_config,
+    validation,
+)
+from redimnet_jax.corpus import Corpus, open_corpus
+from redimnet_jax.embedding import Windows, pool_recordings
+from redimnet_jax.errors import UserError
+from redimnet_jax.heads import Heads
+from redimnet_jax.loading import open_model
+from redimnet_jax.model import Source, SpeakerModel
+from redimnet_jax.network import SpeakerNetwork
+from redimnet_jax.speaker_table import read_sexes
+from redimnet_jax.train_step import (
+    Arrays,
+    Learner,
+    Objective,
+    Split,
+    compile_step,
+    initial_state,
+    make_step,
+)
+from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
+from redimnet_jax.validation import Validation
+
+# Steps that may be on their way before their figures are read: enough to keep the device busy, and soon enough to see
+# a loss that is not finite.
+IN_FLIGHT = 4
+
+
+class Preempted(Exception):
+    """The run was asked to stop; everything is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    corpus: Corpus | subset.Subset
+    validation: Validation
+    speed: augment.Speed | None
+    steps: tuple[augment.Step, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """The speaker map: the name of every class, in the order of the prototypes."""
+        factors = self.speed.factors if self.speed and self.speed.new_speakers else (1.0,)
+        return [f"{name}@{factor:g}" if factor != 1 else name for factor in factors for name in self.corpus.speakers]
+
+
+def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Trains, or goes on training, in `workdir`; returns the results of the best model (see `evaluate.results_of`).
+
+    `config` is `train_config.default()` with changes. Raises UserError for what the user can mend, before any long
+    work where that can be known, and Preempted after a SIGTERM, when all is saved.
+    """
+    workdir = Path(workdir).absolute()
+    train_config.check(config, jax.device_count(), jax.process_count())
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = TrainingCheckpoints(workdir, config.checkpoint.keep)
+    saved = None if checkpoints.latest() is None else checkpoints.read_progress()
+    if saved is not None:
+        train_config.check_resume(config, saved["config"], workdir)
+    data = open_data(config, workdir)
+    run = _Run(config, workdir, data, checkpoints, saved)
+    with contextlib.closing(run):
+        return run.complete()
+
+
+def open_data(config: Any, workdir: Path) -> Data:
+    """The training corpus and the validation trials, checked."""
+    verbose = jax.process_index() == 0
+    opening = dict(cache_dir=workdir / "index", min_seconds=config.data.min_seconds, max_bad=config.data.max_bad)
+    opening |= dict(data_dir=config.data.data_dir, progress=verbose)
+    if not config.data.train:
+        raise UserError("config.data.train is empty; give a tree of speakers, a list file, or tfds:NAME.")
+    corpus = open_corpus(config.data.train, min_speakers=2, **opening)
+    wanted = config.validation
+    sexes = read_sexes(wanted.metadata) if wanted.same_sex and wanted.metadata else None
+    if wanted.same_sex and not wanted.metadata:
+        raise UserError(
+            "validation.same_sex needs the speakers' sex; give validation.metadata, such as vox1_meta.csv."
+        )
+    making = dict(count=wanted.generated_trials, seed=config.seed, sexes=sexes)
+    if wanted.trials:
+        unseen = open_corpus(wanted.tree, **opening) if wanted.tree else None
+        trials = validation.from_list(wanted.trials, wanted.audio_root, unseen)
+    elif wanted.tree:
+        trials = validation.from_corpus(open_corpus(wanted.tree, **opening), description=wanted.tree, **making)
+    else:
+        corpus, held = subset.hold_out(corpus, wanted.holdout, config.seed)
+        description = f"{len(held.speakers)} training speakers kept out of training"
+        trials = validation.from_corpus(held, description=description, **making)
+    validation.check(trials, corpus.speakers, wanted.allow_shared_speakers)
+    if wanted.classification:
+        validation.check_classification(trials, corpus.speakers)
+    chosen = config.data.augment
+    steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
+    speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
+    return Data(corpus, trials, speed, steps)
+
+
+class _Run:
+    """The state of one run between its steps."""
+
+    def __init__(self, config, workdir: Path, data: Data, checkpoints: TrainingCheckpoints, saved: dict | None):
+        self.config, self.workdir, self.data, self.checkpoints = config, workdir, data, checkpoints
+        self.first = jax.process_index() == 0
+        self.mesh = Mesh(np.array(jax.devices()), ("data",))
+        self.batches = self._batches(self.data.steps, self.data.speed)
+        self.epoch_steps = input_pipeline.steps_per_epoch(
+            data.corpus, config.batch_size, config.data.crops_per_utterance
+        )
+        self.total_steps = config.epochs * self.epoch_steps
+        self.dtype = jnp.dtype(config.dtype)
+        self.dims = tuple(config.projection.mrl_dims)
+        self.stop_requested = False
+        self.pretrained: SpeakerModel | None = None
+        self.pooled: np.ndarray | None = None
+        if saved is None:
+            model = self._starting_model()
+            self.progress = {
+                "history": [],
+                "best": None,
+                "stale": 0,
+                "sums": None,
+                "pretrained": None,
+                "stopped": False,
+            }
+        else:
+            if saved["speakers"] != data.classes:
+                raise UserError(
+                    f"The speakers of {config.data.train} ({len(data.classes)} classes) are not those that the heads "
+                    f"in {checkpoints.folder} were trained for ({len(saved['speakers'])}); give the same data, or "
+                    "another workdir."
+                )
+            self.progress = saved["progress"]
+            self.batches.set_state(saved["batches"])
+            model = _empty_model(saved["model"], self.dtype)
+        self.model_config, self.arch, self.source = model.model_config, model.arch, model.source
+        heads = Heads(len(data.classes), self.dims, shared=config.heads.shared, rngs=nnx.Rngs(config.seed + 1))
+        self.split = Split(Learner(model.network, heads), config.parts)
+        self.schedule = optimizer.schedule(
+            config.optimizer.learning_rate,
+            self.total_steps,
+            round(config.optimizer.warmup_epochs * self.epoch_steps),
+            config.optimizer.final_learning_rate,
+        )
+        self.optimizer = optimizer.adamw(
+            self.schedule, weight_decay=config.optimizer.weight_decay, clip_norm=config.optimizer.clip_norm
+        )
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        self.state = _placed(initial_state(self.split, self.optimizer), whole)
+        self.frozen: Arrays = _placed(self.split.arrays("frozen"), whole)
+        if saved is not None:
+            self.state, self.frozen = checkpoints.restore(self.state, self.frozen)
+        self.step = int(self.state.step)
+        self.writer = _summary_writer(workdir / "events") if self.first else None
+
+    def close(self) -> None:
+        self.batches.close()
+        self.checkpoints.close()
+        if self.writer:
+            self.writer.close()
+
+    def _batches(self, steps=(), speed=None) -> input_pipeline.TrainBatches:
+        config = self.config
+        return input_pipeline.train_batches(
+            self.data.corpus,
+            batch_size=config.batch_size,
+            crop=round(config.data.crop_seconds * 16000),
+            seed=config.seed,
+            steps=steps,
+            speed=speed,
+            crops_per_utterance=config.data.crops_per_utterance,
+            workers=config.data.workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def _starting_model(self) -> SpeakerModel:
+        """The model before the first step; remembers the pretrained one for comparison."""
+        config = self.config
+        if config.model.checkpoint is None:
+            entries = dict(config.model.config.to_dict()) | {"embed_dim": self.dims[-1], "mrl_dims": list(self.dims)}
+            parsed = model_config.parse(config.model.arch, entries)
+            network = SpeakerNetwork(parsed, dtype=self.dtype, rngs=nnx.Rngs(config.seed))
+            return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
+        pretrained = open_model(config.model.checkpoint, dtype=self.dtype)
+        matryoshka.check_dims(pretrained, self.dims)
+        if config.projection.init == "random":
+            model = matryoshka.adapt(pretrained, self.dims, init="random", seed=config.seed)
+        else:
+            pooled, labels = self._pooled_crops(pretrained)
+            model = matryoshka.adapt(pretrained, self.dims, pooled, labels, order=config.projection.order)
+            width, difference = matryoshka.check_lossless(pretrained, model, pooled[:512])
+            self.say(f"lossless start: no cosine at {width} dimensions changes by more than {difference:.1e}")
+        self.pretrained = pretrained
+        return model
+
+    def _pooled_crops(self, model: SpeakerModel) -> tuple[np.ndarray, np.ndarray]:
+        """(pooled features, labels) of clean training crops, the same on every process."""
+        count = min(self.config.projection.crops, max(8 * len(self.data.corpus), 4 * self.dims[-1]))
+        rows, whole = (NamedSharding(self.mesh, PartitionSpec(*axis)) for axis in (("data",), ()))
+        graph, state = nnx.split(model.network)
+
+        def pooled(state, batch):
+            network = nnx.merge(graph, state, copy=True)
+            return network.pooled(*network.features(batch["waveform"])), batch["label"]
+
+        state = _placed(state, whole)
+        compiled = jax.jit(pooled, in_shardings=(whole, rows), out_shardings=whole)
+        batches, found = self._batches(), []
+        with contextlib.closing(batches), self._bar("features", -(-count // self.config.batch_size)) as bar:
+            for _ in range(-(-count // self.config.batch_size)):
+                found.append(jax.tree.map(np.asarray, compiled(state, self._on_devices(next(batches)))))
+                bar.update()
+        features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+        return features, labels
+
+    def _on_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        rows = NamedSharding(self.mesh, PartitionSpec("data"))
+        return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
+
+    def complete(self) -> dict[str, Any]:
+        """Trains to the end, or until the EER has stalled, and reports."""
+        self._announce()
+        with self._signals():
+            if not self.progress["history"] or (self.progress["sums"] and self.step % self.epoch_steps == 0):
+                self._validate()
+            step = self._compiled_step() if self.step < self.total_steps and not self.progress["stopped"] else None
+            while self.step < self.total_steps and not self.progress["stopped"]:
+                self._epoch(step)
+        self.checkpoints.wait()
+        return self._report()
+
+    def _compiled_step(self):
+        config = self.config
+        objective = Objective(
+            weights=tuple(config.heads.weights or (1.0,) * len(self.dims)),
+            margin=optimizer.ramp(
+                config.heads.margin, *(round(e * self.epoch_steps) for e in config.heads.margin_ramp)
+            ),
+            scale=config.heads.scale,
+            easy_margin=config.heads.easy_margin,
+        )
+        step = make_step(
+            self.split, self.optimizer, objective, seed=config.seed, accumulate=config.optimizer.accumulate
+        )
+        shape = (config.batch_size, round(config.data.crop_seconds * 16000))
+        batch = {
+            "waveform": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+        }
+        start = time.perf_counter()
+        compiled = compile_step(step, self.mesh, self.state, self.frozen, batch)
+        self.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
+        return compiled
+
+    def _epoch(self, step) -> None:
+        """To the end of the current epoch, with its validation and checkpoint."""
+        epoch = self.step // self.epoch_steps
+        begin, end = self.step, (epoch + 1) * self.epoch_steps
+        sums = self.progress["sums"] or {"steps": 0, "loss": 0.0, "losses": [0.0] * len(self.dims)}
+        sums.setdefault("accuracies", [0.0] * len(self.dims))
+        self.progress["sums"] = sums
+        waiting: collections.deque = collections.deque()
+        meter = input_pipeline.WaitMeter(self.batches)
+
+        def read(count: int) -> None:
+            """Reads figures until `count` steps are on their way."""
+            while len(waiting) > count:
+                number, figures = waiting.popleft()
+                figures = {name: np.asarray(value).tolist() for name, value in figures.items()}
+                self._check_finite(number, figures)
+                sums["steps"] += 1
+                sums["loss"] += figures["loss"]
+                for name in ("losses", "accuracies"):
+                    sums[name] = [a + b for a, b in zip(sums[name], figures[name], strict=True)]
+                bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
+                bar.update(self.config.batch_size)
+                if self.writer and number % self.config.log_every_steps == 0:
+                    self._log_step(number, figures)
+
+        total = self.epoch_steps * self.config.batch_size
+        name = f"epoch {epoch + 1}/{self.config.epochs}"
+        with self._bar(name, total, (begin % self.epoch_steps) * self.config.batch_size, "crop") as bar:
+            start = time.perf_counter()
+            while self.step < end:
+                self.state, figures = step(self.state, self.frozen, self._on_devices(next(meter)))
+                self.step += 1
+                waiting.append((self.step, figures))
+                read(IN_FLIGHT)
+                if self._must_stop():
+                    read(0)
+                    self._save(None)
+                    self._leave()
+                if self.step % self.config.checkpoint.every_steps == 0 and self.step < end:
+                    read(0)
+                    self._save(None)
+            read(0)
+            seconds = time.perf_counter() - start
+        waited = meter.wait_fraction()
+        speed = (end - begin) * self.config.batch_size / max(seconds, 1e-9)
+        self._starved(waited, speed)
+        self._validate({"crops_per_second": speed, "input_wait": waited})
+
+    def _validate(self, timing: dict[str, float] | None = None) -> None:
+        """Ends an epoch (or, before the first step, begins the run): validation, best model, checkpoint."""
+        config, epoch = self.config, self.step // self.epoch_steps
+        entry: dict[str, Any] = {"step": self.step, "epoch": epoch}
+        sums = self.progress["sums"]
+        if sums:
+            names = map(str, self.dims)
+            entry["loss"] = sums["loss"] / sums["steps"]
+            entry["losses"] = dict(zip(names, (x / sums["steps"] for x in sums["losses"]), strict=True))
+            names = map(str, self.dims)
+            entry["accuracies"] = dict(zip(names, (x / sums["steps"] for x in sums["accuracies"]), strict=True))
+        entry |= timing or {}
+        eer = None
+        if epoch % config.validation.every_epochs == 0 or self.step == self.total_steps:
+            model = self.model()
+            pooled = self._pooled_recordings(model)
+            judging = dict(bootstrap=config.validation.bootstrap, seed=config.seed)
+            results, scores, embeddings = evaluate.evaluate(model, pooled, self.data.validation, self.dims, **judging)
+            entry |= results
+            if config.validation.classification:
+                entry["classification_loss"] = self._classification(embeddings)
+            if self.pretrained is not None and self.step == 0:
+                width = self.pretrained.embed_dim
+                dims = sorted({dim for dim in self.dims if dim < width} | {width})
+                self.progress["pretrained"], *_ = evaluate.evaluate(
+                    self.pretrained, pooled, self.data.validation, dims, **judging
+                )
+                self.pretrained = None
+            eer = self._judge(entry, model, scores)
+        self.progress["history"].append(entry)
+        self.progress["sums"] = None
+        self._epoch_line(entry)
+        if self.step:
+            self._save(eer)
+
+    def _pooled_recordings(self, model: SpeakerModel) -> np.ndarray:
+        """Pooled features of the validation recordings; a frozen backbone needs to give them only once."""
+        if self.pooled is None or self.split.backbone_trains:
+            wanted = self.config.validation
+            self.pooled = pool_recordings(
+                model,
+                self.data.validation.recordings,
+                windows=Windows(wanted.crop_seconds, wanted.crops, wanted.max_seconds),
+                batch_seconds=wanted.batch_seconds,
+                progress="validation" if self.first else None,
+                check=self._check_stop,
+            )
+        return self.pooled
+
+    def _classification(self, embeddings: np.ndarray) -> dict[str, float]:
+        """The heads' loss on the validation recordings, per dimension; all of them are of training speakers."""
+        number = {name: index for index, name in enumerate(self.data.corpus.speakers)}
+        labels = np.array([number[name] for name in self.data.validation.speakers])
+        heads = self._learner().heads
+        margin = {"margin": self.config.heads.margin, "scale": self.config.heads.scale}
+        _, figures = heads.loss(jnp.asarray(embeddings[:, 0]), labels, weights=(1.0,) * len(self.dims), **margin)
+        return dict(zip(map(str, self.dims), np.asarray(figures["loss"]).tolist(), strict=True))
+
+    def _judge(self, entry: dict[str, Any], model: SpeakerModel, scores: np.ndarray) -> float:
+        """The EER that decides; keeps the model when it is the best, counts the epochs since the best otherwise."""
+        wanted, best = self.config.validation, self.progress["best"]
+        eer = entry["dims"][str(wanted.dim or self.dims[-1])]["eer"]
+        if best is None or eer < best["eer"]:
+            self.progress["best"] = {"eer": eer, "step": self.step, "epoch": entry["epoch"]}
+            if self.first:
+                save_best(model, self.workdir, self.step)
+                _write_scores(self.workdir / "best-scores.npz", scores, self.data.validation, self.dims)
+        if best is None or eer < self.progress.get("reference", math.inf) - wanted.min_improvement:
+            self.progress["reference"], self.progress["stale"] = eer, 0
+        else:
+            self.progress["stale"] += 1
+        self.progress["stopped"] = wanted.patience is not None and self.progress["stale"] >= wanted.patience
+        return eer
+
+    def _learner(self) -> Learner:
+        """The learner as it is now, with arrays of this process."""
+        local = jax.tree.map(lambda x: x.addressable_data(0), (self.state.params, self.state.stats, self.frozen))
+        return self.split.merge(*local)
+
+    def model(self) -> SpeakerModel:
+        """The model as it is now."""
+        return SpeakerModel(self._learner().network, self.model_config, self.source)
+
+    def _save(self, eer: float | None) -> None:
+        everything = {
+            "config": json.loads(self.config.to_json_best_effort()),
+            "speakers": self.data.classes,
+            "model": {
+                "arch": self.arch,
+                "model_config": self.model_config,
+                "source": dataclasses.asdict(self.source),
+            },
+            "batches": self.batches.get_state(),
+            "progress": self.progress,
+        }
+        self.checkpoints.save(self.state, self.frozen, everything, eer)
+
+    def _check_finite(self, step: int, figures: dict[str, Any]) -> None:
+        if not math.isfinite(figures["loss"]) or not math.isfinite(figures["grad_norm"]):
+            kept = self.checkpoints.latest()
+            state = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept"
+            raise UserError(
+                f"The loss is {figures['loss']} and the gradient norm {figures['grad_norm']} at step {step}, and "
+                f"{state}; lower optimizer.learning_rate or look at the data of that step."
+            )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM asks the run to stop at the next step; the second one ends it at once."""
+
+        def request(number, frame):
+            self.stop_requested = True
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        try:
+            before = signal.signal(signal.SIGTERM, request)
+        except ValueError:  # Only the main thread may; elsewhere the caller decides.
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _must_stop(self) -> bool:
+        if jax.process_count() == 1:
+            return self.stop_requested
+        if self.step % self.config.log_every_steps:
+            return False
+        from jax.experimental import multihost_utils
+
+        # All processes agree on the step, whichever of them was told to stop.
+        return bool(multihost_utils.process_allgather(np.array(self.stop_requested)).any())
+
+    def _check_stop(self) -> None:
+        # With several processes the others would wait in vain; they all stop after this validation.
+        if self.stop_requested and jax.process_count() == 1:
+            if self.step:
+                self._save(None)
+            self._leave()
+
+    def _leave(self) -> None:
+        self.checkpoints.wait()
+        raise Preempted(f"Stopped at step {self.step:,}; everything is saved, the same command goes on from there.")
+
+    def say(self, text: str) -> None:
+        if self.first:
+            print(text, flush=True)
+
+    def _bar(self, name: str, total: int, initial: int = 0, unit: str = "batch"):
+        from tqdm import tqdm
+
+        return tqdm(total=total, initial=initial, desc=name, unit=unit, disable=not self.first, leave=False)
+
+    def _announce(self) -> None:
+        config, corpus = self.config, self.data.corpus
+        if not self.first:
+            return
+        files.write(self.workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
+        print(config)
+        sizes = {"trained": self.state.params, "frozen": self.frozen}
+        counts = {name: sum(array.size for array in arrays.values()) for name, arrays in sizes.items()}
+        print(f"training    {len(corpus):,} utterances of {len(corpus.speakers):,} speakers")
+        print(f"validation  {self.data.validation.description}")
+        print(f"trained     {', '.join(config.parts)}: {counts['trained']:,} parameters")
+        print(f"frozen      {counts['frozen']:,} values")
+        print(f"devices     {jax.device_count()} {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
+        print(f"steps       {self.total_steps:,} of {config.batch_size} crops, {self.epoch_steps:,} an epoch")
+        if self.step:
+            print(f"resumed at step {self.step:,}")
+        sys.stdout.flush()
+
+    def _starved(self, waited: float, speed: float) -> None:
+        if waited > 0.05:
+            self.say(
+                f"the devices waited for audio {waited:.0%} of the epoch ({speed:.0f} crops/s); more data.workers, or "
+                "audio that decodes faster (wav), would help"
+            )
+
+    def _epoch_line(self, entry: dict[str, Any]) -> None:
+        if not self.first:
+            return
+        cells = [f"epoch {entry['epoch']:>3}", f"step {entry['step']:>7,}"]
+        if "loss" in entry:
+            cells.append(f"loss {entry['loss']:.3f}")
+        for dim, figures in entry.get("dims", {}).items():
+            low, high = figures["eer_ci95"]
+            cells.append(f"EER({dim}) {figures['eer']:.2%} [{low:.2%}, {high:.2%}]")
+        if self.progress["best"] and self.progress["best"]["step"] == entry["step"]:
+            cells.append("best")
+        print("  ".join(cells), flush=True)
+        for name in ("loss", "crops_per_second", "input_wait"):
+            if name in entry:
+                self.writer.add_scalar(f"epoch/{name}", entry[name], entry["step"])
+        for dim, figures in entry.get("dims", {}).items():
+            for name in ("eer", "accuracy", "target_mean", "nontarget_mean"):
+                self.writer.add_scalar(f"validation/{name}/{dim}", figures[name], entry["step"])
+        for dim, value in entry.get("classification_loss", {}).items():
+            self.writer.add_scalar(f"validation/classification_loss/{dim}", value, entry["step"])
+        self.writer.flush()
+
+    def _log_step(self, step: int, figures: dict[str, Any]) -> None:
+        self.writer.add_scalar("train/loss", figures["loss"], step)
+        self.writer.add_scalar("train/grad_norm", figures["grad_norm"], step)
+        self.writer.add_scalar("train/learning_rate", float(self.schedule(step)), step)
+        for index, dim in enumerate(self.dims):
+            self.writer.add_scalar(f"train/loss/{dim}", figures["losses"][index], step)
+            self.writer.add_scalar(f"train/accuracy/{dim}", figures["accuracies"][index], step)
+
+    def _report(self) -> dict[str, Any]:
+        """Tables, JSON and plots of the whole run; returns the best model's results."""
+        history, best = self.progress["history"], self.progress["best"]
+        results = next(entry for entry in history if entry["step"] == best["step"])
+        results = {"dims": results["dims"]}
+        if not self.first:
+            return results
+        systems = {} if self.progress["pretrained"] is None else {"pretrained": self.progress["pretrained"]}
+        if history[0]["step"] == 0:
+            systems["step 0"] = {"dims": history[0]["dims"]}
+        systems[f"best (epoch {best['epoch']})"] = results
+        if self.progress["stopped"]:
+            self.say(f"stopped early: no better EER for {self.progress['stale']} validations")
+        print("\n" + report.text_table(systems))
+        print("Intervals are 95%, over resampled speakers; a difference within them is no progress.")
+        report.write_json(self.workdir / "results.json", results)
+        report.write_json(self.workdir / "history.json", {"history": history, "best": best})
+        files.write(self.workdir / "results.md", report.markdown_table(systems))
+        with np.load(self.workdir / "best-scores.npz", allow_pickle=False) as saved:
+            scores, labels = saved["scores"], saved["labels"]
+        plots.save(plots.det_curves(scores, labels, self.dims), self.workdir / "det.png")
+        plots.save(plots.score_histograms(scores, labels, self.dims, results), self.workdir / "scores.png")
+        plots.save(plots.eer_by_dimension(systems), self.workdir / "dimensions.png")
+        plots.save(plots.training_curves(history), self.workdir / "training.png")
+        print(f"best model: {self.workdir / 'best'}; results.json, results.md and plots are in {self.workdir}")
+        return results
+
+
+def _empty_model(saved: dict[str, Any], dtype) -> SpeakerModel:
+    """A model of the saved kind, whose variables a checkpoint is about to fill."""
+    config = model_config.parse(saved["arch"], saved["model_config"])
+    network = SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0))
+    return SpeakerModel(network, saved["model_config"], Source(**saved["source"]))
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    """`tree`, which every process has, on the devices of all of them."""
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        # Not every process need round alike; what is replicated must be the same to the bit.
+        tree = multihost_utils.broadcast_one_to_all(tree)
+
+    def place(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, tree)
+
+
+def _write_scores(path: Path, scores: np.ndarray, of: Validation, dims) -> None:
+    """`scores` (dims, trials) with labels and dims as .npz, whole or not at all."""
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, scores=scores, labels=of.trials.labels, dims=np.array(dims))
+    files.write(path, buffer.getvalue())
+
+
+def _summary_writer(folder: Path):
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder))

@@ -1,0 +1,188 @@
+"""Every setting of a training run with its default; the files in `configs/` change some of them.
+
+The tree is complete and locked: a key that is not here is an error.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from redimnet_jax import augment
+from redimnet_jax.errors import UserError
+from redimnet_jax.matryoshka import INITS, ORDERS
+from redimnet_jax.train_step import PARTS
+
+DTYPES = ("float32", "bfloat16")
+COUNTS = (
+    "epochs",
+    "batch_size",
+    "data.crops_per_utterance",
+    "optimizer.accumulate",
+    "checkpoint.keep",
+    "checkpoint.every_steps",
+    "log_every_steps",
+    "validation.every_epochs",
+    "validation.crops",
+)
+# What an interrupted run may be resumed with another value of: nothing here changes what is trained.
+FREE_TO_CHANGE = ("data.workers", "data.data_dir", "checkpoint.", "log_every_steps", "validation.batch_seconds")
+
+
+def default() -> ConfigDict:
+    """The projection-only recipe, without data."""
+    optional = config_dict.placeholder
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "epochs": 10,
+            "batch_size": 256,  # over all devices and hosts
+            "dtype": "bfloat16",  # of the backbone's arithmetic; everything else is float32
+            "parts": ("projection", "heads"),  # that train; a part that is not named is frozen whole
+            "model": {
+                "checkpoint": optional(str),  # a native checkpoint, a workdir or a .pt; None builds from `config`
+                "arch": "redimnet",
+                "config": {},  # the model_config of a network that starts from nothing
+            },
+            "data": {
+                "train": "",  # a tree, a list file (`path speaker`), or tfds:NAME[/CONFIG][:SPLIT]
+                "data_dir": optional(str),  # where TFDS datasets lie
+                "crop_seconds": 3.0,
+                "crops_per_utterance": 1,  # in an epoch
+                "min_seconds": 0.5,  # shorter utterances are left out, and counted
+                "max_bad": 0.01,  # stop when a larger share of the files cannot be used
+                "workers": 0,  # processes that decode; 0 decodes in threads of this one
+                "augment": _augmentation(),
+            },
+            "projection": {
+                "mrl_dims": (64, 128, 192, 256),
+                "init": "lossless",
+                "order": "class",
+                "crops": 20_000,  # training crops that the rotation of the lossless start is learned from
+            },
+            "heads": {
+                "shared": False,  # one matrix of prototypes, sliced, in place of one a dimension
+                "weights": optional(tuple),  # of the dimensions in the loss; None is equal
+                "margin": 0.2,
+                "margin_ramp": (0.0, 0.0),  # epochs between which the margin grows from 0
+                "scale": 30.0,
+                "easy_margin": False,
+            },
+            "optimizer": {
+                "learning_rate": 1e-3,
+                "final_learning_rate": 1e-6,
+                "warmup_epochs": 0.5,
+                "weight_decay": 1e-4,
+                "clip_norm": 5.0,
+                "accumulate": 1,  # pieces a batch is worked off in
+            },
+            "validation": {
+                "trials": optional(str),  # a list in VoxCeleb's format
+                "audio_root": optional(str),  # what its paths are relative to
+                "tree": optional(str),  # in place of `trials`: unseen speakers to make trials of
+                "holdout": 0.02,  # with neither: the share of training speakers kept out for validation
+                "generated_trials": 10_000,
+                "metadata": optional(str),  # of the speakers' sex
+                "same_sex": False,  # generated non-target trials only between speakers of one sex
+                "every_epochs": 1,
+                "crop_seconds": optional(float),  # None embeds whole utterances
+                "crops": 1,
+                "max_seconds": 60.0,  # longer utterances are cut
+                "batch_seconds": 240.0,  # audio in a batch, on each device
+                "dim": optional(int),  # whose EER picks the best model; None is the largest
+                "bootstrap": 200,
+                "patience": optional(int),  # epochs without a better EER before the run stops; None never stops
+                "min_improvement": 0.0,  # of the EER (a fraction) that counts as better
+                "allow_shared_speakers": False,  # trials of training speakers
+                "classification": False,  # classification loss too; needs training speakers
+            },
+            "checkpoint": {"keep": 2, "every_steps": 1000},
+            "log_every_steps": 20,
+        }
+    )
+    return config.lock()
+
+
+def check(config: ConfigDict, devices: int, processes: int) -> None:
+    """Raises UserError for a value that no run can have; `devices` and `processes` are what it runs on."""
+
+    def require(condition: bool, key: str, wanted: str) -> None:
+        if not condition:
+            raise UserError(f"config.{key} is {_at(config, key)!r} but must be {wanted}; correct it.")
+
+    dims, parts = tuple(config.projection.mrl_dims), tuple(config.parts)
+    increasing = all(a < b for a, b in zip((0, *dims), dims, strict=False))
+    require(bool(dims) and increasing, "projection.mrl_dims", "increasing positive integers")
+    require(bool(parts) and set(parts) <= PARTS.keys(), "parts", f"some of {', '.join(PARTS)}")
+    require({"projection", "heads"} <= set(parts), "parts", "with 'projection' and 'heads', which always train")
+    require(config.projection.init in INITS, "projection.init", f"one of {', '.join(INITS)}")
+    require(config.projection.order in ORDERS, "projection.order", f"one of {', '.join(ORDERS)}")
+    require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
+    weights = config.heads.weights
+    positive = weights is None or (len(weights) == len(dims) and min(weights) >= 0 and sum(weights) > 0)
+    require(positive, "heads.weights", f"{len(dims)} weights, one a dimension, none negative")
+    require(0 <= config.heads.margin < 1.5, "heads.margin", "an angle (radians) from 0 to 1.5")
+    require(config.heads.scale > 0, "heads.scale", "positive")
+    for key in COUNTS:
+        require(_at(config, key) >= 1, key, "at least 1")
+    pieces = devices * config.optimizer.accumulate
+    require(
+        config.batch_size % pieces == 0,
+        "batch_size",
+        f"a multiple of {pieces}, the {devices} device(s) times optimizer.accumulate",
+    )
+    dim = config.validation.dim
+    require(dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}")
+    if config.model.checkpoint is None:
+        require(bool(config.model.config), "model.checkpoint", "a checkpoint, unless model.config builds a network")
+        require("backbone" in parts, "parts", "with 'backbone' too when nothing pretrained is given")
+    for name, step in config.data.augment.items():
+        folder = step.get("folder")
+        if folder and not step.p:
+            raise UserError(
+                f"config.data.augment.{name}.folder is given but its probability p is 0; set p, or leave it out."
+            )
+
+
+def check_resume(config: ConfigDict, saved: Mapping[str, Any], workdir: Path) -> None:
+    """Raises UserError naming every setting of a run in `workdir` that differs from `saved` and changes its result."""
+    now = json.loads(config.to_json_best_effort())
+    changed = [
+        f"{key} (was {old!r}, is {new!r})"
+        for key, (old, new) in sorted(_flat(saved, now).items())
+        if old != new and not key.startswith(FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"The run in {workdir} was started with another config: {', '.join(changed)}; restore these, or give "
+            "another --workdir."
+        )
+
+
+def _flat(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Pairs of the leaves of two trees of mappings, by dotted key."""
+    if not (isinstance(a, Mapping) or isinstance(b, Mapping)):
+        return {prefix: (a, b)}
+    pairs = {}
+    a, b = (x if isinstance(x, Mapping) else {} for x in (a, b))
+    for key in a.keys() | b.keys():
+        pairs |= _flat(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else key)
+    return pairs
+
+
+def _at(config: ConfigDict, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(lambda tree, part: tree[part], key.split("."), config)
+
+
+def _augmentation() -> dict[str, Any]:
+    """Every option of every augmentation step; those of probability 0 are off."""
+    steps = {}
+    for name, step in augment.STEPS.items():
+        options = [field for field in dataclasses.fields(step) if field.init]
+        steps[name] = {f.name: "" if f.default is dataclasses.MISSING else f.default for f in options} | {"p": 0.0}
+    return steps | {"speed": {"factors": (), "new_speakers": True}}
