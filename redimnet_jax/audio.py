@@ -4,7 +4,8 @@ A segment is the same slice of the whole. WAV and FLAC seek to the exact sample,
 and Ogg do not (decoders carry a state over packets, and seeks of libsndfile in Ogg can be off by a block, its issue
 885), so these are decoded from the start, up to the end of the segment. AAC (`.m4a`) is decoded from a few packets
 before the segment, which is exact too, except that noise an encoder left for the decoder to draw (perceptual noise
-substitution) is drawn anew. Where the rate is changed, a margin around the segment is resampled along with it.
+substitution) is drawn anew; its length is the header's, which most writers round to a millisecond. Where the rate is
+changed, a margin around the segment is resampled along with it.
 """
 
 import contextlib
@@ -155,15 +156,15 @@ def _is_mp4(source: Source) -> bool:
 def _opened(source: Source, name: str) -> Iterator[_Signal]:
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise UserError(f"There is no audio file {name}; check the path.")
-    handle = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
+    data = io.BytesIO(source) if isinstance(source, bytes) else None
     try:
         if _is_mp4(source):
             import av
 
-            with av.open(handle) as container:
+            with av.open(data or os.fspath(source)) as container:
                 yield _Container(container)
         else:
-            with soundfile.SoundFile(handle) as file:
+            with soundfile.SoundFile(data or os.fsencode(source)) as file:
                 yield _SoundFile(file)
     except _DECODING_ERRORS as error:
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or "no reason"

@@ -126,9 +126,10 @@ def open_corpus(
             f"{source} has too much that cannot be used, {description['bad']:,} of {description['total']:,} "
             f"(max_bad={max_bad:g}): {description['left_out']}; mend or remove these, or raise max_bad."
         )
-    if len(index.speakers) < min_speakers:
+    count = len(index.speakers)
+    if count < min_speakers:
         raise UserError(
-            f"{source} has {len(index.speakers)} speakers (the first is {index.speakers[0]!r}) where at least "
+            f"{source} has {count} speaker{'s' * (count > 1)} (the first is {index.speakers[0]!r}) where at least "
             f"{min_speakers} are needed; in a tree, every folder directly below the one given is a speaker."
         )
     if folder is not None and not cached:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,15 +99,14 @@ def _tfds():
 
 
 def _builder(name: str, data_dir: str | Path | None):
+    tfds = _tfds()
+    dataset, _, config = name.partition("/")
     try:
-        builder = _tfds().builder(name, data_dir=data_dir)
-        if builder.data_path.exists():
-            return builder
-    except ValueError as error:  # TFDS's own message is the list of all public data sets.
-        cause = error
-    else:
-        cause = None
-    raise UserError(f"There is no data set {name} in {data_dir or 'the data_dir of TFDS'}; check both.") from cause
+        return tfds.core.read_only_builder.builder_from_files(dataset, config=config or None, data_dir=data_dir)
+    except ValueError as error:  # not found, or no name of a data set
+        raise UserError(
+            f"There is no data set {name} in {data_dir or 'the data_dir of TFDS'}; check both."
+        ) from error
 
 
 def build(
@@ -126,6 +126,9 @@ def build(
     Raises UserError when the corpus cannot be opened, or the data set exists.
     """
     tfds = _tfds()
+    for word in (name, split):
+        if not re.fullmatch(r"[A-Za-z]\w*", word):
+            raise UserError(f"{word!r} cannot name a data set or a split; use letters, digits and underscores.")
     corpus = open_corpus(source, **options)
     from redimnet_jax.tfds_builder import SpeakerCorpus
 
