@@ -1,4 +1,4 @@
-"""Projection-only Matryoshka training: a frozen pretrained backbone, a new projection, one AAM-Softmax head a dimension.
+"""Projection-only Matryoshka training: a frozen pretrained backbone, a new projection, a head for every dimension.
 
     python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2 \\
         --config.validation.trials=veri_test2.txt --config.validation.audio_root=/data/vox1

@@ -1,7 +1,7 @@
 """Embeddings of many recordings: each decoded once, in a few static shapes, on all devices of all processes.
 
-In two steps, since the first is nearly all the work and the same for every projection on one backbone: pooled features
-of the recordings, and embeddings of the pooled features.
+In two steps, since the first is nearly all the work and the same for every projection on one backbone: pooled
+features of the recordings, and embeddings of the pooled features.
 """
 
 import collections
@@ -87,9 +87,7 @@ def pool_recordings(
     def read(item: int) -> np.ndarray:
         signal = recordings.read(item // crops, int(starts[item]), int(lengths[item]))
         if not np.isfinite(signal).all():
-            raise UserError(
-                f"{recordings.name(item // crops)} has NaN or Inf; repair it or leave it out of the list."
-            )
+            raise UserError(f"{recordings.name(item // crops)} has NaN or Inf; repair it or leave it out.")
         return signal
 
     graph, state = nnx.split(model.network)

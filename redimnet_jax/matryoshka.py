@@ -89,7 +89,7 @@ def check_lossless(pretrained: SpeakerModel, adapted: SpeakerModel, pooled: np.n
     difference = float(np.max(np.abs(before @ before.T - after @ after.T)))
     if not difference <= LOSSLESS:
         raise UserError(
-            f"The rotated projection changes cosines at {width} dimensions by {difference:.1e}, more than {LOSSLESS}; "
+            f"The rotated projection changes cosines at {width} dimensions by {difference:.1e}, above {LOSSLESS}; "
             "the pretrained projection may be degenerate; set projection.init to 'random'."
         )
     return width, difference

@@ -1,7 +1,7 @@
 """A training run: from a config and a workdir to the best model by the EER of unseen speakers.
 
-The workdir holds `config.json`, `checkpoints/` (what an interrupted run resumes from), `best/` (the best model, native),
-`index/` (of the audio), `events/` (TensorBoard), and at the end `results.json`, `results.md` and plots.
+The workdir holds `config.json`, `checkpoints/` (what an interrupted run resumes from), `best/` (the best model,
+native), `index/` (of the audio), `events/` (TensorBoard), and at the end `results.json`, `results.md` and plots.
 """
 
 import collections
@@ -111,9 +111,7 @@ def open_data(config: Any, workdir: Path) -> Data:
     wanted = config.validation
     sexes = read_sexes(wanted.metadata) if wanted.same_sex and wanted.metadata else None
     if wanted.same_sex and not wanted.metadata:
-        raise UserError(
-            "validation.same_sex needs the speakers' sex; give validation.metadata, such as vox1_meta.csv."
-        )
+        raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
     making = dict(count=wanted.generated_trials, seed=config.seed, sexes=sexes)
     if wanted.trials:
         unseen = open_corpus(wanted.tree, **opening) if wanted.tree else None
@@ -152,14 +150,8 @@ class _Run:
         self.pooled: np.ndarray | None = None
         if saved is None:
             model = self._starting_model()
-            self.progress = {
-                "history": [],
-                "best": None,
-                "stale": 0,
-                "sums": None,
-                "pretrained": None,
-                "stopped": False,
-            }
+            self.progress = {"history": [], "best": None, "reference": math.inf, "stale": 0, "stopped": False}
+            self.progress |= {"sums": None, "pretrained": None}
         else:
             if saved["speakers"] != data.classes:
                 raise UserError(
@@ -405,7 +397,7 @@ class _Run:
             if self.first:
                 save_best(model, self.workdir, self.step)
                 _write_scores(self.workdir / "best-scores.npz", scores, self.data.validation, self.dims)
-        if best is None or eer < self.progress.get("reference", math.inf) - wanted.min_improvement:
+        if best is None or eer < self.progress["reference"] - wanted.min_improvement:
             self.progress["reference"], self.progress["stale"] = eer, 0
         else:
             self.progress["stale"] += 1
@@ -513,8 +505,8 @@ class _Run:
     def _starved(self, waited: float, speed: float) -> None:
         if waited > 0.05:
             self.say(
-                f"the devices waited for audio {waited:.0%} of the epoch ({speed:.0f} crops/s); more data.workers, or "
-                "audio that decodes faster (wav), would help"
+                f"the devices waited for audio {waited:.0%} of the epoch ({speed:.0f} crops/s); more "
+                "data.workers, or audio that decodes faster (wav), would help"
             )
 
     def _epoch_line(self, entry: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
 
 
 def check_resume(config: ConfigDict, saved: Mapping[str, Any], workdir: Path) -> None:
-    """Raises UserError naming every setting of a run in `workdir` that differs from `saved` and changes its result."""
+    """Raises UserError naming every setting that differs from the `saved` ones of `workdir` and matters."""
     now = json.loads(config.to_json_best_effort())
     changed = [
         f"{key} (was {old!r}, is {new!r})"

@@ -1,7 +1,7 @@
 """One training step: what trains, what is frozen, and the compiled update.
 
-A part is frozen whole. Its arrays enter the step as constants: they are no argument of the gradient, have no optimizer
-state and no decay, run in eval mode (no batch statistics, no dropout, no SpecAugment), and never come out again.
+A part is frozen whole. Its arrays enter the step as constants: they are no argument of the gradient, have no
+optimizer state and no decay, run in eval mode (no batch statistics, no dropout, no SpecAugment), and never come out.
 """
 
 import dataclasses

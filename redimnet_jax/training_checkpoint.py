@@ -1,8 +1,8 @@
 """What an interrupted run goes on from: Orbax checkpoints of everything that decides its future.
 
 `<workdir>/checkpoints/<step>/` holds the arrays (all variables of network and heads, optimizer, step) and a JSON
-`progress` (position in the data, history, best and early-stop state, config, speaker map). The latest few are kept, and
-the one with the best EER. The best model alone, for use, is in `<workdir>/best/` in the native format.
+`progress` (position in the data, history, best and early-stop state, config, speaker map). The latest few are kept,
+and the one with the best EER. The best model alone, for use, is in `<workdir>/best/` in the native format.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ class TrainingCheckpoints:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
             raise UserError(
-                f"The checkpoint {self.folder / str(step)} cannot be read; move it away to resume from the one before."
+                f"The checkpoint {self.folder / str(step)} cannot be read; move it away to resume earlier."
             ) from error
 
 

@@ -100,7 +100,7 @@ def check(validation: Validation, training_speakers: Collection[str], allow_shar
 
 
 REFUSED_CLASSIFICATION = (
-    "validation.classification asks for the classification loss of {unknown} validation speakers, the first {first!r}, "
+    "validation.classification asks for the classification loss of {unknown} validation speakers, such as {first!r}, "
     "for whom the heads have no prototype: it would score each of them as some training speaker, which measures "
     "nothing; leave it out and trust the EER, or validate on other recordings of the training speakers."
 )

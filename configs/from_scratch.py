@@ -1,0 +1,87 @@
+"""Trains a whole network from nothing, on the same trainer: every part trains.
+
+    python -m redimnet_jax.rooms --output=rooms
+    python train.py --config=configs/from_scratch.py:small --workdir=runs/small --config.data.train=TREE \\
+        --config.validation.trials=trials.txt --config.validation.audio_root=UNSEEN \\
+        --config.data.augment.reverberation.folder=rooms --config.data.augment.noise_folder.folder=noise
+
+where `noise/speech` holds the training speech again, for babble.
+
+`:small` is the backbone that comes with the package, made for a CPU and an hour of speech; see docs/results.md for
+what it reached and at what cost. Without a preset it is b2 with the public recipe's crops, margin and schedule; not
+yet measured.
+"""
+
+from redimnet_jax import train_config
+from redimnet_jax.errors import UserError
+
+# The configuration of the released b2 checkpoints.
+B2 = {
+    "F": 72,
+    "C": 16,
+    "block_1d_type": "conv+att",
+    "block_2d_type": "convnext_like",
+    "group_divisor": 4,
+    "stages_setup": [
+        [1, 2, 1, [[3, 3]], 12],
+        [2, 2, 1, [[3, 3]], 12],
+        [1, 3, 1, [[3, 3]], 12],
+        [3, 4, 1, [[3, 3]], 8],
+        [1, 4, 1, [[3, 3]], 8],
+        [2, 4, 1, [[3, 3]], 4],
+    ],
+    "hop_length": 240,
+    "pooling_func": "ASTP",
+    "global_context_att": True,
+}
+
+SMALL = {
+    "F": 40,
+    "C": 8,
+    "stages_setup": [[2, 1, 1, [[3, 3]], None], [2, 1, 1, [[3, 3]], 4]],
+    "block_1d_type": "conv",
+    "block_2d_type": "convnext_like_relu",
+    "group_divisor": None,
+    "hop_length": 320,
+    "pooling_func": "ASTP",
+    "global_context_att": True,
+    "spec_params": {
+        "do_spec_aug": True,
+        "freq_mask_width": [0, 6],
+        "time_mask_width": [0, 8],
+    },
+}
+
+
+def get_config(preset: str | None = None):
+    config = train_config.default()
+    config.model.checkpoint = None
+    config.parts = ("backbone", "projection", "heads")
+    config.projection.mrl_dims = (192,)
+    config.data.augment.speed.factors = (1.0, 0.9, 1.1)
+    config.data.crop_seconds = 2.0
+    config.unlock()
+    if preset is None:
+        config.model.config = B2
+        config.epochs = 120
+        config.heads.scale = 32.0
+        config.heads.margin_ramp = (20.0, 40.0)
+    elif preset == "small":
+        config.model.config = SMALL
+        config.dtype = "float32"
+        config.batch_size = 64
+        config.epochs = 150
+        config.data.crops_per_utterance = 8
+        config.heads.margin_ramp = (20.0, 60.0)
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.warmup_epochs = 3.0
+        config.optimizer.weight_decay = 0.05
+        config.data.augment.reverberation.p = 0.5
+        config.data.augment.noise_folder.p = 0.5
+        config.data.augment.gaussian_noise.p = 0.3
+        config.data.augment.channel.p = 0.8
+        config.data.augment.gain.p = 0.5
+        config.validation.every_epochs = 5
+    else:
+        raise UserError(f"configs/from_scratch.py has no preset {preset!r}; it has 'small'.")
+    return config.lock()
