@@ -152,7 +152,7 @@ def _bootstrap(scores, labels, first, second, keys, costs, units: int) -> tuple[
         return device_metrics.rates(ranking, jax.vmap(draw, out_axes=1)(keys), costs)
 
     results = jax.lax.map(batch, keys)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1), results)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], keys.size), results)
 
 
 def _checked(scores, labels, left, right) -> tuple[Array, Array, Array, Array]:

@@ -17,8 +17,10 @@ from redimnet_jax.metrics import cost_weights
 
 Array = jax.Array
 
-# Trials in a chunk: the steps of the scan. Few enough to be quick, many enough that sums over chunks are small.
-CHUNK = 64
+# Trials in a chunk: the steps of the scan. More of them make fewer chunks, whose sums then stay in a cache.
+CHUNK = 256
+# Steps that run as one program, between which the sums stay in registers.
+UNROLL = 2
 
 
 class Ranking(NamedTuple):
@@ -71,7 +73,7 @@ def rates(ranking: Ranking, counts: Array, costs: Array) -> tuple[Array, Array]:
         return jax.tree.map(jnp.add, sums, weights(place)), None
 
     zeros = jnp.zeros((*ranking.first.shape[1:], counts.shape[1]), jnp.int32)
-    (targets, nontargets), _ = jax.lax.scan(add, (zeros, zeros), ranking)
+    (targets, nontargets), _ = jax.lax.scan(add, (zeros, zeros), ranking, unroll=UNROLL)
     all_targets, all_nontargets = targets.sum(axis=1, keepdims=True), nontargets.sum(axis=1, keepdims=True)
     # One over the count: a reciprocal is rounded once for all points, so the rates stay monotone.
     per_target, per_nontarget = 1.0 / all_targets.astype(jnp.float32), 1.0 / all_nontargets.astype(jnp.float32)
@@ -94,24 +96,21 @@ def rates(ranking: Ranking, counts: Array, costs: Array) -> tuple[Array, Array]:
             jnp.where(here & ~before, jnp.minimum(lenient[0], far), lenient[0]),
             jnp.where(here & ~before, jnp.maximum(lenient[1], frr), lenient[1]),
         )
-        least = tuple(
-            jnp.where(here, jnp.minimum(old, miss * frr + false_alarm * far), old)
-            for old, (miss, false_alarm) in zip(least, costs, strict=True)
-        )
+        least = jnp.where(here, jnp.minimum(least, miss * frr + false_alarm * far), least)
         return (missed, accepted, strict, lenient, least), None
 
     zero, one = jnp.zeros(zeros.shape, jnp.float32), jnp.ones(zeros.shape, jnp.float32)
     # Reject all is where every search starts: far 0, frr 1. Accept all, far 1 and frr 0, is among the points.
-    least = tuple(jnp.broadcast_to(miss, zeros.shape).astype(jnp.float32) for miss, _ in costs)
+    miss, false_alarm = jnp.moveaxis(jnp.asarray(costs, jnp.float32), 1, 0)[..., None, None, None]
+    least = jnp.broadcast_to(miss, (len(costs), *zeros.shape))
     state = (missed, accepted, (zero, one), (one, zero), least)
-    (_, _, strict, lenient, least), _ = jax.lax.scan(visit, state, ranking)
+    (_, _, strict, lenient, least), _ = jax.lax.scan(visit, state, ranking, unroll=UNROLL)
     strict = strict[0].max(axis=1), strict[1].min(axis=1)
     lenient = lenient[0].min(axis=1), lenient[1].max(axis=1)
     ahead, behind = strict[1] - strict[0], lenient[0] - lenient[1]
     equal = strict[0] + ahead / (ahead + behind) * (lenient[0] - strict[0])
     both = ((all_targets > 0) & (all_nontargets > 0))[:, 0]
-    least = jnp.stack([x.min(axis=1) for x in least]) if least else jnp.zeros((0, *equal.shape), jnp.float32)
-    return jnp.where(both, equal, jnp.nan), jnp.where(both, least, jnp.nan)
+    return jnp.where(both, equal, jnp.nan), jnp.where(both, least.min(axis=2), jnp.nan)
 
 
 def eer_and_min_dcf(

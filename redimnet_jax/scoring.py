@@ -1,11 +1,12 @@
 """Cosine scores of trials, for all Matryoshka dimensions in one pass.
 
-Every sum is float32 and has an order of its own that no batch, block or device changes.
+Sums are float32. A score does not depend, to the bit, on what other trials are scored with it, on their order or on
+the number of devices; another `block_size` may round it differently, by less than 1e-6.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from redimnet_jax.errors import UserError
+from redimnet_jax.losses import unit
 
 Array = jax.Array
 
@@ -32,9 +34,8 @@ def score_trials(
     """Cosines of the first `dims` elements, float32 (dims, trials); a prefix of zeros has the cosine 0.
 
     `embeddings` (utterances, width) of any length, `left` and `right` (trials,) indices into them. Trials are spread
-    over `devices` (by default all of this process) and scored `block_size` at a time; neither changes a score. Raises
-    UserError on a dimension beyond the embedding, an index beyond the utterances, lengths that differ, and embeddings
-    that are not finite.
+    over `devices` (by default all of this process) and scored `block_size` at a time. Raises UserError on a dimension
+    beyond the embedding, an index beyond the utterances, lengths that differ, and embeddings that are not finite.
     """
     embeddings = checked_embeddings(embeddings)
     dims = checked_dims(dims, embeddings.shape[1])
@@ -42,6 +43,81 @@ def score_trials(
     inverse = _inverse_norms(embeddings, dims)
     scored = by_blocks(_cosines, (embeddings, inverse), trials, block_size, devices, dims)
     return scored.T
+
+
+def score_matrix(
+    enrolments: np.ndarray | Array,
+    tests: np.ndarray | Array,
+    dims: Sequence[int] = DIMS,
+    *,
+    block_size: int = 1024,
+) -> Iterator[tuple[int, Array]]:
+    """Cosines of every enrolment (rows, width) with every test embedding (tests, width), a block of rows at a time.
+
+    Yields the number of the block's first row and its scores, float32 (dims, at most block_size, tests). Each element
+    of an embedding is multiplied once, whatever the number of dimensions. Errors as in `score_trials`.
+    """
+    enrolments, tests = checked_embeddings(enrolments), checked_embeddings(tests)
+    dims = checked_dims(dims, min(enrolments.shape[1], tests.shape[1]))
+    if block_size < 1:
+        raise UserError(f"block_size is {block_size} but must be at least 1.")
+    tests = jnp.asarray(tests, jnp.float32)
+    inverse = _inverse_norms(tests, dims)
+    for start in range(0, len(enrolments), block_size):
+        block = jnp.asarray(enrolments[start : start + block_size], jnp.float32)
+        yield start, _matrix(block, tests, inverse, dims)
+
+
+def group_means(embeddings: np.ndarray | Array, groups: np.ndarray | Array, dim: int) -> Array:
+    """Mean of the embeddings of each group, each cut to `dim` and scaled to length one first: float32 (groups, dim).
+
+    Enrolment of a speaker by several utterances, or a speaker of a cohort. `groups` (utterances,) are integers from
+    0; raises UserError where one up to the largest has no utterance. The mean is not scaled: a cosine does that.
+    """
+    embeddings = checked_embeddings(embeddings)
+    (dim,) = checked_dims((dim,), embeddings.shape[1])
+    groups = np.asarray(groups)
+    if groups.shape != (len(embeddings),) or groups.dtype.kind not in "iu" or groups.min() < 0:
+        raise UserError(
+            f"groups has shape {groups.shape} and dtype {groups.dtype} but must be {len(embeddings)} integers from "
+            "0, one an utterance."
+        )
+    sizes = np.bincount(groups)
+    if not sizes.all():
+        raise UserError(f"Group {int(np.argmin(sizes))} of {len(sizes)} has no utterance; number them without gaps.")
+    return _group_means(jnp.asarray(embeddings[:, :dim]), jnp.asarray(groups), jnp.asarray(sizes, jnp.float32))
+
+
+def speaker_means(
+    embeddings: np.ndarray | Array, speakers: np.ndarray | Array, dims: Sequence[int] = DIMS
+) -> tuple[Array, ...]:
+    """`group_means` for every dimension: a cohort for `score_norm.cohort_statistics`."""
+    return tuple(group_means(embeddings, speakers, dim) for dim in dims)
+
+
+def score_crops(
+    crops: np.ndarray | Array,
+    left: np.ndarray | Array,
+    right: np.ndarray | Array,
+    dims: Sequence[int] = DIMS,
+    *,
+    block_size: int = 4096,
+    devices: Sequence[jax.Device] | None = None,
+) -> Array:
+    """Scores of utterances of several crops: the mean cosine over all pairs of crops, float32 (dims, trials).
+
+    `crops` (utterances, crops, width). The mean over pairs is the product of the means of the unit crops, so it costs
+    no more than one crop. Arguments and errors as in `score_trials`.
+    """
+    if crops.ndim != 3 or 0 in crops.shape:
+        raise UserError(f"Crops have shape {crops.shape} but must be (utterances, crops, width).")
+    checked_embeddings(crops.reshape(-1, crops.shape[2]))
+    trials = checked_pairs(left, right, len(crops))
+    scores = []
+    for dim in checked_dims(dims, crops.shape[2]):
+        means = _crop_means(jnp.asarray(crops[..., :dim]))
+        scores.append(by_blocks(_products, (means,), trials, block_size, devices))
+    return jnp.stack(scores)
 
 
 def checked_embeddings(embeddings: np.ndarray | Array) -> np.ndarray | Array:
@@ -106,8 +182,7 @@ def by_blocks(
         raise UserError(f"block_size is {block_size} but must be at least 1.")
     devices = tuple(jax.local_devices() if devices is None else devices)
     count = len(rows[0])
-    # A small input makes one small block; all others share the shape of a whole one.
-    block_size = min(block_size, -(-count // len(devices)))
+    # Blocks are always whole: one shape has one order of summation, however many rows and devices there are.
     padded = -(-count // (block_size * len(devices))) * block_size * len(devices)
     mesh = Mesh(np.array(devices), ("rows",))
     tables = jax.device_put(tables, NamedSharding(mesh, P()))
@@ -133,6 +208,32 @@ def _cosines(dims: tuple[int, ...], tables, pair) -> Array:
     left, right = pair
     products = _prefix_sums(embeddings[left].astype(jnp.float32) * embeddings[right].astype(jnp.float32), dims)
     return products * (inverse[left] * inverse[right])
+
+
+def _products(tables, pair) -> Array:
+    (means,) = tables
+    return jnp.sum(means[pair[0]] * means[pair[1]], axis=1)
+
+
+@jax.jit
+def _crop_means(crops: Array) -> Array:
+    return unit(crops.astype(jnp.float32)).mean(axis=1)
+
+
+@jax.jit
+def _group_means(embeddings: Array, groups: Array, sizes: Array) -> Array:
+    sums = jnp.zeros((len(sizes), embeddings.shape[1]), jnp.float32)
+    return sums.at[groups].add(unit(embeddings.astype(jnp.float32))) / sizes[:, None]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _matrix(enrolments: Array, tests: Array, inverse: Array, dims: tuple[int, ...]) -> Array:
+    own = _inverse_norms(enrolments, dims)
+    total, scores, done = jnp.zeros((len(enrolments), len(tests)), jnp.float32), {}, 0
+    for dim in sorted(set(dims)):
+        total = total + jnp.matmul(enrolments[:, done:dim], tests[:, done:dim].T, precision=jax.lax.Precision.HIGHEST)
+        scores[dim], done = total, dim
+    return jnp.stack([scores[dim] * own[:, None, i] * inverse[None, :, i] for i, dim in enumerate(dims)])
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -2,12 +2,12 @@
 
 import csv
 import dataclasses
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from redimnet_jax import files
 from redimnet_jax.errors import UserError
 
 LABELS = {"1": True, "0": False, "target": True, "nontarget": False, "non-target": False}
@@ -93,9 +93,8 @@ def read(path: str | Path) -> Trials:
 def write(trials: Trials, path: str | Path) -> None:
     """Writes a list that `read` gives back, in VoxCeleb's form, whole or not at all.
 
-    Columns are apart by tabs if a name has a blank or a comma.
+    Columns are apart by tabs if a name has a blank or a comma. Raises UserError where it cannot be written.
     """
-    path = Path(path)
     separator = "\t" if any(" " in name or "," in name for name in trials.names) else " "
     names = trials.names
     text = "".join(
@@ -104,13 +103,7 @@ def write(trials: Trials, path: str | Path) -> None:
             trials.labels.astype(int).tolist(), trials.left.tolist(), trials.right.tolist(), strict=True
         )
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"The trial list {path} cannot be written ({error}); choose another place.") from error
+    files.write(path, text)
 
 
 def generate(
