@@ -6,7 +6,8 @@ BIN = $(VENV)/bin
 .PHONY: demo test
 
 demo: $(VENV)/installed
-	$(BIN)/python -m redimnet_jax.demo
+	rm -rf runs/demo
+	$(BIN)/python train.py --config=configs/projection_only.py:demo --workdir=runs/demo
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .

@@ -24,6 +24,13 @@ the file is executed.
   python convert_torch_weights.py --model=b6 --train_type=lm --arch=redimnet2 --output=weights/r2b6
 """
 
+EVALUATE_HELP = """Verification results of a checkpoint: EER with its 95% interval, minDCF and more for every prefix,
+as a table, results.json and plots.
+
+  python eval.py --checkpoint=runs/b2 --trials=veri_test2.txt --audio_root=/data/vox1 --output=report/
+  python eval.py --checkpoint=b2-vox2-ft_lm.pt --corpus=/data/unseen --output=report/
+"""
+
 TRAIN_HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same workdir goes on.
 
   python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2
@@ -95,6 +102,91 @@ def _train(values) -> None:
         train.train(values.config, values.workdir)
     except train.Preempted as stop:
         print(stop)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> int:
+    """`eval.py`: returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "eval.py", description=EVALUATE_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="native checkpoint, workdir of a run, or .pt"
+    )
+    data = parser.add_argument_group("trials and their recordings")
+    data.add_argument("--trials", type=Path, metavar="FILE", help="list in VoxCeleb's format; made when not given")
+    data.add_argument(
+        "--audio_root", type=Path, metavar="DIR", help="what its paths are relative to (default: its folder)"
+    )
+    data.add_argument(
+        "--corpus",
+        metavar="SOURCE",
+        help="tree, list file or tfds:NAME: in place of --audio_root, or to make trials of",
+    )
+    data.add_argument("--data_dir", type=Path, metavar="DIR", help="where TFDS datasets lie")
+    data.add_argument("--count", type=int, default=10_000, help="trials to make (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder for scores, results and plots"
+    )
+    parser.add_argument(
+        "--dims",
+        type=_dims,
+        metavar="64,128,...",
+        help="prefixes to score (default: those the model was trained for)",
+    )
+    parser.add_argument("--crop_seconds", type=float, metavar="S", help="embed crops, not whole utterances")
+    parser.add_argument("--crops", type=int, default=10, help="crops an utterance (default: %(default)s)")
+    parser.add_argument(
+        "--max_seconds", type=float, default=60.0, metavar="S", help="cut longer utterances (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="resamples for intervals (default: %(default)s)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--batch_seconds",
+        type=float,
+        default=240.0,
+        metavar="S",
+        help="audio in a batch on each device; less takes less memory (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of made trials and resamples (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if args.trials is None and args.corpus is None:
+        parser.error("give --trials=FILE, or --corpus=SOURCE to make trials of")
+    return run(lambda: _evaluate(args))
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from redimnet_jax import embedding, evaluate, evaluation_files, report, scoring, validation
+    from redimnet_jax.corpus import open_corpus
+    from redimnet_jax.loading import open_model
+
+    model = open_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
+    dims = scoring.checked_dims(args.dims or model.mrl_dims or (model.embed_dim,), model.embed_dim)
+    corpus = None
+    if args.corpus is not None:
+        corpus = open_corpus(args.corpus, cache_dir=args.output / "index", data_dir=args.data_dir)
+    if args.trials is None:
+        judged = validation.from_corpus(corpus, count=args.count, seed=args.seed, description=args.corpus)
+    else:
+        judged = validation.from_list(args.trials, args.audio_root, corpus)
+    validation.check(judged, (), allow_shared=True)
+    print(f"{judged.description}, {len(judged.recordings):,} recordings of {len(set(judged.speakers)):,} speakers")
+    pooled = embedding.pool_recordings(
+        model,
+        judged.recordings,
+        windows=embedding.Windows(args.crop_seconds, args.crops, args.max_seconds),
+        batch_seconds=args.batch_seconds,
+        progress="embedding",
+    )
+    results, scores, _ = evaluate.evaluate(model, pooled, judged, dims, bootstrap=args.bootstrap, seed=args.seed)
+    evaluation_files.write(args.output, judged.trials, dims, scores, results)
+    print(report.text_table({args.checkpoint.name: results}))
+    print(f"scores.tsv, results.json, results.md and plots are in {args.output}")
 
 
 def convert(arguments: Sequence[str] | None = None) -> int:

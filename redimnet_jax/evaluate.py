@@ -27,7 +27,10 @@ def evaluate(
     `pooled` are the recordings' pooled features, see `embedding.pool_recordings`; the results are `results_of`'s.
     """
     embeddings, trials = embed_pooled(model, pooled), validation.trials
-    scores = np.asarray(scoring.score_trials(embeddings[:, 0], trials.left, trials.right, dims))
+    # A single crop needs no mean, and takes one pass for all dimensions.
+    one = embeddings.shape[1] == 1
+    score = scoring.score_trials if one else scoring.score_crops
+    scores = np.asarray(score(embeddings[:, 0] if one else embeddings, trials.left, trials.right, dims))
     return results_of(scores, validation, dims, bootstrap=bootstrap, seed=seed), scores, embeddings
 
 
