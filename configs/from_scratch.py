@@ -39,7 +39,7 @@ SMALL = {
     "F": 40,
     "C": 8,
     "stages_setup": [[2, 1, 1, [[3, 3]], None], [2, 1, 1, [[3, 3]], 4]],
-    "block_1d_type": "conv",
+    "block_1d_type": "fc",
     "block_2d_type": "convnext_like_relu",
     "group_divisor": None,
     "hop_length": 320,
@@ -69,19 +69,20 @@ def get_config(preset: str | None = None):
     elif preset == "small":
         config.model.config = SMALL
         config.dtype = "float32"
-        config.batch_size = 64
-        config.epochs = 150
+        config.batch_size = 32
+        config.epochs = 160
+        config.data.crop_seconds = 1.5
         config.data.crops_per_utterance = 8
-        config.heads.margin_ramp = (20.0, 60.0)
-        config.optimizer.learning_rate = 2e-3
+        config.heads.margin_ramp = (40.0, 90.0)
+        config.optimizer.learning_rate = 1.5e-3
         config.optimizer.warmup_epochs = 3.0
         config.optimizer.weight_decay = 0.05
-        config.data.augment.reverberation.p = 0.5
-        config.data.augment.noise_folder.p = 0.5
-        config.data.augment.gaussian_noise.p = 0.3
-        config.data.augment.channel.p = 0.8
+        config.data.augment.reverberation.p = 0.3
+        config.data.augment.noise_folder.p = 0.3
+        config.data.augment.gaussian_noise.p = 0.2
+        config.data.augment.channel.p = 0.5
         config.data.augment.gain.p = 0.5
-        config.validation.every_epochs = 5
+        config.validation.every_epochs = 10
     else:
         raise UserError(f"configs/from_scratch.py has no preset {preset!r}; it has 'small'.")
     return config.lock()

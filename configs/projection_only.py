@@ -15,6 +15,7 @@ on a CPU: see docs/results.md.
 """
 
 from redimnet_jax import pretrained, train_config
+from redimnet_jax.errors import UserError
 
 
 def get_config(preset: str | None = None):
@@ -31,5 +32,5 @@ def get_config(preset: str | None = None):
         config.data.crop_seconds = 2.0
         config.optimizer.learning_rate = 1e-3
     elif preset is not None:
-        raise ValueError(f"configs/projection_only.py has no preset {preset!r}; it has 'demo'.")
+        raise UserError(f"configs/projection_only.py has no preset {preset!r}; it has 'demo'.")
     return config
