@@ -120,13 +120,14 @@ def score_crops(
     return jnp.stack(scores)
 
 
-def checked_embeddings(embeddings: np.ndarray | Array) -> np.ndarray | Array:
-    """`embeddings` if they are finite floats (utterances, width); raises UserError if not."""
+def checked_embeddings(embeddings: np.ndarray | Array) -> Array:
+    """`embeddings` on the device if they are finite floats (utterances, width); raises UserError if not."""
     if embeddings.ndim != 2 or 0 in embeddings.shape or not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise UserError(
             f"Embeddings have shape {embeddings.shape} and dtype {embeddings.dtype} but must be floats "
             "(utterances, width)."
         )
+    embeddings = jnp.asarray(embeddings)
     finite = np.asarray(jnp.all(jnp.isfinite(embeddings), axis=1))
     if not finite.all():
         raise UserError(
@@ -239,7 +240,7 @@ def _matrix(enrolments: Array, tests: Array, inverse: Array, dims: tuple[int, ..
 @functools.partial(jax.jit, static_argnums=1)
 def _inverse_norms(embeddings: Array, dims: tuple[int, ...]) -> Array:
     """One over the length of every prefix, float32 (utterances, dims); 0 for a prefix of zeros."""
-    squares = _prefix_sums(jnp.square(jnp.asarray(embeddings, jnp.float32)), dims)
+    squares = _prefix_sums(jnp.square(embeddings.astype(jnp.float32)), dims)
     return jnp.where(squares > 0, 1.0 / jnp.sqrt(squares), 0.0)
 
 

@@ -49,7 +49,7 @@ def random_trials(seed, count, grid=None):
     return (scores if grid is None else np.round(scores * grid) / grid), labels
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TRIALS)
 def test_operating_points_and_eer_by_counting(trials):
     scores, labels = columns(trials)
@@ -61,7 +61,7 @@ def test_operating_points_and_eer_by_counting(trials):
     assert metrics.eer(scores, labels) == pytest.approx(float(eer), abs=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TRIALS)
 def test_eer_is_that_of_scikit_learn(trials):
     scores, labels = columns(trials)
@@ -87,7 +87,7 @@ def test_many_trials_against_scikit_learn(grid):
     assert threshold == thresholds[after - 1 if abs(share) < 0.5 else after]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TRIALS, st.randoms(use_true_random=False))
 def test_weights_are_repetitions(trials, random):
     scores, labels = columns(trials)
@@ -200,7 +200,7 @@ def test_det_is_a_straight_line_for_normal_scores():
     np.testing.assert_allclose((far + frr)[inside & (np.abs(frr) < 2)], -1.5, atol=0.1)
 
 
-@pytest.mark.parametrize("count, grid", [(2, None), (255, 3), (257, 2), (3000, None)])
+@pytest.mark.parametrize("count, grid", [(2, None), (257, 2), (3000, None)])
 def test_device_path_equals_the_host_path(count, grid):
     rng = np.random.default_rng(count)
     labels = random_trials(count, count)[1]

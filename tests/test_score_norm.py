@@ -21,8 +21,7 @@ def cohort_cosines(embeddings, table):
     return (cut / np.linalg.norm(cut, axis=1)[:, None]) @ (table / np.linalg.norm(table, axis=1)[:, None]).T
 
 
-@pytest.mark.parametrize("top_k", [None, 2, 7, 40])
-@pytest.mark.parametrize("block_size", [4, 1024])
+@pytest.mark.parametrize("top_k, block_size", [(None, 4), (2, 30), (7, 4), (40, 1024)])
 def test_statistics(top_k, block_size):
     embeddings, cohort = example()
     mean, deviation = score_norm.cohort_statistics(embeddings, cohort, top_k=top_k, block_size=block_size)

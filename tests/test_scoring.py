@@ -26,7 +26,7 @@ def example(utterances=50, width=256, trials=301, seed=0):
     return embeddings.astype(np.float32), left, right
 
 
-@pytest.mark.parametrize("dims", [(64, 128, 192, 256), (256, 64), (1, 7, 20), (5,), (64, 64)])
+@pytest.mark.parametrize("dims", [(64, 128, 192, 256), (256, 64), (1, 7, 20), (64, 64)])
 def test_scores_are_cosines_of_the_cut_embeddings(dims):
     embeddings, left, right = example()
     scores = rj.scoring.score_trials(embeddings, left, right, dims)
