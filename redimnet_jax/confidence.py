@@ -70,6 +70,7 @@ def bootstrap(
     Raises UserError on what `metrics.roc` refuses, labels at odds with the speakers, and speakers so few that most
     resamples lack a class.
     """
+    _check_numbers(resamples, level)
     scores, labels, first, second = _checked(scores, labels, left, right)
     costs = device_metrics.normalised_costs(p_targets, c_miss, c_fa)
     equal, least = _resampled(scores, labels, first, second, resamples, seed, costs)
@@ -92,6 +93,7 @@ def compare(
     A paired test: every resample (see `bootstrap`) serves both systems. The p-value is twice the smaller share of
     resamples on either side of no difference, with the observation counted in, so it is never 0.
     """
+    _check_numbers(resamples, level)
     scores, labels, first, second = _checked(scores, labels, left, right)
     others, *_ = _checked(others, labels, left, right)
     if scores.shape != others.shape:
@@ -114,8 +116,6 @@ def compare(
 
 def _interval(samples: np.ndarray, level: float) -> np.ndarray:
     """The middle `level` of `samples` (..., resamples): (..., 2)."""
-    if not 0 < level < 1:
-        raise UserError(f"level is {level} but must be a share between 0 and 1, such as 0.95.")
     tail = (1 - level) / 2
     return np.moveaxis(np.quantile(samples.astype(np.float64), [tail, 1 - tail], axis=-1), 0, -1)
 
@@ -124,8 +124,6 @@ def _resampled(
     scores: Array, labels: Array, first: Array, second: Array, resamples: int, seed: int, costs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """EER (rows, resamples) and minDCF (costs, rows, resamples) of the resamples with both classes."""
-    if resamples < 1:
-        raise UserError(f"resamples is {resamples} but must be at least 1.")
     batch = min(BATCH, resamples)
     batches = -(-resamples // batch)
     keys = jax.random.split(jax.random.key(seed), batches * batch).reshape(batches, batch)
@@ -153,6 +151,13 @@ def _bootstrap(scores, labels, first, second, keys, costs, units: int) -> tuple[
 
     results = jax.lax.map(batch, keys)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], keys.size), results)
+
+
+def _check_numbers(resamples: int, level: float) -> None:
+    if resamples < 1:
+        raise UserError(f"resamples is {resamples} but must be at least 1.")
+    if not 0 < level < 1:
+        raise UserError(f"level is {level} but must be a share between 0 and 1, such as 0.95.")
 
 
 def _checked(scores, labels, left, right) -> tuple[Array, Array, Array, Array]:

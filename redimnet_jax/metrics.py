@@ -81,17 +81,21 @@ def roc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
     scores, one class only, labels other than 0 and 1, and lengths that differ.
     """
     scores, labels = checked(scores, labels)
-    weights = np.ones(len(labels), np.int64) if weights is None else _checked_weights(weights, labels)
-    counted = weights > 0
-    if not counted.all():
+    if weights is not None:
+        weights = _checked_weights(weights, labels)
+        counted = weights > 0
         scores, labels, weights = scores[counted], labels[counted], weights[counted]
     order = np.argsort(-scores)
-    descending, labels, weights = scores[order], labels[order], weights[order]
-    last = np.append(np.flatnonzero(descending[1:] != descending[:-1]), len(descending) - 1)
-    accepted_targets = np.cumsum(weights * labels)[last]
-    accepted_nontargets = np.cumsum(weights * ~labels)[last]
+    falling, labels = scores[order], labels[order]
+    last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)
+    if weights is None:
+        accepted_targets, accepted = np.cumsum(labels)[last], last + 1
+    else:
+        weights = weights[order]
+        accepted_targets, accepted = np.cumsum(weights * labels)[last], np.cumsum(weights)[last]
+    accepted_nontargets = accepted - accepted_targets
     return Roc(
-        np.concatenate([[np.inf], descending[last]]),
+        np.concatenate([[np.inf], falling[last]]),
         np.concatenate([[0.0], accepted_nontargets / accepted_nontargets[-1]]),
         # One division of the rejected: 1 - accepted / all would round twice.
         np.concatenate([[1.0], (accepted_targets[-1] - accepted_targets) / accepted_targets[-1]]),
