@@ -76,15 +76,12 @@ def _entries(model: SpeakerModel, dims: Sequence[int]) -> dict:
 LOSSLESS = 1e-5
 
 
-def check_lossless(pretrained: SpeakerModel, adapted: SpeakerModel, pooled: np.ndarray) -> tuple[int, float]:
-    """(width, largest difference) of the cosines between the rows of `pooled`, before and after `adapt`.
+def check_lossless(pretrained: SpeakerModel, adapted: SpeakerModel, pooled: np.ndarray) -> float:
+    """The largest difference that `adapt` makes to a cosine of two rows of `pooled` at the pretrained width.
 
-    The width is the pretrained one, or the adapted one where that is narrower and the rotation keeps the first
-    directions only; then nothing is compared, and the difference is NaN. Raises UserError above `LOSSLESS`.
+    Raises UserError above `LOSSLESS`. An adapted model narrower than the pretrained one has nothing to compare.
     """
     width = pretrained.embed_dim
-    if adapted.embed_dim < width:
-        return adapted.embed_dim, float("nan")
     before, after = (np.asarray(unit(m.network.embed(jnp.asarray(pooled))[:, :width])) for m in (pretrained, adapted))
     difference = float(np.max(np.abs(before @ before.T - after @ after.T)))
     if not difference <= LOSSLESS:
@@ -92,7 +89,7 @@ def check_lossless(pretrained: SpeakerModel, adapted: SpeakerModel, pooled: np.n
             f"The rotated projection changes cosines at {width} dimensions by {difference:.1e}, above {LOSSLESS}; "
             "the pretrained projection may be degenerate; set projection.init to 'random'."
         )
-    return width, difference
+    return difference
 
 
 def lossless(
@@ -118,7 +115,7 @@ def lossless(
         more = directions - weight @ (known @ directions)
         # No louder than the quietest pretrained direction, so that at first they refine a score and do not set it.
         spread = np.std(inputs @ more, axis=0)
-        more *= np.std(embeddings @ rotation[:, -1]) / np.maximum(spread, 0.01 * spread.max())
+        more *= np.std(embeddings @ rotation, axis=0).min() / np.maximum(spread, 0.01 * spread.max())
         kernel = np.concatenate([kernel, more], axis=1)
         bias = np.concatenate([bias, -inputs.mean(axis=0) @ more])
     return kernel, bias

@@ -47,8 +47,16 @@ def named(corpus: Corpus, names: Sequence[str]) -> Subset:
 
 
 def hold_out(corpus: Corpus, share: float, seed: int) -> tuple[Subset, Subset]:
-    """(`corpus` without, and only) a random `share` of its speakers, at least two."""
+    """(`corpus` without, and only) a random `share` of its speakers, at least two.
+
+    Raises UserError when fewer than two remain to be trained on.
+    """
     count = max(2, round(share * len(corpus.speakers)))
+    if len(corpus.speakers) < count + 2:
+        raise UserError(
+            f"Of {len(corpus.speakers)} training speakers {count} would be kept out for validation, which leaves too "
+            "few; give validation.trials or validation.tree."
+        )
     held = np.random.default_rng(seed).permutation(len(corpus.speakers))[:count]
     chosen = np.isin(corpus.labels, held)
     return Subset(corpus, np.flatnonzero(~chosen)), Subset(corpus, np.flatnonzero(chosen))

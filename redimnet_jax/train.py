@@ -23,7 +23,6 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from redimnet_jax import (
-    augment,
     evaluate,
     files,
     input_pipeline,
@@ -32,18 +31,14 @@ from redimnet_jax import (
     optimizer,
     plots,
     report,
-    subset,
     train_config,
-    validation,
 )
-from redimnet_jax.corpus import Corpus, open_corpus
 from redimnet_jax.embedding import Windows, pool_recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.heads import Heads
 from redimnet_jax.loading import open_model
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.speaker_table import read_sexes
 from redimnet_jax.train_step import (
     Arrays,
     Learner,
@@ -54,6 +49,7 @@ from redimnet_jax.train_step import (
     make_step,
 )
 from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
+from redimnet_jax.training_data import Data, open_data
 from redimnet_jax.validation import Validation
 
 # Steps that may be on their way before their figures are read: enough to keep the device busy, and soon enough to see
@@ -65,22 +61,6 @@ class Preempted(Exception):
     """The run was asked to stop; everything is saved."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """What a run reads."""
-
-    corpus: Corpus | subset.Subset
-    validation: Validation
-    speed: augment.Speed | None
-    steps: tuple[augment.Step, ...]
-
-    @property
-    def classes(self) -> list[str]:
-        """The speaker map: the name of every class, in the order of the prototypes."""
-        factors = self.speed.factors if self.speed and self.speed.new_speakers else (1.0,)
-        return [f"{name}@{factor:g}" if factor != 1 else name for factor in factors for name in self.corpus.speakers]
-
-
 def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`; returns the results of the best model (see `evaluate.results_of`).
 
@@ -89,52 +69,51 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir).absolute()
     train_config.check(config, jax.device_count(), jax.process_count())
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = TrainingCheckpoints(workdir, config.checkpoint.keep)
-    saved = None if checkpoints.latest() is None else checkpoints.read_progress()
-    if saved is not None:
-        train_config.check_resume(config, saved["config"], workdir)
-    data = open_data(config, workdir)
-    run = _Run(config, workdir, data, checkpoints, saved)
-    with contextlib.closing(run):
-        return run.complete()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be made ({error.strerror}); choose another one.") from error
+    if jax.config.jax_compilation_cache_dir is None:
+        # So that a run that goes on does not compile again.
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    with contextlib.closing(TrainingCheckpoints(workdir, config.checkpoint.keep)) as checkpoints:
+        saved = None if checkpoints.latest() is None else checkpoints.read_progress()
+        if saved is None:
+            model = starting_model(config)
+        else:
+            train_config.check_resume(config, saved["config"], workdir)
+            model = _empty_model(saved["model"], jnp.dtype(config.dtype))
+        data = open_data(config, workdir)
+        with contextlib.closing(_Run(config, workdir, data, model, checkpoints, saved)) as run:
+            return run.complete()
 
 
-def open_data(config: Any, workdir: Path) -> Data:
-    """The training corpus and the validation trials, checked."""
-    verbose = jax.process_index() == 0
-    opening = dict(cache_dir=workdir / "index", min_seconds=config.data.min_seconds, max_bad=config.data.max_bad)
-    opening |= dict(data_dir=config.data.data_dir, progress=verbose)
-    if not config.data.train:
-        raise UserError("config.data.train is empty; give a tree of speakers, a list file, or tfds:NAME.")
-    corpus = open_corpus(config.data.train, min_speakers=2, **opening)
-    wanted = config.validation
-    sexes = read_sexes(wanted.metadata) if wanted.same_sex and wanted.metadata else None
-    if wanted.same_sex and not wanted.metadata:
-        raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
-    making = dict(count=wanted.generated_trials, seed=config.seed, sexes=sexes)
-    if wanted.trials:
-        unseen = open_corpus(wanted.tree, **opening) if wanted.tree else None
-        trials = validation.from_list(wanted.trials, wanted.audio_root, unseen)
-    elif wanted.tree:
-        trials = validation.from_corpus(open_corpus(wanted.tree, **opening), description=wanted.tree, **making)
-    else:
-        corpus, held = subset.hold_out(corpus, wanted.holdout, config.seed)
-        description = f"{len(held.speakers)} training speakers kept out of training"
-        trials = validation.from_corpus(held, description=description, **making)
-    validation.check(trials, corpus.speakers, wanted.allow_shared_speakers)
-    if wanted.classification:
-        validation.check_classification(trials, corpus.speakers)
-    chosen = config.data.augment
-    steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
-    speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
-    return Data(corpus, trials, speed, steps)
+def starting_model(config: Any) -> SpeakerModel:
+    """The pretrained model, or an untrained one of `model.config`, for which the configured dimensions are right."""
+    dims, dtype = tuple(config.projection.mrl_dims), jnp.dtype(config.dtype)
+    if config.model.checkpoint is not None:
+        pretrained = open_model(config.model.checkpoint, dtype=dtype)
+        matryoshka.check_dims(pretrained, dims)
+        return pretrained
+    entries = config.model.config.to_dict() | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
+    network = SpeakerNetwork(
+        model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed)
+    )
+    return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
 
 
 class _Run:
     """The state of one run between its steps."""
 
-    def __init__(self, config, workdir: Path, data: Data, checkpoints: TrainingCheckpoints, saved: dict | None):
+    def __init__(
+        self,
+        config: Any,
+        workdir: Path,
+        data: Data,
+        model: SpeakerModel,
+        checkpoints: TrainingCheckpoints,
+        saved: dict[str, Any] | None,
+    ):
         self.config, self.workdir, self.data, self.checkpoints = config, workdir, data, checkpoints
         self.first = jax.process_index() == 0
         self.mesh = Mesh(np.array(jax.devices()), ("data",))
@@ -143,13 +122,13 @@ class _Run:
             data.corpus, config.batch_size, config.data.crops_per_utterance
         )
         self.total_steps = config.epochs * self.epoch_steps
-        self.dtype = jnp.dtype(config.dtype)
         self.dims = tuple(config.projection.mrl_dims)
         self.stop_requested = False
         self.pretrained: SpeakerModel | None = None
         self.pooled: np.ndarray | None = None
         if saved is None:
-            model = self._starting_model()
+            if config.model.checkpoint is not None:
+                self.pretrained, model = model, self._adapted(model)
             self.progress = {"history": [], "best": None, "reference": math.inf, "stale": 0, "stopped": False}
             self.progress |= {"sums": None, "pretrained": None}
         else:
@@ -161,7 +140,6 @@ class _Run:
                 )
             self.progress = saved["progress"]
             self.batches.set_state(saved["batches"])
-            model = _empty_model(saved["model"], self.dtype)
         self.model_config, self.arch, self.source = model.model_config, model.arch, model.source
         heads = Heads(len(data.classes), self.dims, shared=config.heads.shared, rngs=nnx.Rngs(config.seed + 1))
         self.split = Split(Learner(model.network, heads), config.parts)
@@ -184,7 +162,6 @@ class _Run:
 
     def close(self) -> None:
         self.batches.close()
-        self.checkpoints.close()
         if self.writer:
             self.writer.close()
 
@@ -203,24 +180,21 @@ class _Run:
             process_count=jax.process_count(),
         )
 
-    def _starting_model(self) -> SpeakerModel:
-        """The model before the first step; remembers the pretrained one for comparison."""
-        config = self.config
-        if config.model.checkpoint is None:
-            entries = dict(config.model.config.to_dict()) | {"embed_dim": self.dims[-1], "mrl_dims": list(self.dims)}
-            parsed = model_config.parse(config.model.arch, entries)
-            network = SpeakerNetwork(parsed, dtype=self.dtype, rngs=nnx.Rngs(config.seed))
-            return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
-        pretrained = open_model(config.model.checkpoint, dtype=self.dtype)
-        matryoshka.check_dims(pretrained, self.dims)
-        if config.projection.init == "random":
-            model = matryoshka.adapt(pretrained, self.dims, init="random", seed=config.seed)
+    def _adapted(self, pretrained: SpeakerModel) -> SpeakerModel:
+        """The pretrained backbone with the projection that training starts from."""
+        config = self.config.projection
+        if config.init == "random":
+            return matryoshka.adapt(pretrained, self.dims, init="random", seed=self.config.seed)
+        pooled, labels = self._pooled_crops(pretrained)
+        model = matryoshka.adapt(pretrained, self.dims, pooled, labels, order=config.order)
+        if model.embed_dim < pretrained.embed_dim:
+            self.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")
         else:
-            pooled, labels = self._pooled_crops(pretrained)
-            model = matryoshka.adapt(pretrained, self.dims, pooled, labels, order=config.projection.order)
-            width, difference = matryoshka.check_lossless(pretrained, model, pooled[:512])
-            self.say(f"lossless start: no cosine at {width} dimensions changes by more than {difference:.1e}")
-        self.pretrained = pretrained
+            difference = matryoshka.check_lossless(pretrained, model, pooled[:512])
+            self.say(
+                f"lossless start: no cosine at the {pretrained.embed_dim} pretrained dimensions changes by more than "
+                f"{difference:.1e}"
+            )
         return model
 
     def _pooled_crops(self, model: SpeakerModel) -> tuple[np.ndarray, np.ndarray]:
@@ -286,8 +260,8 @@ class _Run:
         """To the end of the current epoch, with its validation and checkpoint."""
         epoch = self.step // self.epoch_steps
         begin, end = self.step, (epoch + 1) * self.epoch_steps
-        sums = self.progress["sums"] or {"steps": 0, "loss": 0.0, "losses": [0.0] * len(self.dims)}
-        sums.setdefault("accuracies", [0.0] * len(self.dims))
+        zeros = [0.0] * len(self.dims)
+        sums = self.progress["sums"] or {"steps": 0, "loss": 0.0, "losses": zeros, "accuracies": zeros}
         self.progress["sums"] = sums
         waiting: collections.deque = collections.deque()
         meter = input_pipeline.WaitMeter(self.batches)
@@ -336,11 +310,10 @@ class _Run:
         entry: dict[str, Any] = {"step": self.step, "epoch": epoch}
         sums = self.progress["sums"]
         if sums:
-            names = map(str, self.dims)
             entry["loss"] = sums["loss"] / sums["steps"]
-            entry["losses"] = dict(zip(names, (x / sums["steps"] for x in sums["losses"]), strict=True))
-            names = map(str, self.dims)
-            entry["accuracies"] = dict(zip(names, (x / sums["steps"] for x in sums["accuracies"]), strict=True))
+            for name in ("losses", "accuracies"):
+                means = (total / sums["steps"] for total in sums[name])
+                entry[name] = dict(zip(map(str, self.dims), means, strict=True))
         entry |= timing or {}
         eer = None
         if epoch % config.validation.every_epochs == 0 or self.step == self.total_steps:
@@ -433,7 +406,7 @@ class _Run:
             state = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept"
             raise UserError(
                 f"The loss is {figures['loss']} and the gradient norm {figures['grad_norm']} at step {step}, and "
-                f"{state}; lower optimizer.learning_rate or look at the data of that step."
+                f"{state}; start again in another workdir with a lower optimizer.learning_rate."
             )
 
     @contextlib.contextmanager
@@ -534,7 +507,7 @@ class _Run:
     def _log_step(self, step: int, figures: dict[str, Any]) -> None:
         self.writer.add_scalar("train/loss", figures["loss"], step)
         self.writer.add_scalar("train/grad_norm", figures["grad_norm"], step)
-        self.writer.add_scalar("train/learning_rate", float(self.schedule(step)), step)
+        self.writer.add_scalar("train/learning_rate", float(self.schedule(step - 1)), step)
         for index, dim in enumerate(self.dims):
             self.writer.add_scalar(f"train/loss/{dim}", figures["losses"][index], step)
             self.writer.add_scalar(f"train/accuracy/{dim}", figures["accuracies"][index], step)

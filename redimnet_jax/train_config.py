@@ -29,8 +29,16 @@ COUNTS = (
     "validation.every_epochs",
     "validation.crops",
 )
-# What an interrupted run may be resumed with another value of: nothing here changes what is trained.
-FREE_TO_CHANGE = ("data.workers", "data.data_dir", "checkpoint.", "log_every_steps", "validation.batch_seconds")
+# What an interrupted run may be resumed with another value of: nothing here changes what is trained
+# (of data elsewhere, the speakers and the digest are compared).
+FREE_TO_CHANGE = (
+    "data.train",
+    "data.data_dir",
+    "data.workers",
+    "checkpoint.",
+    "log_every_steps",
+    "validation.batch_seconds",
+)
 
 
 def default() -> ConfigDict:

@@ -154,7 +154,7 @@ def make_step(
             "loss": value,
             "losses": figures["loss"],
             "accuracies": figures["accuracy"],
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
         }
         return TrainState(state.step + 1, params, stats, opt), figures
 

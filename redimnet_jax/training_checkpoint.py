@@ -7,6 +7,7 @@ and the one with the best EER. The best model alone, for use, is in `<workdir>/b
 
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -46,10 +47,12 @@ class TrainingCheckpoints:
     def save(self, state: TrainState, frozen: Arrays, progress: dict[str, Any], eer: float | None) -> None:
         """Saves in the background; `eer` is that of the validation of this very step, if there was one."""
         args, step = self._ocp.args, int(state.step)
-        if step in self._manager.all_steps():
-            return
         items = {"arrays": args.StandardSave(_tree(state, frozen)), "progress": args.JsonSave(progress)}
         with _readable_disk_errors(self.folder):
+            if step in self._manager.all_steps():
+                # Saved when the run was asked to stop before the validation of this step was complete.
+                self.wait()
+                self._manager.delete(step)
             self._manager.save(
                 step, args=args.Composite(**items), metrics=None if eer is None else {"eer": eer}, force=True
             )
@@ -106,14 +109,15 @@ def _readable_disk_errors(folder: Path) -> Iterator[None]:
 
 def save_best(model: SpeakerModel, workdir: Path, step: int) -> None:
     """Makes `<workdir>/best` the native checkpoint of `model`; at every moment it is a whole one, old or new."""
-    link, folder = workdir / checkpoint.BEST, workdir / f"best-{step}"
-    if folder.exists():
-        shutil.rmtree(folder)  # of a run that stopped before it renamed the link
+    link = workdir / checkpoint.BEST
+    # Another name where a run that was killed had come this far, and the link may point there.
+    names = (f"best-{step}" + ".again" * count for count in itertools.count())
+    folder = next(workdir / name for name in names if not (workdir / name).exists())
     checkpoint.save(model, folder)
-    before = link.resolve() if link.is_symlink() else None
     with tempfile.TemporaryDirectory(dir=workdir) as scratch:
         new = Path(scratch) / checkpoint.BEST
         new.symlink_to(folder.name)
         new.rename(link)
-    if before is not None and before != folder.resolve():
-        shutil.rmtree(before)
+    for other in workdir.glob("best-*"):
+        if other.is_dir() and other != folder:
+            shutil.rmtree(other)

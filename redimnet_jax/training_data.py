@@ -1,0 +1,125 @@
+"""What a training run reads: its corpus, its validation trials, and how crops are augmented."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from redimnet_jax import augment, subset, validation
+from redimnet_jax.corpus import Corpus, open_corpus
+from redimnet_jax.errors import UserError
+from redimnet_jax.speaker_table import read_sexes
+from redimnet_jax.validation import Validation
+
+SYNTHETIC = re.compile(r"synthetic:(\d+)x(\d+)x(\d+)(?:@(\d+))?")
+SYNTHETIC_SECONDS = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    corpus: Corpus | subset.Subset
+    validation: Validation
+    speed: augment.Speed | None
+    steps: tuple[augment.Step, ...]
+
+    @property
+    def classes(self) -> list[str]:
+        """The speaker map: the name of every class, in the order of the prototypes."""
+        factors = self.speed.factors if self.speed and self.speed.new_speakers else (1.0,)
+        return [f"{name}@{factor:g}" if factor != 1 else name for factor in factors for name in self.corpus.speakers]
+
+
+def open_data(config: Any, workdir: Path) -> Data:
+    """The training corpus and the validation trials of `config`, checked, the quickest to check first.
+
+    Indices of the audio and synthetic voices are kept in `workdir`.
+    """
+    wanted, chosen = config.validation, config.data.augment
+    if not config.data.train:
+        raise UserError("config.data.train is empty; give a tree of speakers, a list file, or tfds:NAME.")
+    if wanted.same_sex and not wanted.metadata:
+        raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
+    steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
+    speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
+
+    def opened(source: str, min_speakers: int = 1) -> Corpus:
+        with _first_process_first(source):
+            return open_corpus(
+                _synthetic_tree(source, workdir / "synthetic") if source.startswith("synthetic:") else source,
+                cache_dir=workdir / "index",
+                min_seconds=config.data.min_seconds,
+                max_bad=config.data.max_bad,
+                min_speakers=min_speakers,
+                data_dir=config.data.data_dir,
+                progress=jax.process_index() == 0,
+            )
+
+    making = {
+        "count": wanted.generated_trials,
+        "seed": config.seed,
+        "sexes": read_sexes(wanted.metadata) if wanted.same_sex else None,
+    }
+    trials = None
+    if wanted.trials:
+        unseen = opened(wanted.tree) if wanted.tree else None
+        trials = validation.from_list(wanted.trials, wanted.audio_root, unseen)
+    elif wanted.tree:
+        trials = validation.from_corpus(opened(wanted.tree), description=wanted.tree, **making)
+    corpus = opened(config.data.train, min_speakers=2)
+    if trials is None:
+        corpus, held = subset.hold_out(corpus, wanted.holdout, config.seed)
+        description = f"{len(held.speakers)} training speakers kept out of training"
+        trials = validation.from_corpus(held, description=description, **making)
+    validation.check(trials, corpus.speakers, wanted.allow_shared_speakers)
+    if wanted.classification:
+        validation.check_classification(trials, corpus.speakers)
+    return Data(corpus, trials, speed, steps)
+
+
+def _synthetic_tree(source: str, folder: Path) -> Path:
+    """The tree of `synthetic:SPEAKERSxSESSIONSxUTTERANCES[@FIRST]` below `folder`, made when it is not there.
+
+    FIRST is the number of the first speaker, so that two sources can have different ones.
+    """
+    from redimnet_jax import synthesis
+
+    match = SYNTHETIC.fullmatch(source)
+    if match is None:
+        raise UserError(f"{source!r} is not understood; write synthetic:SPEAKERSxSESSIONSxUTTERANCES[@FIRST].")
+    speakers, sessions, utterances, first = (int(number or 0) for number in match.groups())
+    tree = folder / source.removeprefix("synthetic:")
+    if not tree.exists():
+        synthesis.write_corpus(
+            tree,
+            speakers=speakers,
+            sessions=sessions,
+            utterances=utterances,
+            seconds=SYNTHETIC_SECONDS,
+            first_speaker=first,
+        )
+    return tree
+
+
+@contextlib.contextmanager
+def _first_process_first(name: str) -> Iterator[None]:
+    """The other processes run the block after the first one, whose files they then find."""
+    from jax.experimental import multihost_utils
+
+    def meet():
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(name)
+
+    if jax.process_index():
+        meet()
+        yield
+    else:
+        try:
+            yield
+        finally:
+            meet()
