@@ -82,10 +82,14 @@ def train(arguments: Sequence[str]) -> int:
         missing = [f"--{name}" for name in ("config", "workdir") if getattr(values, name) is None]
         if missing or rest:
             raise flags.Error(f"{', '.join(missing)} is missing" if missing else f"{rest[0]!r} is not understood")
+        cluster = [values.coordinator, values.processes, values.process_id]
+        if None in cluster and any(flag is not None for flag in cluster):
+            raise flags.Error("--coordinator, --processes and --process_id are given together or not at all")
+        values.config.to_dict()  # A file that does not load says so only when it is used.
     except (AttributeError, KeyError) as error:  # of a locked config
         print(f"error: The config has no setting {error}; see configs/ and train.py --help.", file=sys.stderr)
         return 2
-    except (flags.Error, ValueError, TypeError, OSError) as error:
+    except (flags.Error, UserError, ValueError, TypeError, OSError) as error:
         # Of a file that does not load, only the last line says why.
         reason = str(error).strip().splitlines()[-1].strip().removesuffix(".")
         print(f"error: {reason}; see train.py --help.", file=sys.stderr)
