@@ -51,11 +51,10 @@ def config_checksum(arch: str, entries: dict[str, Any]) -> str:
 
 def save(model: SpeakerModel, folder: str | Path) -> None:
     """Writes `model` to `folder`, which must not exist; all of it or nothing."""
-    import orbax.checkpoint as ocp
-
     folder = Path(folder).absolute()
     check_output(folder)
-    arrays = flat(model.network)
+    # Of NumPy, since Orbax saves arrays of JAX's for all processes together.
+    arrays = {name: np.asarray(array) for name, array in flat(model.network).items()}
     description = {
         "format": FORMAT,
         "tool": f"redimnet_jax {version('redimnet_jax')}",
@@ -72,7 +71,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         if shutil.disk_usage(folder.parent).free < 2 * size:
             raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(part / ARRAYS, arrays)
         (part / DESCRIPTION).write_text(_readable(description))
         part.chmod(0o755)
@@ -108,7 +107,7 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
     description = _description(folder)
     config = model_config.parse(description["arch"], description["model_config"])
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             names = checkpointer.metadata(folder / ARRAYS).item_metadata.tree
             wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
@@ -131,6 +130,17 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
         )
     fill(network, arrays)
     return SpeakerModel(network, description["model_config"], Source(**description["source"]))
+
+
+def _checkpointer():
+    """Orbax's, for this process alone: it waits for no other one."""
+    import orbax.checkpoint as ocp
+
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def fill(network: SpeakerNetwork, arrays: dict[str, Any]) -> None:
