@@ -96,9 +96,7 @@ def starting_model(config: Any) -> SpeakerModel:
         matryoshka.check_dims(pretrained, dims)
         return pretrained
     entries = config.model.config.to_dict() | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
-    network = SpeakerNetwork(
-        model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed)
-    )
+    network = SpeakerNetwork(model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed))
     return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
 
 
@@ -356,9 +354,14 @@ class _Run:
         """The heads' loss on the validation recordings, per dimension; all of them are of training speakers."""
         number = {name: index for index, name in enumerate(self.data.corpus.speakers)}
         labels = np.array([number[name] for name in self.data.validation.speakers])
-        heads = self._learner().heads
         margin = {"margin": self.config.heads.margin, "scale": self.config.heads.scale}
-        _, figures = heads.loss(jnp.asarray(embeddings[:, 0]), labels, weights=(1.0,) * len(self.dims), **margin)
+        graph, state = nnx.split(self._learner().heads)
+
+        @jax.jit
+        def loss(state, embeddings, labels):
+            return nnx.merge(graph, state).loss(embeddings, labels, weights=(1.0,) * len(self.dims), **margin)
+
+        _, figures = loss(state, embeddings[:, 0], labels)
         return dict(zip(map(str, self.dims), np.asarray(figures["loss"]).tolist(), strict=True))
 
     def _judge(self, entry: dict[str, Any], model: SpeakerModel, scores: np.ndarray) -> float:

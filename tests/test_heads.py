@@ -1,5 +1,7 @@
 """The Matryoshka heads: their prototypes, the weighted loss, the accuracy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,16 @@ OPTIONS = {"margin": 0.2, "scale": 30.0}
 
 def heads(shared: bool = False) -> Heads:
     return Heads(CLASSES, DIMS, shared=shared, rngs=nnx.Rngs(0))
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="easy_margin")
+def _loss(graph, state, embedding, labels, weights, **options):
+    return nnx.merge(graph, state).loss(embedding, labels, weights=weights, **options)
+
+
+def loss_of(heads: Heads, embedding, labels, *, weights, **options):
+    graph, state = nnx.split(heads)
+    return _loss(graph, state, embedding, labels, weights, **options)
 
 
 @pytest.fixture
@@ -39,32 +51,35 @@ def test_prototypes_are_of_each_dimension_or_one_matrix_sliced():
 def test_loss_is_the_weighted_mean_over_the_prefixes(batch, shared, easy_margin):
     of, (embedding, labels) = heads(shared), batch
     options = OPTIONS | {"easy_margin": easy_margin}
-    loss, figures = of.loss(embedding, labels, weights=(1.0, 2.0, 5.0), **options)
-    each = [aam_softmax(embedding[:, :dim], of.of(i), labels, **options) for i, dim in enumerate(DIMS)]
+    jitted = jax.jit(aam_softmax, static_argnames="easy_margin")
+    loss, figures = loss_of(of, embedding, labels, weights=(1.0, 2.0, 5.0), **options)
+    each = [jitted(embedding[:, :dim], of.of(i), labels, **options) for i, dim in enumerate(DIMS)]
     np.testing.assert_allclose(figures["loss"], each, rtol=1e-6)
     assert float(loss) == pytest.approx(float(each[0] + 2 * each[1] + 5 * each[2]) / 8, rel=1e-6)
     # Weights count by their ratios, and a weight of zero leaves a prefix out.
-    assert float(of.loss(embedding, labels, weights=(2, 4, 10), **options)[0]) == pytest.approx(float(loss), rel=1e-6)
-    assert float(of.loss(embedding, labels, weights=(0, 1, 0), **options)[0]) == pytest.approx(float(each[1]))
+    assert float(loss_of(of, embedding, labels, weights=(2, 4, 10), **options)[0]) == pytest.approx(
+        float(loss), rel=1e-6
+    )
+    assert float(loss_of(of, embedding, labels, weights=(0, 1, 0), **options)[0]) == pytest.approx(float(each[1]))
 
 
 def test_prefixes_are_cut_before_they_are_normalised(batch):
     of, (embedding, labels) = heads(), batch
     louder = embedding.at[:, 4:].multiply(100.0)
-    loss, again = (of.loss(e, labels, weights=(1, 1, 1), **OPTIONS)[1]["loss"] for e in (embedding, louder))
+    loss, again = (loss_of(of, e, labels, weights=(1, 1, 1), **OPTIONS)[1]["loss"] for e in (embedding, louder))
     assert np.array_equal(loss[:2], again[:2]) and loss[2] != again[2]
-    scaled = of.loss(7.0 * embedding, labels, weights=(1, 1, 1), **OPTIONS)[1]["loss"]
+    scaled = loss_of(of, 7.0 * embedding, labels, weights=(1, 1, 1), **OPTIONS)[1]["loss"]
     np.testing.assert_allclose(scaled, loss, rtol=1e-5)
 
 
 def test_accuracy_is_of_the_nearest_prototype_without_margin(batch):
     of, (_, labels) = heads(), batch
     full = of.of(2)[labels]  # each on its prototype
-    _, figures = of.loss(full, labels, weights=(1, 1, 1), margin=1.4, scale=30.0)
+    _, figures = loss_of(of, full, labels, weights=(1, 1, 1), margin=1.4, scale=30.0)
     assert figures["accuracy"].dtype == jnp.float32
     assert float(figures["accuracy"][2]) == 1.0
     wrong = full.at[:4].set(of.of(2)[(labels[:4] + 1) % CLASSES])
-    _, figures = of.loss(wrong, labels, weights=(1, 1, 1), **OPTIONS)
+    _, figures = loss_of(of, wrong, labels, weights=(1, 1, 1), **OPTIONS)
     assert float(figures["accuracy"][2]) == 0.75
     unit = [p / np.linalg.norm(p, axis=1, keepdims=True) for p in (np.asarray(of.of(i)) for i in range(3))]
     nearest = [np.mean((np.asarray(wrong)[:, :d] @ p.T).argmax(1) == labels) for d, p in zip(DIMS, unit, strict=True)]
@@ -76,6 +91,7 @@ def test_the_gradient_reaches_every_prototype(batch, shared):
     embedding, labels = batch
     graph, state = nnx.split(heads(shared))
 
+    @jax.jit
     @jax.grad
     def gradient(state):
         return nnx.merge(graph, state).loss(embedding, labels, weights=(1, 1, 1), **OPTIONS)[0]

@@ -243,13 +243,15 @@ def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, c
         validation__crops=2,
         validation__holdout=0.34,
         heads__shared=True,
-        heads__weights=(1.0, 1.0, 2.0),
-        projection__init="random",
+        heads__weights=(1.0, 2.0),
+        projection__mrl_dims=(2, 5),
         optimizer__accumulate=2,
     )
     train.train(wanted, tmp_path)
     out = capsys.readouterr().out
     assert "24 utterances of 4 speakers" in out and "2 training speakers kept out" in out
+    assert "the first 5 of 8 pretrained directions" in out
+    assert rj.load(tmp_path).mrl_dims == (2, 5)
     assert ["dims" in entry for entry in history(tmp_path)] == [True, False, True]
     _, progress = saved(tmp_path, 12)
     assert len(progress["speakers"]) == 4
@@ -259,15 +261,10 @@ def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, c
 
 def test_classification_loss_of_training_speakers(data, tmp_path, no_plots):
     seen = {"validation__tree": data["data.train"], "validation__allow_shared_speakers": True}
-    train.train(config(data, epochs=1, validation__classification=True, **seen), tmp_path)
+    seen["validation__classification"] = True
+    train.train(config(data, epochs=1, **seen), tmp_path)
     first, last = (entry["classification_loss"] for entry in history(tmp_path))
     assert set(first) == {"4", "8", "12"} and sum(last.values()) < sum(first.values())
-
-
-def test_narrower_than_pretrained(data, tmp_path, no_plots, capsys):
-    train.train(config(data, epochs=1, projection__mrl_dims=(2, 5)), tmp_path)
-    assert "the first 5 of 8 pretrained directions" in capsys.readouterr().out
-    assert rj.load(tmp_path).mrl_dims == (2, 5)
 
 
 def test_synthetic_sources(data, tmp_path):
