@@ -15,6 +15,9 @@ from flax import nnx
 from redimnet_jax import checkpoint, download, signals, torch_weights
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
+from redimnet_jax.score_norm import METHODS
+
+TOP_K = 300  # of the cohort that count in as-norm
 
 CONVERT_HELP = """Convert a PyTorch ReDimNet checkpoint into a native one. PyTorch is not needed, and nothing in
 the file is executed.
@@ -29,6 +32,8 @@ as a table, results.json and plots.
 
   python eval.py --checkpoint=runs/b2 --trials=veri_test2.txt --audio_root=/data/vox1 --output=report/
   python eval.py --checkpoint=b2-vox2-ft_lm.pt --corpus=/data/unseen --output=report/
+
+docs/evaluation.md shows score normalisation, calibration, comparison, enrolment by several utterances and the cache.
 """
 
 TRAIN_HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same workdir goes on.
@@ -128,8 +133,27 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
     )
     data.add_argument("--data_dir", type=Path, metavar="DIR", help="where TFDS datasets lie")
     data.add_argument("--count", type=int, default=10_000, help="trials to make (default: %(default)s)")
+    data.add_argument(
+        "--enrolment", type=Path, metavar="FILE", help="lines `model path path ...`; trials name models"
+    )
+    data.add_argument("--cache", type=Path, metavar="DIR", help="keep what the backbone gives for every recording")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for scores, results and plots"
+    )
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--score_norm", choices=METHODS, help="normalise against a cohort; the cosine stays beside")
+    scores.add_argument("--cohort", metavar="SOURCE", help="tree, list file or tfds:NAME, best of training speakers")
+    scores.add_argument(
+        "--cohort_utterances", type=int, default=20, metavar="N", help="random ones a speaker (default: %(default)s)"
+    )
+    scores.add_argument("--top_k", type=int, metavar="N", help=f"of the cohort, with as-norm (default: {TOP_K})")
+    scores.add_argument("--calibrate", type=Path, metavar="TRIALS", help="fit log-likelihood ratios on this list")
+    scores.add_argument(
+        "--calibrate_root", type=Path, metavar="DIR", help="of its paths (default: as those of --trials)"
+    )
+    scores.add_argument("--allow_same_trials", action="store_true", help="calibrate on trials that are evaluated")
+    scores.add_argument(
+        "--compare", type=Path, metavar="FILE", help="a scores.tsv of the same trials to test against"
     )
     parser.add_argument(
         "--dims",
@@ -157,6 +181,16 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.trials is None and args.corpus is None:
         parser.error("give --trials=FILE, or --corpus=SOURCE to make trials of")
+    if args.enrolment is not None and args.trials is None:
+        parser.error("--enrolment needs --trials=FILE, whose trials name its models")
+    if (args.score_norm is None) != (args.cohort is None):
+        parser.error("--score_norm and --cohort need each other")
+    if args.calibrate_root is not None and args.calibrate is None:
+        parser.error("--calibrate_root needs --calibrate=TRIALS")
+    if args.top_k is not None and args.score_norm != "as-norm":
+        parser.error("--top_k belongs to --score_norm=as-norm")
+    if args.score_norm == "as-norm" and args.top_k is None:
+        args.top_k = TOP_K
     return run(lambda: _evaluate(args))
 
 
@@ -165,32 +199,21 @@ def _dims(text: str) -> tuple[int, ...]:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from redimnet_jax import embedding, evaluate, evaluation_files, report, scoring, validation
-    from redimnet_jax.corpus import open_corpus
+    from redimnet_jax import evaluation, evaluation_files
     from redimnet_jax.loading import open_model
 
     model = open_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
-    dims = scoring.checked_dims(args.dims or model.mrl_dims or (model.embed_dim,), model.embed_dim)
-    corpus = None
-    if args.corpus is not None:
-        corpus = open_corpus(args.corpus, cache_dir=args.output / "index", data_dir=args.data_dir)
-    if args.trials is None:
-        judged = validation.from_corpus(corpus, count=args.count, seed=args.seed, description=args.corpus)
-    else:
-        judged = validation.from_list(args.trials, args.audio_root, corpus)
-    validation.check(judged, (), allow_shared=True)
+    data = evaluation.open_data(args)
+    judged = data.judged
     print(f"{judged.description}, {len(judged.recordings):,} recordings of {len(set(judged.speakers)):,} speakers")
-    pooled = embedding.pool_recordings(
-        model,
-        judged.recordings,
-        windows=embedding.Windows(args.crop_seconds, args.crops, args.max_seconds),
-        batch_seconds=args.batch_seconds,
-        progress="embedding",
-    )
-    results, scores, _ = evaluate.evaluate(model, pooled, judged, dims, bootstrap=args.bootstrap, seed=args.seed)
-    evaluation_files.write(args.output, judged.trials, dims, scores, results)
-    print(report.text_table({args.checkpoint.name: results}))
-    print(f"scores.tsv, results.json, results.md and plots are in {args.output}")
+    system = evaluation.open_system(args, model, data)
+    scores = system.scores(judged)
+    fixed = evaluation.fixed_before(args, system, data)
+    results, systems, tables = evaluation.results(args, system, data, scores, fixed)
+    evaluation_files.write(args.output, judged.trials, system.dims, scores, results, systems, tables)
+    for table in tables:
+        print(f"\n{table.title}\n\n{table.text()}", end="")
+    print(f"\nscores.tsv, results.json, results.md and plots are in {args.output}")
 
 
 def convert(arguments: Sequence[str] | None = None) -> int:

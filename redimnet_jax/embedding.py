@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from redimnet_jax import buckets
+from redimnet_jax import buckets, embedding_cache
+from redimnet_jax.embedding_cache import PooledCache
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
 
@@ -65,11 +66,13 @@ def pool_recordings(
     batch_seconds: float = 240.0,
     progress: str | None = None,
     check: Callable[[], None] = lambda: None,
+    cache: PooledCache | None = None,
 ) -> np.ndarray:
     """Pooled features (recordings, crops, pool.features), float32, the same on every process.
 
     `batch_seconds` bounds the audio in a batch on each device. Every process embeds its share on its own devices.
-    `progress` names a progress bar; `check` is called before every batch and may raise to stop.
+    `progress` names a progress bar; `check` is called before every batch and may raise to stop. What is in `cache` is
+    not computed again, and what is computed is kept there batch by batch.
     Raises UserError naming the recording that is too short or not finite.
     """
     starts, lengths = (x.reshape(-1) for x in windows.of(np.asarray(recordings.samples), model.sample_rate))
@@ -82,7 +85,18 @@ def pool_recordings(
         )
     mesh = Mesh(np.array(jax.local_devices()), ("data",))
     mine = np.arange(len(starts))[jax.process_index() :: jax.process_count()]
-    batches = list(_batches(lengths[mine], round(batch_seconds * model.sample_rate), len(mesh.devices)))
+    pooled = np.zeros((len(mine), model.network.pool.features), np.float32)
+    missing = np.arange(len(mine))
+    if cache is not None:
+        identity = functools.cache(functools.partial(embedding_cache.identity, recordings))
+        keys = [embedding_cache.key(identity(item // crops), starts[item], lengths[item]) for item in mine]
+        missing = np.flatnonzero(~cache.read(keys, pooled))
+    batches = [
+        (size, rows, missing[places])
+        for size, rows, places in _batches(
+            lengths[mine[missing]], round(batch_seconds * model.sample_rate), len(mesh.devices)
+        )
+    ]
 
     def read(item: int) -> np.ndarray:
         signal = recordings.read(item // crops, int(starts[item]), int(lengths[item]))
@@ -93,16 +107,17 @@ def pool_recordings(
     graph, state = nnx.split(model.network)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     rows_sharding = NamedSharding(mesh, PartitionSpec("data"))
-    pooled = np.zeros((len(mine), model.network.pool.features), np.float32)
     pending: collections.deque = collections.deque()
-    with _bar(progress, len(mine)) as bar, ThreadPoolExecutor() as pool:
+    with _bar(progress, len(missing)) as bar, ThreadPoolExecutor() as pool:
 
         def collect():
             places, rows = pending.popleft()
             pooled[places] = np.asarray(rows)[: len(places)]
+            if cache is not None:
+                cache.append([keys[place] for place in places], pooled[places])
             bar.update(len(places))
 
-        loads = _ahead(pool, read, [[mine[place] for place in places] for _, _, places in batches])
+        loads = _ahead(pool, read, [mine[places] for _, _, places in batches])
         for (size, rows, places), signals in zip(batches, loads, strict=True):
             check()
             padded = np.zeros((rows, size), np.float32)

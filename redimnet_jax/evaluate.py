@@ -7,7 +7,9 @@ import numpy as np
 
 from redimnet_jax import confidence, metrics, scoring
 from redimnet_jax.embedding import embed_pooled
+from redimnet_jax.enrolment import Enrolled, sides
 from redimnet_jax.model import SpeakerModel
+from redimnet_jax.trials import Trials
 from redimnet_jax.validation import Validation
 
 P_TARGETS = (0.01, 0.05)
@@ -26,12 +28,23 @@ def evaluate(
 
     `pooled` are the recordings' pooled features, see `embedding.pool_recordings`; the results are `results_of`'s.
     """
-    embeddings, trials = embed_pooled(model, pooled), validation.trials
-    # A single crop needs no mean, and takes one pass for all dimensions.
-    one = embeddings.shape[1] == 1
-    score = scoring.score_trials if one else scoring.score_crops
-    scores = np.asarray(score(embeddings[:, 0] if one else embeddings, trials.left, trials.right, dims))
+    embeddings = embed_pooled(model, pooled)
+    scores = cosines(embeddings, validation, dims)
     return results_of(scores, validation, dims, bootstrap=bootstrap, seed=seed), scores, embeddings
+
+
+def cosines(embeddings: np.ndarray, validation: Validation, dims: Sequence[int]) -> np.ndarray:
+    """Scores (dims, trials), float32, of the recordings' raw `embeddings` (recordings, crops, embed_dim)."""
+    if not isinstance(validation, Enrolled):
+        return _cosines(embeddings, validation.trials, dims)
+    each = (_cosines(sides(embeddings, validation, dim), validation.trials, (dim,)) for dim in dims)
+    return np.concatenate(list(each))
+
+
+def speaker_sides(validation: Validation) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the speaker of both sides of every trial, int (trials,) each."""
+    speakers = np.unique(validation.speakers, return_inverse=True)[1]
+    return speakers[validation.trials.left], speakers[validation.trials.right]
 
 
 def results_of(
@@ -42,10 +55,16 @@ def results_of(
     EER, its threshold, the accuracy there and the interval are fractions; the interval is the speaker bootstrap's.
     """
     labels = validation.trials.labels
-    speakers = np.unique(validation.speakers, return_inverse=True)[1]
-    sides = speakers[validation.trials.left], speakers[validation.trials.right]
-    intervals = confidence.bootstrap(scores, labels, *sides, resamples=bootstrap, seed=seed).eer
+    speakers = speaker_sides(validation)
+    intervals = confidence.bootstrap(scores, labels, *speakers, resamples=bootstrap, seed=seed).eer
     return {"dims": {str(dim): _figures(s, labels, i) for dim, s, i in zip(dims, scores, intervals, strict=True)}}
+
+
+def _cosines(sides: np.ndarray, of: Trials, dims: Sequence[int]) -> np.ndarray:
+    # A single crop needs no mean, and takes one pass for all dimensions.
+    one = sides.shape[1] == 1
+    score = scoring.score_trials if one else scoring.score_crops
+    return np.asarray(score(sides[:, 0] if one else sides, of.left, of.right, dims))
 
 
 def _figures(scores: np.ndarray, labels: np.ndarray, interval: Sequence[float]) -> dict[str, Any]:

@@ -14,18 +14,22 @@ def write(
     folder: Path,
     of: Trials,
     dims: Sequence[int],
-    scores: np.ndarray,
+    scores: Mapping[str, np.ndarray],
     results: Mapping[str, Any],
-    systems: Mapping[str, Mapping[str, Any]] | None = None,
+    systems: Mapping[str, Mapping[str, Any]],
+    tables: Sequence[report.Table],
 ) -> None:
     """Writes `scores.tsv`, `results.json`, `results.md`, `det.png`, `scores.png` and `dimensions.png`.
 
-    `scores` (dims, trials) and `results` are those of one system; the table and the last plot show all `systems`.
+    `scores` (dims, trials) by kind, of which the last is what `results` and the plots are of; any other kind goes to
+    `KIND.tsv`. The last plot shows all `systems`, and `results.md` has all `tables`.
     """
-    systems = systems or {"model": results}
-    score_file.write(folder / "scores.tsv", of, dims, scores)
+    *others, final = scores
+    score_file.write(folder / "scores.tsv", of, dims, scores[final])
+    for kind in others:
+        score_file.write(folder / f"{kind}.tsv", of, dims, scores[kind])
     report.write_json(folder / "results.json", results)
-    files.write(folder / "results.md", report.markdown_table(systems))
-    plots.save(plots.det_curves(scores, of.labels, dims), folder / "det.png")
-    plots.save(plots.score_histograms(scores, of.labels, dims, results), folder / "scores.png")
+    files.write(folder / "results.md", "\n".join(f"## {table.title}\n\n{table.markdown()}" for table in tables))
+    plots.save(plots.det_curves(scores[final], of.labels, dims), folder / "det.png")
+    plots.save(plots.score_histograms(scores[final], of.labels, dims, results), folder / "scores.png")
     plots.save(plots.eer_by_dimension(systems), folder / "dimensions.png")

@@ -85,7 +85,7 @@ def score_histograms(
         axes.axvline(entry["threshold"], color="black", linewidth=1, label="threshold at the EER")
         axes.set(ylabel="density", ylim=(0, None))
         axes.set_title(f"dimension {dim}: EER {100 * entry['eer']:.2f} %, threshold {entry['threshold']:.3f}")
-    panels[-1].set_xlabel("score (cosine)")
+    panels[-1].set_xlabel(f"score ({results.get('score', 'cosine')})")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return _gridded(figure)
 

@@ -5,9 +5,9 @@ Results are what `results.json` holds: {"dims": {"64": {"eer", "eer_ci95": [lo, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from redimnet_jax import files
 from redimnet_jax.errors import UserError
@@ -29,28 +29,49 @@ HEADER = (
 )
 
 
-def markdown_table(results: Mapping[str, Results]) -> str:
-    """A Markdown table of named systems, a row for each system and dimension; raises UserError on missing entries.
+class Table(NamedTuple):
+    """Rows of text below a header; the first column is a name, the others are figures."""
 
-    The minDCF are those of P_target 0.01 and 0.05; threshold and accuracy belong to the EER; means are of cosines.
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """A Markdown table, without the title."""
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        rule = ["-" if column == 0 else "-:" for column in range(len(self.header))]
+        return "".join(f"| {' | '.join(row)} |\n" for row in [self.header, rule, *rows])
+
+    def text(self) -> str:
+        """Columns for a terminal, without the title."""
+        rows = [self.header, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if index else cell.ljust(width)
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], ""])
+
+
+def table(results: Mapping[str, Results]) -> Table:
+    """Named systems, a row for each system and dimension; raises UserError on missing entries.
+
+    The minDCF are those of P_target 0.01 and 0.05; threshold and accuracy belong to the EER; means are of scores.
     """
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in _rows(results)]
-    rule = ["-" if column == 0 else "-:" for column in range(len(HEADER))]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [HEADER, rule, *rows])
+    return Table("Results", HEADER, _rows(results))
+
+
+def markdown_table(results: Mapping[str, Results]) -> str:
+    """`table` in Markdown."""
+    return table(results).markdown()
 
 
 def text_table(results: Mapping[str, Results]) -> str:
-    """What `markdown_table` says, in columns for a terminal; errors as there."""
-    rows = [list(HEADER), *_rows(results)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], ""])
+    """`table` for a terminal."""
+    return table(results).text()
 
 
 def write_json(path: str | Path, results: Results) -> Path:

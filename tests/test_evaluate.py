@@ -1,58 +1,106 @@
 """From a checkpoint and a trial list to results, through `eval.py`, and the files that it leaves."""
 
 import json
-import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+import tiny
 from refusals import refusal
 
 import redimnet_jax as rj
-from redimnet_jax import cli, embedding, evaluate, files, score_file, scoring, trials, validation
+from redimnet_jax import (
+    checkpoint,
+    cli,
+    embedding,
+    evaluate,
+    files,
+    metrics,
+    score_file,
+    score_norm,
+    scoring,
+    trials,
+    validation,
+)
 
-TINY = pathlib.Path(__file__).parent / "data" / "tiny.pt"
-SPEAKERS, UTTERANCES = 3, 3
+SPEAKERS, UTTERANCES = 4, 3
+DIMS = (4, 8)
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """Noises of three colours for three speakers."""
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    for speaker in range(SPEAKERS):
+def write_noises(root, prefix, speakers, seed):
+    """A tree of noises, each speaker's trembling at nearly one rate, and the list of all its pairs."""
+    rng, names = np.random.default_rng(seed), []
+    for speaker in range(speakers):
         for utterance in range(UTTERANCES):
-            noise = np.convolve(rng.normal(size=8000), np.hanning(3 + 3 * speaker), "same")
-            path = root / f"s{speaker}" / f"{utterance}.wav"
-            path.parent.mkdir(exist_ok=True)
-            soundfile.write(path, 0.1 * noise / np.std(noise), 16000)
+            rate = 4 * 2**speaker * rng.uniform(0.7, 1.4)
+            noise = rng.normal(size=8000) * 10 ** np.sin(2 * np.pi * rate * np.arange(8000) / 16000)
+            names.append(f"{prefix}{speaker}/{utterance}.wav")
+            (root / names[-1]).parent.mkdir(exist_ok=True)
+            soundfile.write(root / names[-1], 0.1 * noise / np.std(noise), 16000)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
+    files.write(root / "trials.txt", "".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
     return root
 
 
 @pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_noises(tmp_path_factory.mktemp("tree"), "s", SPEAKERS, 0)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Other speakers, for a cohort and for calibration."""
+    return write_noises(tmp_path_factory.mktemp("others"), "c", SPEAKERS, 1)
+
+
+@pytest.fixture(scope="module")
+def weights(others, tmp_path_factory):
+    """A random network whose embeddings are centred, since it hears only noise."""
+    model, folder = tiny.model(mrl_dims=list(DIMS)), tmp_path_factory.mktemp("weights") / "tiny"
+    pooled = embedding.pool_recordings(model, validation.from_list(others / "trials.txt").recordings)[:, 0]
+    bn, linear = model.network.bn, model.network.linear
+    for variable, value in (
+        (bn.mean, pooled.mean(axis=0)),
+        (bn.var, pooled.var(axis=0)),
+        (bn.bias, 0),
+        (linear.bias, 0),
+    ):
+        variable.set_value(jnp.broadcast_to(jnp.asarray(value, jnp.float32), variable.get_value().shape))
+    checkpoint.save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def listed(tree):
-    names = [f"s{s}/{u}.wav" for s in range(SPEAKERS) for u in range(UTTERANCES)]
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
-    lines = [f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs]
-    files.write(tree / "trials.txt", "".join(lines))
     return tree / "trials.txt"
 
 
 @pytest.fixture(scope="module")
-def report(listed, tmp_path_factory):
-    output = tmp_path_factory.mktemp("report")
-    assert cli.evaluate([f"--checkpoint={TINY}", f"--trials={listed}", f"--output={output}", "--bootstrap=50"]) == 0
+def report(weights, listed, tmp_path_factory):
+    return run(weights, f"--trials={listed}", output=tmp_path_factory.mktemp("report"))
+
+
+def run(weights, *arguments, output):
+    assert cli.evaluate([f"--checkpoint={weights}", f"--output={output}", "--bootstrap=50", *arguments]) == 0
     return output
 
 
-def test_results_hold_what_the_contract_names(report, listed):
-    results = json.loads((report / "results.json").read_text())
-    assert list(results["dims"]) == ["8", "16", "24", "32"]
-    model, of = rj.from_torch(TINY), trials.read(listed)
+def read(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def raw(weights, root, names):
+    signals = [soundfile.read(root / n, dtype="float32")[0] for n in names]
+    return np.asarray(rj.load(weights).embed(signals, normalize=False))
+
+
+def test_results_hold_what_the_contract_names(report, weights, listed):
+    results, of = read(report), trials.read(listed)
+    assert list(results["dims"]) == ["4", "8"]
+    whole = raw(weights, listed.parent, of.names)
     for dim, figures in results["dims"].items():
-        embeddings = model.embed(
-            [soundfile.read(listed.parent / n, dtype="float32")[0] for n in of.names], dim=int(dim)
-        )
-        scores = np.sum(np.asarray(embeddings)[of.left] * np.asarray(embeddings)[of.right], axis=1)
+        scores = np.asarray(scoring.score_trials(whole, of.left, of.right, (int(dim),)))[0]
         assert figures["eer"] == pytest.approx(rj.metrics.eer(scores, of.labels), abs=1e-6)
         for p in ("0.01", "0.05"):
             wanted = rj.metrics.min_dcf(scores, of.labels, p_target=float(p))
@@ -63,39 +111,118 @@ def test_results_hold_what_the_contract_names(report, listed):
         low, high = figures["eer_ci95"]
         assert 0 <= low <= high <= 1
         assert figures["accuracy"] == pytest.approx(np.mean((scores >= figures["threshold"]) == of.labels), abs=0.03)
+        verdict = results["verdicts"][dim]
+        assert verdict["target_mean"]["value"] == figures["target_mean"]
+        assert verdict["target_mean"]["holds"] == (figures["target_mean"] > 0.7)
+        assert verdict["eer"] == {"value": figures["eer"], "expected": "< 0.02", "holds": figures["eer"] < 0.02}
 
 
 def test_scores_are_written_and_read(report, listed):
     of, dims, scores = score_file.read(report / "scores.tsv")
-    assert of.names == trials.read(listed).names and dims == (8, 16, 24, 32)
-    assert scores.dtype == np.float32 and scores.shape == (4, len(of))
-    results = json.loads((report / "results.json").read_text())
-    assert results["dims"]["16"]["eer"] == rj.metrics.eer(scores[1], of.labels)
+    assert of.names == trials.read(listed).names and dims == DIMS
+    assert scores.dtype == np.float32 and scores.shape == (2, len(of))
+    assert read(report)["dims"]["8"]["eer"] == rj.metrics.eer(scores[1], of.labels)
 
 
-def test_plots_and_table_are_there(report):
+def test_plots_and_tables_are_there(report):
     for name in ("det.png", "scores.png", "dimensions.png"):
         assert (report / name).read_bytes().startswith(b"\x89PNG")
-    assert "| model | 32 |" in (report / "results.md").read_text()
+    text = (report / "results.md").read_text()
+    assert "| tiny | 8 |" in text and "Verdicts" in text
 
 
-def test_trials_can_be_made_of_a_tree(tree, tmp_path, capsys):
-    arguments = [f"--checkpoint={TINY}", f"--corpus={tree}", f"--output={tmp_path}", "--dims=8,32", "--bootstrap=20"]
-    assert cli.evaluate([*arguments, "--count=100", "--crop_seconds=0.3", "--crops=2"]) == 0
+@pytest.fixture(scope="module")
+def everything(report, weights, listed, others, tmp_path_factory):
+    """A run with a cohort, a calibration and a comparison with the plain run."""
+    folder = tmp_path_factory.mktemp("everything")
+    arguments = [f"--trials={listed}", "--score_norm=as-norm", f"--cohort={others}"]
+    # A cohort may not share speakers with a list that is calibrated on.
+    calibrated = write_noises(tmp_path_factory.mktemp("calibrated"), "k", SPEAKERS, 2)
+    arguments += ["--top_k=3", f"--calibrate={calibrated / 'trials.txt'}", f"--compare={report / 'scores.tsv'}"]
+    return run(weights, *arguments, f"--cache={folder / 'cache'}", output=folder / "report"), arguments
+
+
+def test_normalised_scores_stand_beside_the_cosines(everything, report, weights, listed, others):
+    folder, _ = everything
+    results, of = read(folder), trials.read(listed)
+    assert results["score"] == "as-norm" and results["cosine"]["dims"] == read(report)["dims"]
+    assert results["verdicts"] == read(report)["verdicts"]
+    assert (folder / "cosine.tsv").read_text() == (report / "scores.tsv").read_text()
+    _, _, scores = score_file.read(folder / "scores.tsv")
+    names = [str(path.relative_to(others)) for path in sorted(others.glob("*/*.wav"))]
+    cohort_labels = np.arange(len(names)) // UTTERANCES
+    means = scoring.speaker_means(raw(weights, others, names), cohort_labels, DIMS)
+    embeddings = raw(weights, listed.parent, of.names)
+    statistics = score_norm.cohort_statistics(embeddings, means, top_k=3)
+    cosines = scoring.score_trials(embeddings, of.left, of.right, DIMS)
+    wanted = np.asarray(score_norm.normalise(cosines, of.left, of.right, *statistics, "as-norm"))
+    np.testing.assert_allclose(scores, wanted, rtol=1e-3, atol=1e-3)
+    assert results["dims"]["8"]["eer"] == rj.metrics.eer(scores[1], of.labels)
+
+
+def test_calibration_is_of_the_other_list(everything, listed):
+    folder, _ = everything
+    kept = json.loads((folder / "calibration-as-norm.json").read_text())
+    _, _, scores = score_file.read(folder / "scores.tsv")
+    labels = trials.read(listed).labels
+    for dim, row in zip(map(str, DIMS), scores, strict=True):
+        figures, line = read(folder)["dims"][dim], kept["dims"][dim]
+        assert figures["cllr"] == pytest.approx(metrics.cllr(line["scale"] * row + line["offset"], labels), rel=1e-5)
+        assert figures["min_cllr"] == pytest.approx(metrics.min_cllr(row, labels))
+        assert figures["transferred"]["threshold"] == line["threshold"] != figures["threshold"]
+        far, frr = metrics.error_rates(row, labels, line["threshold"])
+        assert (figures["transferred"]["far"], figures["transferred"]["frr"]) == pytest.approx((far, frr), abs=0.02)
+
+
+def test_the_comparison_is_paired(everything, report):
+    folder, _ = everything
+    ours, theirs = read(folder), read(report)
+    for dim, figures in ours["comparison"]["dims"].items():
+        wanted = ours["dims"][dim]["eer"] - theirs["dims"][dim]["eer"]
+        assert figures["difference"] == pytest.approx(wanted, abs=1e-6)
+    assert "EER minus that of" in (folder / "results.md").read_text()
+
+
+def test_a_kept_calibration_is_used_where_it_fits(everything, weights, listed, tmp_path, capsys):
+    folder, arguments = everything
+    assert (weights / "calibration-as-norm.json").read_text() == (folder / "calibration-as-norm.json").read_text()
+    same = [a for a in arguments if not a.startswith(("--calibrate", "--compare"))]
+    again = read(run(weights, *same, f"--cache={folder.parent / 'cache'}", output=tmp_path / "again"))
+    assert again["dims"] == read(folder)["dims"] and again["calibration"] == read(folder)["calibration"]
+    capsys.readouterr()
+    other = read(run(weights, *same, "--max_seconds=0.3", output=tmp_path / "other"))
+    assert "is not used, it was made with other windows" in capsys.readouterr().out
+    assert "cllr" not in other["dims"]["8"]
+
+
+def test_models_of_several_utterances(weights, tree, tmp_path):
+    files.write(tmp_path / "models", "m s0/0.wav s0/1.wav\nn s1/0.wav s1/1.wav\n")
+    lines = [f"{int(a == b)} {name} s{b}/2.wav\n" for a, name in enumerate("mn") for b in range(3)]
+    files.write(tmp_path / "list", "".join(lines))
+    arguments = [f"--trials={tmp_path / 'list'}", f"--audio_root={tree}", f"--enrolment={tmp_path / 'models'}"]
+    of, _, scores = score_file.read(run(weights, *arguments, output=tmp_path / "out") / "scores.tsv")
+    units = raw(weights, tree, ["s0/0.wav", "s0/1.wav", "s2/2.wav"])
+    units = units / np.linalg.norm(units, axis=1, keepdims=True)
+    model = units[:2].sum(axis=0)
+    assert len(of) == 6 and scores[1, 2] == pytest.approx(units[2] @ model / np.linalg.norm(model), abs=1e-5)
+
+
+def test_trials_can_be_made_of_a_tree(weights, tree, tmp_path, capsys):
+    run(weights, f"--corpus={tree}", "--dims=4", "--count=100", "--crop_seconds=0.3", "--crops=2", output=tmp_path)
     of, dims, _ = score_file.read(tmp_path / "scores.tsv")
-    # Nine target pairs are all there are.
-    assert dims == (8, 32) and of.labels.sum() == 9 and len(of) == 18
+    # Twelve target pairs are all there are.
+    assert dims == (4,) and of.labels.sum() == 12 and len(of) == 24
     assert "EER %" in capsys.readouterr().out
 
 
-def test_several_crops_score_as_the_mean_of_their_pairs(listed):
-    judged, model = validation.from_list(listed), rj.from_torch(TINY)
-    pooled = embedding.pool_recordings(model, judged.recordings, windows=embedding.Windows(0.3, 2))
-    _, scores, embeddings = evaluate.evaluate(model, pooled, judged, (8, 32), bootstrap=20)
+def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
+    judged, model = validation.from_list(listed), rj.load(weights)
+    pooled = embedding.pool_recordings(model, judged.recordings, windows=embedding.Windows(0.2, 2))
+    _, scores, embeddings = evaluate.evaluate(model, pooled, judged, DIMS, bootstrap=50)
     of = judged.trials
     pairs = [
         scoring.score_trials(
-            np.concatenate([embeddings[:, i], embeddings[:, j]]), of.left, of.right + len(pooled), (8, 32)
+            np.concatenate([embeddings[:, i], embeddings[:, j]]), of.left, of.right + len(pooled), DIMS
         )
         for i in range(2)
         for j in range(2)
@@ -111,14 +238,36 @@ def test_several_crops_score_as_the_mean_of_their_pairs(listed):
         (["--corpus={tree}/nowhere"], "nowhere"),
         (["--trials={tree}/trials.txt", "--dims=8,64"], "64"),
         (["--trials={tree}/trials.txt", "--checkpoint={tree}"], "checkpoint"),
+        (["--trials={tree}/trials.txt", "--score_norm=s-norm", "--cohort={tree}"], "in the cohort too"),
+        (["--trials={tree}/trials.txt", "--calibrate={tree}/trials.txt"], "--allow_same_trials"),
+        (["--trials={tree}/trials.txt", "--compare={tree}/trials.txt"], "scores.tsv"),
+        (["--trials={tree}/trials.txt", "--enrolment={tree}/none.txt"], "none.txt"),
+        (["--trials={tree}/trials.txt", "--cache={tree}/trials.txt"], "cache"),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, said, listed, tmp_path, capsys):
-    arguments = [a.format(tree=listed.parent) for a in arguments]
-    assert cli.evaluate([f"--checkpoint={TINY}", f"--output={tmp_path / 'out'}", *arguments]) == 1
+def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, capsys):
+    arguments = [a.format(tree=tree) for a in arguments]
+    assert cli.evaluate([f"--checkpoint={weights}", f"--output={tmp_path / 'out'}", *arguments]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--trials=x", "--score_norm=s-norm"],
+        ["--trials=x", "--cohort=y"],
+        ["--trials=x", "--score_norm=s-norm", "--cohort=y", "--top_k=5"],
+        ["--trials=x", "--calibrate_root=y"],
+        ["--corpus=x", "--enrolment=y"],
+    ],
+)
+def test_flags_that_make_no_sense_together_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.evaluate(["--checkpoint=x", "--output=y", *flags])
+    assert stop.value.code == 2 and "eval.py: error" in capsys.readouterr().err
 
 
 def test_score_files_that_are_none_are_refused(tmp_path):

@@ -1,0 +1,125 @@
+"""Enrolment by several utterances: trials that name models, and the recordings each model is made of.
+
+A model is the mean of the embeddings of its recordings (and of all their crops), each cut to the dimension and scaled
+to length one first. Its score with a test utterance is their cosine, or the mean of the cosines with its crops.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from redimnet_jax import scoring, subset, trials
+from redimnet_jax.errors import UserError
+from redimnet_jax.losses import unit
+from redimnet_jax.validation import AudioFiles, Validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Enrolled(Validation):
+    """Trials some of whose names are models. `speakers` are those of the names, not of the recordings.
+
+    Name `sides[i]` of the trials has the recording `members[i]`, both int (members,); `is_model`, bool (names,).
+    """
+
+    sides: np.ndarray
+    members: np.ndarray
+    is_model: np.ndarray
+
+
+def read(path: str | Path) -> dict[str, list[str]]:
+    """The recordings of every model in a list of lines `model utterance utterance ...`.
+
+    Raises UserError naming the first line that has no utterance, has one twice, or repeats a model.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The enrolment list {path} cannot be read ({error}); give a text file.") from error
+    models: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        model, *names = line.split("\t") if "\t" in line else line.split()
+        wrong = (
+            "names no utterance" if not names else "names an utterance twice" if len(set(names)) < len(names) else ""
+        )
+        if wrong or model in models:
+            raise UserError(f"Line {number} of {path} {wrong or f'repeats the model {model!r}'}; correct the line.")
+        models[model] = names
+    if not models:
+        raise UserError(f"The enrolment list {path} is empty; give lines such as 'model a.wav b.wav'.")
+    return models
+
+
+def from_list(
+    path: str | Path, models: Mapping[str, list[str]], audio_root: str | Path | None = None, corpus=None
+) -> Enrolled:
+    """The trials in the list at `path`, whose names are `models` or else utterances; audio as `validation.from_list`.
+
+    Raises UserError when no trial names a model, when a model has several speakers, and when a trial compares a model
+    with an utterance that it is made of.
+    """
+    listed = trials.read(path)
+    parts = [models.get(name, [name]) for name in listed.names]
+    is_model = np.array([name in models for name in listed.names])
+    if not is_model.any():
+        raise UserError(
+            f"No trial of {path} names a model of the enrolment list; check that the two belong together."
+        )
+    number = {name: i for i, name in enumerate(dict.fromkeys(name for names in parts for name in names))}
+    recordings = (
+        AudioFiles(Path(audio_root) if audio_root else Path(path).parent, list(number))
+        if corpus is None
+        else subset.named(corpus, list(number))
+    )
+    of = [trials.speaker_of_path(n) for n in number] if corpus is None else _speakers(recordings)
+    members = [[number[name] for name in names] for names in parts]
+    speakers = []
+    for name, recorded in zip(listed.names, members, strict=True):
+        found = sorted({of[member] for member in recorded})
+        if len(found) > 1:
+            raise UserError(f"The model {name!r} has utterances of {found[0]!r} and {found[1]!r}; give those of one.")
+        speakers += found
+    _check_overlap(listed, parts)
+    sizes = list(map(len, members))
+    return Enrolled(
+        listed,
+        recordings,
+        speakers,
+        f"{len(listed):,} trials of {path} with {is_model.sum():,} models",
+        np.repeat(np.arange(len(sizes)), sizes),
+        np.concatenate(members),
+        is_model,
+    )
+
+
+def sides(embeddings: np.ndarray, judged: Validation, dim: int) -> np.ndarray:
+    """What the trials of `judged` compare, (names, crops, dim), of the recordings' raw embeddings (..., embed_dim).
+
+    A model has the same embedding, of length one, for every crop.
+    """
+    if not isinstance(judged, Enrolled):
+        return embeddings[..., :dim]
+    crops = embeddings.shape[1]
+    rows = embeddings[judged.members]
+    means = scoring.group_means(rows.reshape(-1, rows.shape[-1]), np.repeat(judged.sides, crops), dim)
+    first = judged.members[np.searchsorted(judged.sides, np.arange(len(judged.is_model)))]
+    return np.where(judged.is_model[:, None, None], unit(jnp.asarray(means))[:, None], embeddings[first, :, :dim])
+
+
+def _speakers(recordings: subset.Subset) -> list[str]:
+    return [recordings.speakers[label] for label in recordings.labels]
+
+
+def _check_overlap(listed: trials.Trials, parts: list[list[str]]) -> None:
+    contents = list(map(frozenset, parts))
+    for left, right in zip(listed.left.tolist(), listed.right.tolist(), strict=True):
+        shared = contents[left] & contents[right]
+        if shared:
+            raise UserError(
+                f"A trial compares {listed.names[left]!r} with {listed.names[right]!r}, and {min(shared)!r} is in "
+                "both; leave it out of the model or of the trials."
+            )
