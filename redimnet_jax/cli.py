@@ -207,8 +207,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     judged = data.judged
     print(f"{judged.description}, {len(judged.recordings):,} recordings of {len(set(judged.speakers)):,} speakers")
     system = evaluation.open_system(args, model, data)
-    scores = system.scores(judged)
     fixed = evaluation.fixed_before(args, system, data)
+    scores = system.scores(judged)
     results, systems, tables = evaluation.results(args, system, data, scores, fixed)
     evaluation_files.write(args.output, judged.trials, system.dims, scores, results, systems, tables)
     for table in tables:

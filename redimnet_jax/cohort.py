@@ -16,8 +16,13 @@ from redimnet_jax.subset import Subset
 from redimnet_jax.validation import Validation
 
 
-def choose(corpus: Corpus, utterances: int, seed: int) -> Subset:
-    """At most `utterances` random utterances of every speaker."""
+def choose(corpus: Corpus, utterances: int, seed: int, top_k: int | None = None) -> Subset:
+    """At most `utterances` random utterances of every speaker; UserError when there are fewer than `top_k`."""
+    if top_k is not None and not 2 <= top_k <= len(corpus.speakers):
+        raise UserError(
+            f"--top_k is {top_k} but must be at least 2 and at most {len(corpus.speakers)}, the speakers of the "
+            "cohort; change it or give a larger cohort."
+        )
     if utterances < 1:
         raise UserError(f"--cohort_utterances is {utterances} but must be at least 1.")
     order = np.random.default_rng(seed).permutation(len(corpus))

@@ -45,7 +45,10 @@ def identity(recordings: Any, index: int) -> bytes:
     source = recordings.source(index) if hasattr(recordings, "source") else recordings.root / recordings.name(index)
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
-    facts = os.stat(source)
+    try:
+        facts = os.stat(source)
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror}); restore it or leave it out.") from error
     return f"{os.path.abspath(source)}\0{facts.st_size}\0{facts.st_mtime_ns}".encode(errors="surrogateescape")
 
 

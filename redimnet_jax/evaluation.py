@@ -74,7 +74,7 @@ def open_data(args: argparse.Namespace) -> Data:
         if not args.allow_same_trials:
             _check_calibration(calibration, judged)
     if args.score_norm is not None:
-        chosen = cohort.choose(opened(args.cohort), args.cohort_utterances, args.seed)
+        chosen = cohort.choose(opened(args.cohort), args.cohort_utterances, args.seed, args.top_k)
         for each in filter(None, (judged, calibration)):
             cohort.check(chosen, each)
     other = None if args.compare is None else comparison.read(args.compare, judged.trials)

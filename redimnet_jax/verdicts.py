@@ -12,6 +12,7 @@ from redimnet_jax import report
 
 COMPARISONS = {">": operator.gt, "<": operator.lt}
 EXPECTED = {"target_mean": (">", 0.7), "nontarget_mean": ("<", 0.3), "eer": ("<", 0.02)}
+NAMES = {"target_mean": "target mean", "nontarget_mean": "non-target mean", "eer": "EER"}
 
 
 def verdicts(results: report.Results) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def verdicts(results: report.Results) -> dict[str, Any]:
 
 def table(of: Mapping[str, Any]) -> report.Table:
     """What `verdicts` gives, a row a dimension."""
-    header = ["dim"] + [f"{figure.replace('_', ' ')} {sign} {bound:g}" for figure, (sign, bound) in EXPECTED.items()]
+    header = ["dim"] + [f"{NAMES[figure]} {sign} {bound:g}" for figure, (sign, bound) in EXPECTED.items()]
     rows = [
         [dim, *(f"{each['value']:.4f} {'yes' if each['holds'] else 'no'}" for each in figures.values())]
         for dim, figures in of.items()

@@ -33,6 +33,7 @@ def test_a_cohort_has_so_many_utterances_of_every_speaker():
     assert len(cohort.choose(whole, 5, 0)) == 9
     assert len({cohort.choose(whole, 1, seed).digest for seed in range(20)}) > 1
     assert "--cohort_utterances" in refusal(cohort.choose, whole, 0, 0)
+    assert "at most 3" in refusal(cohort.choose, whole, 2, 0, 4)
 
 
 def test_trial_speakers_in_the_cohort_are_refused():

@@ -152,6 +152,11 @@ def test_the_key_is_the_backbone_and_not_the_projection():
     assert backbone_digest(other) != digest
 
 
+def test_a_recording_that_is_gone_is_named(recordings, tmp_path):
+    recordings.paths[2].unlink()
+    assert "2.npy" in refusal(pool, recordings, tmp_path / "cache")
+
+
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     assert "file" in refusal(PooledCache, tmp_path / "file", model())

@@ -1,6 +1,7 @@
 """From a checkpoint and a trial list to results, through `eval.py`, and the files that it leaves."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +196,19 @@ def test_a_kept_calibration_is_used_where_it_fits(everything, weights, listed, t
     assert "cllr" not in other["dims"]["8"]
 
 
+def test_calibration_on_the_evaluated_trials_has_to_be_said_and_is_not_kept_for_them(
+    weights, listed, tmp_path, capsys
+):
+    own = shutil.copytree(weights, tmp_path / "own")
+    arguments = [f"--trials={listed}", "--dims=4", f"--cache={tmp_path / 'cache'}"]
+    calibrate = [f"--calibrate={listed}", "--allow_same_trials"]
+    figures = read(run(own, *arguments, *calibrate, output=tmp_path / "first"))["dims"]["4"]
+    assert figures["transferred"]["threshold"] == figures["threshold"]
+    assert "4 speakers are calibrated on and evaluated too" in capsys.readouterr().out
+    assert "cllr" not in read(run(own, *arguments, output=tmp_path / "second"))["dims"]["4"]
+    assert "is not used, it was fit on these very trials" in capsys.readouterr().out
+
+
 def test_models_of_several_utterances(weights, tree, tmp_path):
     files.write(tmp_path / "models", "m s0/0.wav s0/1.wav\nn s1/0.wav s1/1.wav\n")
     lines = [f"{int(a == b)} {name} s{b}/2.wav\n" for a, name in enumerate("mn") for b in range(3)]
@@ -239,6 +253,7 @@ def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
         (["--trials={tree}/trials.txt", "--dims=8,64"], "64"),
         (["--trials={tree}/trials.txt", "--checkpoint={tree}"], "checkpoint"),
         (["--trials={tree}/trials.txt", "--score_norm=s-norm", "--cohort={tree}"], "in the cohort too"),
+        (["--trials={tree}/trials.txt", "--score_norm=as-norm", "--cohort={tree}"], "--top_k is 300"),
         (["--trials={tree}/trials.txt", "--calibrate={tree}/trials.txt"], "--allow_same_trials"),
         (["--trials={tree}/trials.txt", "--compare={tree}/trials.txt"], "scores.tsv"),
         (["--trials={tree}/trials.txt", "--enrolment={tree}/none.txt"], "none.txt"),

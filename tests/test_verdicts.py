@@ -18,5 +18,5 @@ def test_what_only_reaches_the_bound_fails():
     found = verdicts.verdicts(results(0.7, 0.3, 0.02))["64"]
     assert [each["holds"] for each in found.values()] == [False] * 3
     table = verdicts.table({"64": found})
-    assert table.header == ["dim", "target mean > 0.7", "nontarget mean < 0.3", "eer < 0.02"]
+    assert table.header == ["dim", "target mean > 0.7", "non-target mean < 0.3", "EER < 0.02"]
     assert table.rows == [["64", "0.7000 no", "0.3000 no", "0.0200 no"]]
