@@ -54,6 +54,7 @@ def get_config(preset: str | None = None):
     config.model.checkpoint = None
     config.parts = ("backbone", "projection", "heads")
     config.projection.mrl_dims = (192,)
+    config.heads.init = "random"
     config.data.augment.speed.factors = (1.0, 0.9, 1.1)
     config.data.crop_seconds = 2.0
     config.unlock()

@@ -21,16 +21,17 @@ from redimnet_jax.errors import UserError
 def get_config(preset: str | None = None):
     config = train_config.default()
     config.model.checkpoint = "weights/b2"
+    config.optimizer.learning_rate = 3e-4
     if preset == "demo":
         config.model.checkpoint = str(pretrained.SMALL)
-        config.data.train = "synthetic:48x3x4"
-        config.validation.tree = "synthetic:16x4x4@48"
-        config.validation.generated_trials = 2000
+        config.data.train = "synthetic:60x3x4"
+        config.validation.tree = "synthetic:20x3x4@60"
+        config.validation.generated_trials = 1000
         config.dtype = "float32"
-        config.batch_size = 48
-        config.epochs = 4
+        config.batch_size = 40
+        config.epochs = 5
         config.data.crop_seconds = 2.0
-        config.optimizer.learning_rate = 1e-3
+        config.projection.crops = 1500
     elif preset is not None:
         raise UserError(f"configs/projection_only.py has no preset {preset!r}; it has 'demo'.")
     return config

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from redimnet_jax.losses import aam_softmax, cosines
+from redimnet_jax.losses import aam_softmax, cosines, unit
 
 Array = jax.Array
 
@@ -22,6 +23,20 @@ class Heads(nnx.Module):
         widths = self.dims[-1:] if shared else self.dims
         draw = jax.nn.initializers.glorot_uniform()
         self.prototypes = nnx.List([nnx.Param(draw(rngs.params(), (classes, width))) for width in widths])
+
+    def start_at_means(self, embeddings: np.ndarray, labels: np.ndarray) -> int:
+        """Puts every class's prototypes at the mean of its unit prefixes; returns how many classes that reached.
+
+        `embeddings` (crops, dims[-1]) with `labels` (crops,). A class without a crop keeps its random prototypes.
+        """
+        present, index = np.unique(labels, return_inverse=True)
+        for prototypes in self.prototypes:
+            width = prototypes.shape[1]
+            sums = np.zeros((len(present), width))
+            np.add.at(sums, index, np.asarray(unit(jnp.asarray(embeddings[:, :width]))))
+            means = jnp.asarray(sums / np.bincount(index)[:, None], jnp.float32)
+            prototypes.set_value(prototypes[...].at[present].set(means))
+        return len(present)
 
     def of(self, index: int) -> Array:
         """The prototypes (classes, dims[index])."""

@@ -33,7 +33,7 @@ from redimnet_jax import (
     report,
     train_config,
 )
-from redimnet_jax.embedding import Windows, pool_recordings
+from redimnet_jax.embedding import Windows, embed_pooled, pool_recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.heads import Heads
 from redimnet_jax.loading import open_model
@@ -124,9 +124,10 @@ class _Run:
         self.stop_requested = False
         self.pretrained: SpeakerModel | None = None
         self.pooled: np.ndarray | None = None
+        heads = Heads(len(data.classes), self.dims, shared=config.heads.shared, rngs=nnx.Rngs(config.seed + 1))
         if saved is None:
             if config.model.checkpoint is not None:
-                self.pretrained, model = model, self._adapted(model)
+                self.pretrained, model = model, self._adapted(model, heads)
             self.progress = {"history": [], "best": None, "reference": math.inf, "stale": 0, "stopped": False}
             self.progress |= {"sums": None, "pretrained": None}
         else:
@@ -139,7 +140,6 @@ class _Run:
             self.progress = saved["progress"]
             self.batches.set_state(saved["batches"])
         self.model_config, self.arch, self.source = model.model_config, model.arch, model.source
-        heads = Heads(len(data.classes), self.dims, shared=config.heads.shared, rngs=nnx.Rngs(config.seed + 1))
         self.split = Split(Learner(model.network, heads), config.parts)
         self.schedule = optimizer.schedule(
             config.optimizer.learning_rate,
@@ -178,13 +178,20 @@ class _Run:
             process_count=jax.process_count(),
         )
 
-    def _adapted(self, pretrained: SpeakerModel) -> SpeakerModel:
-        """The pretrained backbone with the projection that training starts from."""
-        config = self.config.projection
+    def _adapted(self, pretrained: SpeakerModel, heads: Heads) -> SpeakerModel:
+        """The pretrained backbone with the projection that training starts from; puts `heads` where they start."""
+        config, crops = self.config.projection, (None, None)
+        if config.init == "lossless" or self.config.heads.init == "means":
+            crops = self._pooled_crops(pretrained)
+        pooled, labels = crops
+        model = matryoshka.adapt(
+            pretrained, self.dims, pooled, labels, init=config.init, order=config.order, seed=self.config.seed
+        )
+        if self.config.heads.init == "means":
+            reached = heads.start_at_means(embed_pooled(model, pooled), labels)
+            self.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
         if config.init == "random":
-            return matryoshka.adapt(pretrained, self.dims, init="random", seed=self.config.seed)
-        pooled, labels = self._pooled_crops(pretrained)
-        model = matryoshka.adapt(pretrained, self.dims, pooled, labels, order=config.order)
+            return model
         if model.embed_dim < pretrained.embed_dim:
             self.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")
         else:
@@ -196,7 +203,7 @@ class _Run:
         return model
 
     def _pooled_crops(self, model: SpeakerModel) -> tuple[np.ndarray, np.ndarray]:
-        """(pooled features, labels) of clean training crops, the same on every process."""
+        """(pooled features, labels) of training crops that only speed changes, the same on every process."""
         count = min(self.config.projection.crops, max(8 * len(self.data.corpus), 4 * self.dims[-1]))
         rows, whole = (NamedSharding(self.mesh, PartitionSpec(*axis)) for axis in (("data",), ()))
         graph, state = nnx.split(model.network)
@@ -207,7 +214,7 @@ class _Run:
 
         state = _placed(state, whole)
         compiled = jax.jit(pooled, in_shardings=(whole, rows), out_shardings=whole)
-        batches, found = self._batches(), []
+        batches, found = self._batches(speed=self.data.speed), []
         with contextlib.closing(batches), self._bar("features", -(-count // self.config.batch_size)) as bar:
             for _ in range(-(-count // self.config.batch_size)):
                 found.append(jax.tree.map(np.asarray, compiled(state, self._on_devices(next(batches)))))

@@ -17,6 +17,7 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.matryoshka import INITS, ORDERS
 from redimnet_jax.train_step import PARTS
 
+HEAD_INITS = ("means", "random")
 DTYPES = ("float32", "bfloat16")
 COUNTS = (
     "epochs",
@@ -73,6 +74,7 @@ def default() -> ConfigDict:
                 "crops": 20_000,  # training crops that the rotation of the lossless start is learned from
             },
             "heads": {
+                "init": "means",  # of the classes' embeddings, where there is something pretrained; or "random"
                 "shared": False,  # one matrix of prototypes, sliced, in place of one a dimension
                 "weights": optional(tuple),  # of the dimensions in the loss; None is equal
                 "margin": 0.2,
@@ -130,6 +132,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     require(config.projection.init in INITS, "projection.init", f"one of {', '.join(INITS)}")
     require(config.projection.order in ORDERS, "projection.order", f"one of {', '.join(ORDERS)}")
     require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
+    require(config.heads.init in HEAD_INITS, "heads.init", f"one of {', '.join(HEAD_INITS)}")
     weights = config.heads.weights
     positive = weights is None or (len(weights) == len(dims) and min(weights) >= 0 and sum(weights) > 0)
     require(positive, "heads.weights", f"{len(dims)} weights, one a dimension, none negative")
@@ -147,6 +150,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     require(dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}")
     if config.model.checkpoint is None:
         require(bool(config.model.config), "model.checkpoint", "a checkpoint, unless model.config builds a network")
+        require(config.heads.init == "random", "heads.init", "'random' when nothing pretrained is given")
         require("backbone" in parts, "parts", "with 'backbone' too when nothing pretrained is given")
     for name, step in config.data.augment.items():
         folder = step.get("folder")

@@ -100,3 +100,21 @@ def test_the_gradient_reaches_every_prototype(batch, shared):
     assert len(leaves) == (1 if shared else 3)
     for leaf in leaves:
         assert np.isfinite(leaf).all() and (np.abs(leaf) > 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_heads_start_at_the_means_of_unit_prefixes(shared):
+    heads = Heads(4, (2, 3), shared=shared, rngs=nnx.Rngs(0))
+    before = [np.asarray(heads.of(index)) for index in range(2)]
+    embeddings, labels = (
+        np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32),
+        np.array([0, 0, 2, 2, 2, 3, 0]),
+    )
+    assert heads.start_at_means(embeddings, labels) == 3
+    for index, dim in enumerate((2, 3)):
+        # A shared matrix holds the means of the widest prefix.
+        width = 3 if shared else dim
+        units = embeddings[:, :width] / np.linalg.norm(embeddings[:, :width], axis=1, keepdims=True)
+        for label in (0, 2, 3):
+            np.testing.assert_allclose(heads.of(index)[label], units[labels == label].mean(0)[:dim], atol=1e-6)
+        np.testing.assert_array_equal(heads.of(index)[1], before[index][1])
