@@ -152,13 +152,8 @@ def fixed_before(args: argparse.Namespace, system: System, data: Data) -> Transf
     name = f"calibration-{system.kind}.json"
     beside = checkpoint_folder(args.checkpoint)
     if data.calibration is not None:
-        shared = set(data.calibration.speakers) & set(data.judged.speakers)
-        if shared:
-            print(f"{len(shared):,} speakers are calibrated on and evaluated too, which flatters the calibration")
         scores = system.scores(data.calibration)[system.kind]
-        found = transfer.fit(
-            scores, data.calibration.trials, system.dims, system.description, data.calibration.description
-        )
+        found = transfer.fit(scores, data.calibration, system.dims, system.description)
         for folder in filter(None, (args.output, beside)):
             print(f"calibration: {transfer.save(found, folder / name)}")
         return found
@@ -196,7 +191,7 @@ def results(
     if system.kind != COSINE:
         whole[COSINE] = by_kind[COSINE]
     if fixed is not None:
-        _add_transfer(whole, fixed, system.dims, final, judged.trials.labels)
+        _add_transfer(whole, fixed, system.dims, final, judged)
         tables.append(transfer.table(whole))
     if data.other is not None:
         sides, labels = evaluate.speaker_sides(judged), judged.trials.labels
@@ -208,8 +203,8 @@ def results(
 
 
 def _add_transfer(
-    whole: dict[str, Any], fixed: Transfer, dims: Sequence[int], scores: np.ndarray, labels: np.ndarray
+    whole: dict[str, Any], fixed: Transfer, dims: Sequence[int], scores: np.ndarray, judged: Validation
 ) -> None:
-    whole["calibration"] = fixed.trials["from"]
+    whole["calibration"] = {"trials": fixed.trials["from"], "shared_speakers": fixed.shared_speakers(judged)}
     for dim, row in zip(dims, scores, strict=True):
-        whole["dims"][str(dim)] |= fixed.figures(dim, row, labels, evaluate.P_TARGETS)
+        whole["dims"][str(dim)] |= fixed.figures(dim, row, judged.trials.labels, evaluate.P_TARGETS)

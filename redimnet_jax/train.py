@@ -50,6 +50,7 @@ from redimnet_jax.train_step import (
 )
 from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
 from redimnet_jax.training_data import Data, open_data
+from redimnet_jax.training_log import TrainingLog
 from redimnet_jax.validation import Validation
 
 # Steps that may be on their way before their figures are read: enough to keep the device busy, and soon enough to see
@@ -114,6 +115,7 @@ class _Run:
     ):
         self.config, self.workdir, self.data, self.checkpoints = config, workdir, data, checkpoints
         self.first = jax.process_index() == 0
+        self.log = TrainingLog(workdir, tuple(config.projection.mrl_dims))
         self.mesh = Mesh(np.array(jax.devices()), ("data",))
         self.batches = self._batches(self.data.steps, self.data.speed)
         self.epoch_steps = input_pipeline.steps_per_epoch(
@@ -156,12 +158,10 @@ class _Run:
         if saved is not None:
             self.state, self.frozen = checkpoints.restore(self.state, self.frozen)
         self.step = int(self.state.step)
-        self.writer = _summary_writer(workdir / "events") if self.first else None
 
     def close(self) -> None:
         self.batches.close()
-        if self.writer:
-            self.writer.close()
+        self.log.close()
 
     def _batches(self, steps=(), speed=None) -> input_pipeline.TrainBatches:
         config = self.config
@@ -189,14 +189,14 @@ class _Run:
         )
         if self.config.heads.init == "means":
             reached = heads.start_at_means(embed_pooled(model, pooled), labels)
-            self.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
+            self.log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, others at random")
         if config.init == "random":
             return model
         if model.embed_dim < pretrained.embed_dim:
-            self.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")
+            self.log.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")
         else:
             difference = matryoshka.check_lossless(pretrained, model, pooled[:512])
-            self.say(
+            self.log.say(
                 f"lossless start: no cosine at the {pretrained.embed_dim} pretrained dimensions changes by more than "
                 f"{difference:.1e}"
             )
@@ -215,7 +215,7 @@ class _Run:
         state = _placed(state, whole)
         compiled = jax.jit(pooled, in_shardings=(whole, rows), out_shardings=whole)
         batches, found = self._batches(speed=self.data.speed), []
-        with contextlib.closing(batches), self._bar("features", -(-count // self.config.batch_size)) as bar:
+        with contextlib.closing(batches), self.log.bar("features", -(-count // self.config.batch_size)) as bar:
             for _ in range(-(-count // self.config.batch_size)):
                 found.append(jax.tree.map(np.asarray, compiled(state, self._on_devices(next(batches)))))
                 bar.update()
@@ -258,7 +258,7 @@ class _Run:
         }
         start = time.perf_counter()
         compiled = compile_step(step, self.mesh, self.state, self.frozen, batch)
-        self.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
+        self.log.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
         return compiled
 
     def _epoch(self, step) -> None:
@@ -283,12 +283,12 @@ class _Run:
                     sums[name] = [a + b for a, b in zip(sums[name], figures[name], strict=True)]
                 bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
                 bar.update(self.config.batch_size)
-                if self.writer and number % self.config.log_every_steps == 0:
-                    self._log_step(number, figures)
+                if number % self.config.log_every_steps == 0:
+                    self.log.step(number, figures, float(self.schedule(number - 1)))
 
         total = self.epoch_steps * self.config.batch_size
         name = f"epoch {epoch + 1}/{self.config.epochs}"
-        with self._bar(name, total, (begin % self.epoch_steps) * self.config.batch_size, "crop") as bar:
+        with self.log.bar(name, total, (begin % self.epoch_steps) * self.config.batch_size, "crop") as bar:
             start = time.perf_counter()
             while self.step < end:
                 self.state, figures = step(self.state, self.frozen, self._on_devices(next(meter)))
@@ -306,7 +306,7 @@ class _Run:
             seconds = time.perf_counter() - start
         waited = meter.wait_fraction()
         speed = (end - begin) * self.config.batch_size / max(seconds, 1e-9)
-        self._starved(waited, speed)
+        self.log.input(waited, speed)
         self._validate({"crops_per_second": speed, "input_wait": waited})
 
     def _validate(self, timing: dict[str, float] | None = None) -> None:
@@ -339,7 +339,8 @@ class _Run:
             eer = self._judge(entry, model, scores)
         self.progress["history"].append(entry)
         self.progress["sums"] = None
-        self._epoch_line(entry)
+        best = self.progress["best"]
+        self.log.epoch(entry, best is not None and best["step"] == self.step)
         if self.step:
             self._save(eer)
 
@@ -458,15 +459,6 @@ class _Run:
         self.checkpoints.wait()
         raise Preempted(f"Stopped at step {self.step:,}; everything is saved, the same command goes on from there.")
 
-    def say(self, text: str) -> None:
-        if self.first:
-            print(text, flush=True)
-
-    def _bar(self, name: str, total: int, initial: int = 0, unit: str = "batch"):
-        from tqdm import tqdm
-
-        return tqdm(total=total, initial=initial, desc=name, unit=unit, disable=not self.first, leave=False)
-
     def _announce(self) -> None:
         config, corpus = self.config, self.data.corpus
         if not self.first:
@@ -485,43 +477,6 @@ class _Run:
             print(f"resumed at step {self.step:,}")
         sys.stdout.flush()
 
-    def _starved(self, waited: float, speed: float) -> None:
-        if waited > 0.05:
-            self.say(
-                f"the devices waited for audio {waited:.0%} of the epoch ({speed:.0f} crops/s); more "
-                "data.workers, or audio that decodes faster (wav), would help"
-            )
-
-    def _epoch_line(self, entry: dict[str, Any]) -> None:
-        if not self.first:
-            return
-        cells = [f"epoch {entry['epoch']:>3}", f"step {entry['step']:>7,}"]
-        if "loss" in entry:
-            cells.append(f"loss {entry['loss']:.3f}")
-        for dim, figures in entry.get("dims", {}).items():
-            low, high = figures["eer_ci95"]
-            cells.append(f"EER({dim}) {figures['eer']:.2%} [{low:.2%}, {high:.2%}]")
-        if self.progress["best"] and self.progress["best"]["step"] == entry["step"]:
-            cells.append("best")
-        print("  ".join(cells), flush=True)
-        for name in ("loss", "crops_per_second", "input_wait"):
-            if name in entry:
-                self.writer.add_scalar(f"epoch/{name}", entry[name], entry["step"])
-        for dim, figures in entry.get("dims", {}).items():
-            for name in ("eer", "accuracy", "target_mean", "nontarget_mean"):
-                self.writer.add_scalar(f"validation/{name}/{dim}", figures[name], entry["step"])
-        for dim, value in entry.get("classification_loss", {}).items():
-            self.writer.add_scalar(f"validation/classification_loss/{dim}", value, entry["step"])
-        self.writer.flush()
-
-    def _log_step(self, step: int, figures: dict[str, Any]) -> None:
-        self.writer.add_scalar("train/loss", figures["loss"], step)
-        self.writer.add_scalar("train/grad_norm", figures["grad_norm"], step)
-        self.writer.add_scalar("train/learning_rate", float(self.schedule(step - 1)), step)
-        for index, dim in enumerate(self.dims):
-            self.writer.add_scalar(f"train/loss/{dim}", figures["losses"][index], step)
-            self.writer.add_scalar(f"train/accuracy/{dim}", figures["accuracies"][index], step)
-
     def _report(self) -> dict[str, Any]:
         """Tables, JSON and plots of the whole run; returns the best model's results."""
         history, best = self.progress["history"], self.progress["best"]
@@ -534,7 +489,7 @@ class _Run:
             systems["step 0"] = {"dims": history[0]["dims"]}
         systems[f"best (epoch {best['epoch']})"] = results
         if self.progress["stopped"]:
-            self.say(f"stopped early: no better EER for {self.progress['stale']} validations")
+            self.log.say(f"stopped early: no better EER for {self.progress['stale']} validations")
         print("\n" + report.text_table(systems))
         print("Intervals are 95%, over resampled speakers; a difference within them is no progress.")
         report.write_json(self.workdir / "results.json", results)
@@ -580,9 +535,3 @@ def _write_scores(path: Path, scores: np.ndarray, of: Validation, dims) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, scores=scores, labels=of.trials.labels, dims=np.array(dims))
     files.write(path, buffer.getvalue())
-
-
-def _summary_writer(folder: Path):
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder))

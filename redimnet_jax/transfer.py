@@ -16,16 +16,20 @@ from redimnet_jax import calibration, metrics, report
 from redimnet_jax.calibration import Calibration
 from redimnet_jax.errors import UserError
 from redimnet_jax.trials import Trials
+from redimnet_jax.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Calibrations and thresholds by dimension; `system`: what the scores are of; `trials`: {"from", "digest"}."""
+    """Calibrations and thresholds by dimension, the `system` whose scores they are of, and what they were fit on.
+
+    `trials` is {"from": a description, "digest", "speakers": their names}.
+    """
 
     calibrations: Mapping[int, Calibration]
     thresholds: Mapping[int, float]
     system: Mapping[str, Any]
-    trials: Mapping[str, str]
+    trials: Mapping[str, Any]
 
     def refusal(self, system: Mapping[str, Any], dims: Sequence[int], of: Trials) -> str | None:
         """Why this is of no use for scores of `system` at `dims` on the trials `of`; None if it is."""
@@ -36,6 +40,10 @@ class Transfer:
         if missing:
             return f"it has no dimension {', '.join(missing)}"
         return "it was fit on these very trials" if self.trials["digest"] == digest(of) else None
+
+    def shared_speakers(self, judged: Validation) -> int:
+        """How many speakers of `judged` it was fit on; they flatter its figures."""
+        return len(set(self.trials["speakers"]) & set(judged.speakers))
 
     def figures(self, dim: int, scores: np.ndarray, labels: np.ndarray, p_targets: Sequence[float]) -> dict[str, Any]:
         """{"cllr", "min_cllr", "act_dcf": {p: }, "transferred": {"threshold", "far", "frr"}} of scores (trials,)."""
@@ -49,14 +57,16 @@ class Transfer:
         }
 
 
-def fit(scores: np.ndarray, of: Trials, dims: Sequence[int], system: Mapping[str, Any], source: str) -> Transfer:
-    """What the trials `of` with `scores` (dims, trials) fix; errors as in `calibration.fit`, naming `source`."""
+def fit(scores: np.ndarray, judged: Validation, dims: Sequence[int], system: Mapping[str, Any]) -> Transfer:
+    """What the trials of `judged` with `scores` (dims, trials) fix; errors as `calibration.fit`, naming the list."""
+    of = judged.trials
     try:
         calibrations = {dim: calibration.fit(row, of.labels) for dim, row in zip(dims, scores, strict=True)}
     except UserError as error:
-        raise UserError(f"{source} cannot be calibrated on: {error}") from error
+        raise UserError(f"{judged.description} cannot be calibrated on: {error}") from error
     thresholds = {dim: metrics.eer_threshold(row, of.labels) for dim, row in zip(dims, scores, strict=True)}
-    return Transfer(calibrations, thresholds, system, {"from": source, "digest": digest(of)})
+    fit_on = {"from": judged.description, "digest": digest(of), "speakers": sorted(set(judged.speakers))}
+    return Transfer(calibrations, thresholds, system, fit_on)
 
 
 def save(of: Transfer, path: str | Path) -> Path:
@@ -74,7 +84,8 @@ def load(path: str | Path) -> Transfer:
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
         thresholds = {dim: float(entries["dims"][str(dim)]["threshold"]) for dim in calibrations}
-        return Transfer(calibrations, thresholds, dict(entries["system"]), {"digest": "", **entries["trials"]})
+        trials = {key: entries["trials"][key] for key in ("from", "digest", "speakers")}
+        return Transfer(calibrations, thresholds, dict(entries["system"]), trials)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} lacks {error} of a calibration; make it anew with eval.py --calibrate.") from error
 
@@ -103,4 +114,6 @@ def table(results: report.Results) -> report.Table:
         rates = [f"{100 * moved['far']:.2f}", f"{100 * moved['frr']:.2f}"]
         cllr = [f"{entry['cllr']:.4f}", f"{entry['min_cllr']:.4f}"]
         rows.append([str(dim), *cllr, *costs, f"{moved['threshold']:.4f}", *rates])
-    return report.Table(f"Calibrated on {results['calibration']}", header, rows)
+    fit_on = results["calibration"]
+    shared = f", {fit_on['shared_speakers']} of whose speakers are evaluated too" if fit_on["shared_speakers"] else ""
+    return report.Table(f"Calibrated on {fit_on['trials']}{shared}", header, rows)

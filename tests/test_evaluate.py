@@ -204,7 +204,7 @@ def test_calibration_on_the_evaluated_trials_has_to_be_said_and_is_not_kept_for_
     calibrate = [f"--calibrate={listed}", "--allow_same_trials"]
     figures = read(run(own, *arguments, *calibrate, output=tmp_path / "first"))["dims"]["4"]
     assert figures["transferred"]["threshold"] == figures["threshold"]
-    assert "4 speakers are calibrated on and evaluated too" in capsys.readouterr().out
+    assert "4 of whose speakers are evaluated too" in capsys.readouterr().out
     assert "cllr" not in read(run(own, *arguments, output=tmp_path / "second"))["dims"]["4"]
     assert "is not used, it was fit on these very trials" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ import pytest
 from refusals import refusal
 
 from redimnet_jax import calibration, metrics, transfer, trials
+from redimnet_jax.validation import Validation
 
 DIMS, SYSTEM = (4, 8), {"weights": "w", "score": "cosine"}
 
@@ -18,10 +19,14 @@ def listed(seed, count=400):
     return of, (np.array([[0.2], [0.4]]) * labels + 0.1 * rng.normal(size=(2, count))).astype(np.float32)
 
 
+def judged(of):
+    return Validation(of, None, [trials.speaker_of_path(name) for name in of.names], "a list")
+
+
 @pytest.fixture(scope="module")
 def fixed():
     of, scores = listed(0)
-    return transfer.fit(scores, of, DIMS, SYSTEM, "a list")
+    return transfer.fit(scores, judged(of), DIMS, SYSTEM)
 
 
 def test_figures_are_those_of_the_other_list(fixed):
@@ -64,4 +69,15 @@ def test_files_that_lack_something_are_refused(key, fixed, tmp_path):
 
 def test_what_cannot_be_fit_names_the_list(fixed):
     of, scores = listed(0)
-    assert "my list" in refusal(transfer.fit, -scores, of, DIMS, SYSTEM, "my list")
+    assert "a list" in refusal(transfer.fit, -scores, judged(of), DIMS, SYSTEM)
+
+
+def test_shared_speakers_are_counted_and_said(fixed):
+    of, scores = listed(1)
+    assert fixed.shared_speakers(judged(of)) == 1  # "s" is in both, "t0" and "t1" are not
+    for shared, said in ((1, "a list, 1 of whose speakers are evaluated too"), (0, "a list")):
+        figures = {
+            str(d): fixed.figures(d, row, of.labels, (0.01, 0.05)) for d, row in zip(DIMS, scores, strict=True)
+        }
+        table = transfer.table({"dims": figures, "calibration": {"trials": "a list", "shared_speakers": shared}})
+        assert table.title == f"Calibrated on {said}" and [row[0] for row in table.rows] == ["4", "8"]

@@ -1,0 +1,87 @@
+"""What the user sees while a run goes on: text, progress bars and TensorBoard events, of the first process only."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+# Above this share of an epoch spent waiting for audio, the user is told.
+STARVED = 0.05
+
+
+@dataclasses.dataclass
+class TrainingLog:
+    """The log of the run in `workdir` with heads for the dimensions `dims`."""
+
+    workdir: Path
+    dims: Sequence[int]
+
+    def __post_init__(self) -> None:
+        self.shown = jax.process_index() == 0
+        self._writer = None
+        self._has_header = False
+        if self.shown:
+            # TensorBoard's own writer, and clu's, need TensorFlow; this one does not.
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.workdir / "events"))
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+    def say(self, text: str) -> None:
+        if self.shown:
+            print(text, flush=True)
+
+    def bar(self, name: str, total: int, initial: int = 0, unit: str = "batch") -> tqdm:
+        """A progress bar with the time left."""
+        return tqdm(total=total, initial=initial, desc=name, unit=unit, disable=not self.shown, leave=False)
+
+    def step(self, number: int, figures: Mapping[str, Any], learning_rate: float) -> None:
+        """The figures of a training step, see `train_step.make_step`, as Python numbers."""
+        scalars = {"loss": figures["loss"], "grad_norm": figures["grad_norm"], "learning_rate": learning_rate}
+        for index, dim in enumerate(self.dims):
+            scalars[f"loss/{dim}"] = figures["losses"][index]
+            scalars[f"accuracy/{dim}"] = figures["accuracies"][index]
+        self._scalars("train", scalars, number)
+
+    def epoch(self, entry: Mapping[str, Any], is_best: bool) -> None:
+        """A row of the epoch table: an entry of the run's history, with results where it was validated."""
+        if not self.shown:
+            return
+        if not self._has_header:
+            dims = "".join(f"{f'EER % {dim} [95 %]':>22}" for dim in self.dims)
+            print(f"{'epoch':>5} {'step':>9} {'loss':>8}{dims}")
+            self._has_header = True
+        loss = f"{entry['loss']:.3f}" if "loss" in entry else ""
+        cells = []
+        for figures in entry.get("dims", {}).values():
+            low, high = (100 * bound for bound in figures["eer_ci95"])
+            cells.append(f"{100 * figures['eer']:.2f} [{low:.2f}, {high:.2f}]".rjust(22))
+        step = entry["step"]
+        print(f"{entry['epoch']:>5} {step:>9,} {loss:>8}{''.join(cells)}{'  best' * is_best}", flush=True)
+        names = ("loss", "crops_per_second", "input_wait")
+        self._scalars("epoch", {name: entry[name] for name in names if name in entry}, step)
+        for dim, figures in entry.get("dims", {}).items():
+            names = ("eer", "accuracy", "target_mean", "nontarget_mean")
+            self._scalars("validation", {f"{name}/{dim}": figures[name] for name in names}, step)
+        losses = entry.get("classification_loss", {})
+        self._scalars("validation", {f"classification_loss/{dim}": loss for dim, loss in losses.items()}, step)
+        self._writer.flush()
+
+    def input(self, waited: float, crops_per_second: float) -> None:
+        """Says so when the devices waited for audio for more than `STARVED` of an epoch."""
+        if waited > STARVED:
+            self.say(
+                f"the devices waited for audio {waited:.0%} of the epoch ({crops_per_second:.0f} crops/s); more "
+                "data.workers, or audio that decodes faster (wav), would help"
+            )
+
+    def _scalars(self, group: str, scalars: Mapping[str, float], step: int) -> None:
+        if self._writer:
+            for name, value in scalars.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
