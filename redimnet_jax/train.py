@@ -9,10 +9,8 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +18,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from redimnet_jax import (
     evaluate,
     files,
     input_pipeline,
-    matryoshka,
     model_config,
     optimizer,
-    plots,
-    report,
+    overfitting,
+    placement,
     train_config,
+    training_report,
 )
-from redimnet_jax.embedding import Windows, embed_pooled, pool_recordings
+from redimnet_jax.embedding import Windows, pool_recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.heads import Heads
-from redimnet_jax.loading import open_model
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.train_step import (
-    Arrays,
-    Learner,
-    Objective,
-    Split,
-    compile_step,
-    initial_state,
-    make_step,
-)
+from redimnet_jax.starting_point import adapt, starting_model
+from redimnet_jax.stop_request import StopRequest
+from redimnet_jax.train_step import Arrays, Learner, Objective, Split, compile_step, initial_state, make_step
 from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
 from redimnet_jax.training_data import Data, open_data
 from redimnet_jax.training_log import TrainingLog
-from redimnet_jax.validation import Validation
 
 # Steps that may be on their way before their figures are read: enough to keep the device busy, and soon enough to see
 # a loss that is not finite.
@@ -89,18 +78,6 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             return run.complete()
 
 
-def starting_model(config: Any) -> SpeakerModel:
-    """The pretrained model, or an untrained one of `model.config`, for which the configured dimensions are right."""
-    dims, dtype = tuple(config.projection.mrl_dims), jnp.dtype(config.dtype)
-    if config.model.checkpoint is not None:
-        pretrained = open_model(config.model.checkpoint, dtype=dtype)
-        matryoshka.check_dims(pretrained, dims)
-        return pretrained
-    entries = config.model.config.to_dict() | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
-    network = SpeakerNetwork(model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed))
-    return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
-
-
 class _Run:
     """The state of one run between its steps."""
 
@@ -116,20 +93,22 @@ class _Run:
         self.config, self.workdir, self.data, self.checkpoints = config, workdir, data, checkpoints
         self.first = jax.process_index() == 0
         self.log = TrainingLog(workdir, tuple(config.projection.mrl_dims))
-        self.mesh = Mesh(np.array(jax.devices()), ("data",))
+        self.mesh = placement.mesh()
         self.batches = self._batches(self.data.steps, self.data.speed)
         self.epoch_steps = input_pipeline.steps_per_epoch(
             data.corpus, config.batch_size, config.data.crops_per_utterance
         )
         self.total_steps = config.epochs * self.epoch_steps
         self.dims = tuple(config.projection.mrl_dims)
-        self.stop_requested = False
+        self.stop = StopRequest()
         self.pretrained: SpeakerModel | None = None
         self.pooled: np.ndarray | None = None
         heads = Heads(len(data.classes), self.dims, shared=config.heads.shared, rngs=nnx.Rngs(config.seed + 1))
         if saved is None:
             if config.model.checkpoint is not None:
-                self.pretrained, model = model, self._adapted(model, heads)
+                crops = self._batches(speed=data.speed)
+                self.pretrained = model
+                model = adapt(config, model, heads, crops, len(data.corpus), self.mesh, self.log)
             self.progress = {"history": [], "best": None, "reference": math.inf, "stale": 0, "stopped": False}
             self.progress |= {"sums": None, "pretrained": None}
         else:
@@ -152,9 +131,8 @@ class _Run:
         self.optimizer = optimizer.adamw(
             self.schedule, weight_decay=config.optimizer.weight_decay, clip_norm=config.optimizer.clip_norm
         )
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        self.state = _placed(initial_state(self.split, self.optimizer), whole)
-        self.frozen: Arrays = _placed(self.split.arrays("frozen"), whole)
+        self.state = placement.replicate(initial_state(self.split, self.optimizer), self.mesh)
+        self.frozen: Arrays = placement.replicate(self.split.arrays("frozen"), self.mesh)
         if saved is not None:
             self.state, self.frozen = checkpoints.restore(self.state, self.frozen)
         self.step = int(self.state.step)
@@ -178,58 +156,10 @@ class _Run:
             process_count=jax.process_count(),
         )
 
-    def _adapted(self, pretrained: SpeakerModel, heads: Heads) -> SpeakerModel:
-        """The pretrained backbone with the projection that training starts from; puts `heads` where they start."""
-        config, crops = self.config.projection, (None, None)
-        if config.init == "lossless" or self.config.heads.init == "means":
-            crops = self._pooled_crops(pretrained)
-        pooled, labels = crops
-        model = matryoshka.adapt(
-            pretrained, self.dims, pooled, labels, init=config.init, order=config.order, seed=self.config.seed
-        )
-        if self.config.heads.init == "means":
-            reached = heads.start_at_means(embed_pooled(model, pooled), labels)
-            self.log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, others at random")
-        if config.init == "random":
-            return model
-        if model.embed_dim < pretrained.embed_dim:
-            self.log.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")
-        else:
-            difference = matryoshka.check_lossless(pretrained, model, pooled[:512])
-            self.log.say(
-                f"lossless start: no cosine at the {pretrained.embed_dim} pretrained dimensions changes by more than "
-                f"{difference:.1e}"
-            )
-        return model
-
-    def _pooled_crops(self, model: SpeakerModel) -> tuple[np.ndarray, np.ndarray]:
-        """(pooled features, labels) of training crops that only speed changes, the same on every process."""
-        count = min(self.config.projection.crops, max(8 * len(self.data.corpus), 4 * self.dims[-1]))
-        rows, whole = (NamedSharding(self.mesh, PartitionSpec(*axis)) for axis in (("data",), ()))
-        graph, state = nnx.split(model.network)
-
-        def pooled(state, batch):
-            network = nnx.merge(graph, state, copy=True)
-            return network.pooled(*network.features(batch["waveform"])), batch["label"]
-
-        state = _placed(state, whole)
-        compiled = jax.jit(pooled, in_shardings=(whole, rows), out_shardings=whole)
-        batches, found = self._batches(speed=self.data.speed), []
-        with contextlib.closing(batches), self.log.bar("features", -(-count // self.config.batch_size)) as bar:
-            for _ in range(-(-count // self.config.batch_size)):
-                found.append(jax.tree.map(np.asarray, compiled(state, self._on_devices(next(batches)))))
-                bar.update()
-        features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-        return features, labels
-
-    def _on_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        rows = NamedSharding(self.mesh, PartitionSpec("data"))
-        return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
-
     def complete(self) -> dict[str, Any]:
         """Trains to the end, or until the EER has stalled, and reports."""
         self._announce()
-        with self._signals():
+        with self.stop.watched():
             if not self.progress["history"] or (self.progress["sums"] and self.step % self.epoch_steps == 0):
                 self._validate()
             step = self._compiled_step() if self.step < self.total_steps and not self.progress["stopped"] else None
@@ -291,7 +221,7 @@ class _Run:
         with self.log.bar(name, total, (begin % self.epoch_steps) * self.config.batch_size, "crop") as bar:
             start = time.perf_counter()
             while self.step < end:
-                self.state, figures = step(self.state, self.frozen, self._on_devices(next(meter)))
+                self.state, figures = step(self.state, self.frozen, placement.deal_rows(next(meter), self.mesh))
                 self.step += 1
                 waiting.append((self.step, figures))
                 read(IN_FLIGHT)
@@ -338,9 +268,12 @@ class _Run:
                 self.pretrained = None
             eer = self._judge(entry, model, scores)
         self.progress["history"].append(entry)
+        if eer is not None:
+            entry["overfitting"] = overfitting.signs(self.progress["history"])
         self.progress["sums"] = None
         best = self.progress["best"]
         self.log.epoch(entry, best is not None and best["step"] == self.step)
+        self.log.overfitting(entry, config.validation.dim or self.dims[-1])
         if self.step:
             self._save(eer)
 
@@ -375,12 +308,13 @@ class _Run:
     def _judge(self, entry: dict[str, Any], model: SpeakerModel, scores: np.ndarray) -> float:
         """The EER that decides; keeps the model when it is the best, counts the epochs since the best otherwise."""
         wanted, best = self.config.validation, self.progress["best"]
-        eer = entry["dims"][str(wanted.dim or self.dims[-1])]["eer"]
+        # All processes decide by the figure of the first one, which may round otherwise.
+        eer = float(placement.agreed(entry["dims"][str(wanted.dim or self.dims[-1])]["eer"]))
         if best is None or eer < best["eer"]:
             self.progress["best"] = {"eer": eer, "step": self.step, "epoch": entry["epoch"]}
             if self.first:
                 save_best(model, self.workdir, self.step)
-                _write_scores(self.workdir / "best-scores.npz", scores, self.data.validation, self.dims)
+                training_report.keep_scores(self.workdir, scores)
         if best is None or eer < self.progress["reference"] - wanted.min_improvement:
             self.progress["reference"], self.progress["stale"] = eer, 0
         else:
@@ -390,8 +324,7 @@ class _Run:
 
     def _learner(self) -> Learner:
         """The learner as it is now, with arrays of this process."""
-        local = jax.tree.map(lambda x: x.addressable_data(0), (self.state.params, self.state.stats, self.frozen))
-        return self.split.merge(*local)
+        return self.split.merge(*placement.local((self.state.params, self.state.stats, self.frozen)))
 
     def model(self) -> SpeakerModel:
         """The model as it is now."""
@@ -420,37 +353,15 @@ class _Run:
                 f"{state}; start again in another workdir with a lower optimizer.learning_rate."
             )
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM asks the run to stop at the next step; the second one ends it at once."""
-
-        def request(number, frame):
-            self.stop_requested = True
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-        try:
-            before = signal.signal(signal.SIGTERM, request)
-        except ValueError:  # Only the main thread may; elsewhere the caller decides.
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
     def _must_stop(self) -> bool:
-        if jax.process_count() == 1:
-            return self.stop_requested
-        if self.step % self.config.log_every_steps:
-            return False
-        from jax.experimental import multihost_utils
-
-        # All processes agree on the step, whichever of them was told to stop.
-        return bool(multihost_utils.process_allgather(np.array(self.stop_requested)).any())
+        # To agree costs a meeting of all processes, too much for every step.
+        return (
+            jax.process_count() == 1 or self.step % self.config.log_every_steps == 0
+        ) and self.stop.made_anywhere()
 
     def _check_stop(self) -> None:
         # With several processes the others would wait in vain; they all stop after this validation.
-        if self.stop_requested and jax.process_count() == 1:
+        if self.stop.made and jax.process_count() == 1:
             if self.step:
                 self._save(None)
             self._leave()
@@ -479,30 +390,11 @@ class _Run:
 
     def _report(self) -> dict[str, Any]:
         """Tables, JSON and plots of the whole run; returns the best model's results."""
-        history, best = self.progress["history"], self.progress["best"]
-        results = next(entry for entry in history if entry["step"] == best["step"])
-        results = {"dims": results["dims"]}
-        if not self.first:
-            return results
-        systems = {} if self.progress["pretrained"] is None else {"pretrained": self.progress["pretrained"]}
-        if history[0]["step"] == 0:
-            systems["step 0"] = {"dims": history[0]["dims"]}
-        systems[f"best (epoch {best['epoch']})"] = results
         if self.progress["stopped"]:
             self.log.say(f"stopped early: no better EER for {self.progress['stale']} validations")
-        print("\n" + report.text_table(systems))
-        print("Intervals are 95%, over resampled speakers; a difference within them is no progress.")
-        report.write_json(self.workdir / "results.json", results)
-        report.write_json(self.workdir / "history.json", {"history": history, "best": best})
-        files.write(self.workdir / "results.md", report.markdown_table(systems))
-        with np.load(self.workdir / "best-scores.npz", allow_pickle=False) as saved:
-            scores, labels = saved["scores"], saved["labels"]
-        plots.save(plots.det_curves(scores, labels, self.dims), self.workdir / "det.png")
-        plots.save(plots.score_histograms(scores, labels, self.dims, results), self.workdir / "scores.png")
-        plots.save(plots.eer_by_dimension(systems), self.workdir / "dimensions.png")
-        plots.save(plots.training_curves(history), self.workdir / "training.png")
-        print(f"best model: {self.workdir / 'best'}; results.json, results.md and plots are in {self.workdir}")
-        return results
+        if not self.first:
+            return training_report.best_results(self.progress)
+        return training_report.write(self.workdir, self.progress, self.data.validation.trials, self.dims)
 
 
 def _empty_model(saved: dict[str, Any], dtype) -> SpeakerModel:
@@ -510,28 +402,3 @@ def _empty_model(saved: dict[str, Any], dtype) -> SpeakerModel:
     config = model_config.parse(saved["arch"], saved["model_config"])
     network = SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0))
     return SpeakerModel(network, saved["model_config"], Source(**saved["source"]))
-
-
-def _placed(tree: Any, sharding: NamedSharding) -> Any:
-    """`tree`, which every process has, on the devices of all of them."""
-
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        # Not every process need round alike; what is replicated must be the same to the bit.
-        tree = multihost_utils.broadcast_one_to_all(tree)
-
-    def place(x):
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(place, tree)
-
-
-def _write_scores(path: Path, scores: np.ndarray, of: Validation, dims) -> None:
-    """`scores` (dims, trials) with labels and dims as .npz, whole or not at all."""
-    import io
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, scores=scores, labels=of.trials.labels, dims=np.array(dims))
-    files.write(path, buffer.getvalue())

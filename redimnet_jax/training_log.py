@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from redimnet_jax import overfitting
+
 # Above this share of an epoch spent waiting for audio, the user is told.
 STARVED = 0.05
 
@@ -72,6 +74,12 @@ class TrainingLog:
         losses = entry.get("classification_loss", {})
         self._scalars("validation", {f"classification_loss/{dim}": loss for dim, loss in losses.items()}, step)
         self._writer.flush()
+
+    def overfitting(self, entry: Mapping[str, Any], dim: int) -> None:
+        """Says which signs of overfitting hold at `dim`, when any does besides a falling loss."""
+        found = entry.get("overfitting", {})
+        for warning in overfitting.warnings({key: signs for key, signs in found.items() if key == str(dim)}):
+            self.say(warning)
 
     def input(self, waited: float, crops_per_second: float) -> None:
         """Says so when the devices waited for audio for more than `STARVED` of an epoch."""

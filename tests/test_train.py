@@ -16,7 +16,7 @@ from refusals import refusal
 from training_runs import config, history, saved
 
 import redimnet_jax as rj
-from redimnet_jax import checkpoint, cli, train, training_data
+from redimnet_jax import checkpoint, cli, plots, train, training_data
 
 PLOTS = ("det.png", "scores.png", "dimensions.png", "training.png")
 
@@ -52,7 +52,7 @@ def whole(data, tmp_path_factory):
 
 @pytest.fixture
 def no_plots(monkeypatch):
-    monkeypatch.setattr(train.plots, "save", lambda *_: None)
+    monkeypatch.setattr(plots, "save", lambda *_: None)
 
 
 def stop_at(monkeypatch, step: int):
@@ -98,7 +98,9 @@ def test_a_run_to_the_end(whole, data):
         assert all(0 <= share <= 1 for share in entry["accuracies"].values())
     assert entries[-1]["loss"] < entries[1]["loss"]
     best = min(entries, key=lambda entry: entry["dims"]["12"]["eer"])
-    assert results["dims"] == best["dims"]
+    assert results["dims"] == best["dims"] and set(results["verdicts"]) == set(results["dims"])
+    assert entries[1]["overfitting"] == {}
+    assert f"last (epoch {entries[-1]['epoch']})" in (workdir / "results.md").read_text() or best is entries[-1]
     assert (workdir / "best").resolve().name == f"best-{best['step']}"
     for name in PLOTS:
         assert (workdir / name).stat().st_size > 1000

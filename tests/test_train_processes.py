@@ -13,7 +13,7 @@ import tiny
 import training_runs
 
 import redimnet_jax as rj
-from redimnet_jax import train
+from redimnet_jax import plots, train
 
 ROOT = Path(__file__).parents[1]
 EPOCHS, LAST = 6, 24
@@ -85,7 +85,7 @@ def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatc
     assert len(list(workdir.glob("best-*/"))) == 1 and not list(workdir.glob(".*"))
     assert rj.load(workdir).mrl_dims == tiny.DIMS
 
-    monkeypatch.setattr(train.plots, "save", lambda *_: None)
+    monkeypatch.setattr(plots, "save", lambda *_: None)
     train.train(training_runs.config(data, epochs=EPOCHS), tmp_path / "one")
     two, one = training_runs.history(workdir), training_runs.history(tmp_path / "one")
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == list(range(0, LAST + 1, 4))

@@ -1,0 +1,89 @@
+"""What training starts from: a pretrained model with a new projection and heads, or an untrained network."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from redimnet_jax import matryoshka, model_config, placement
+from redimnet_jax.embedding import embed_pooled
+from redimnet_jax.heads import Heads
+from redimnet_jax.loading import open_model
+from redimnet_jax.model import Source, SpeakerModel
+from redimnet_jax.network import SpeakerNetwork
+from redimnet_jax.training_log import TrainingLog
+
+
+def starting_model(config: Any) -> SpeakerModel:
+    """The pretrained model, or an untrained one of `model.config`, for which the configured dimensions are right."""
+    dims, dtype = tuple(config.projection.mrl_dims), jnp.dtype(config.dtype)
+    if config.model.checkpoint is not None:
+        pretrained = open_model(config.model.checkpoint, dtype=dtype)
+        matryoshka.check_dims(pretrained, dims)
+        return pretrained
+    entries = config.model.config.to_dict() | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
+    network = SpeakerNetwork(model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed))
+    return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
+
+
+def adapt(
+    config: Any,
+    pretrained: SpeakerModel,
+    heads: Heads,
+    batches: Iterator,
+    utterances: int,
+    mesh: Mesh,
+    log: TrainingLog,
+) -> SpeakerModel:
+    """The pretrained backbone with the projection that training starts from; puts `heads` where they start.
+
+    `batches` are closed; they yield training crops of `utterances` in all, augmented by nothing but speed, from which
+    the rotation of a lossless start and the means of the classes are taken.
+    """
+    wanted, dims = config.projection, tuple(config.projection.mrl_dims)
+    pooled = labels = None
+    with contextlib.closing(batches):
+        if wanted.init == "lossless" or config.heads.init == "means":
+            count = -(-min(wanted.crops, max(8 * utterances, 4 * dims[-1])) // config.batch_size)
+            with log.bar("features", count) as bar:
+                pooled, labels = _pooled_crops(pretrained, batches, count, mesh, bar)
+    model = matryoshka.adapt(pretrained, dims, pooled, labels, init=wanted.init, order=wanted.order, seed=config.seed)
+    if config.heads.init == "means":
+        reached = heads.start_at_means(embed_pooled(model, pooled), labels)
+        log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
+    if wanted.init == "random":
+        return model
+    if model.embed_dim < pretrained.embed_dim:
+        log.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")
+    else:
+        difference = matryoshka.check_lossless(pretrained, model, pooled[:512])
+        log.say(
+            f"lossless start: no cosine at the {pretrained.embed_dim} pretrained dimensions changes by more than "
+            f"{difference:.1e}"
+        )
+    return model
+
+
+def _pooled_crops(
+    model: SpeakerModel, batches: Iterator, count: int, mesh: Mesh, bar
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pooled features, labels) of `count` batches, the same on every process."""
+    graph, state = nnx.split(model.network)
+
+    def pooled(state, batch):
+        network = nnx.merge(graph, state, copy=True)
+        return network.pooled(*network.features(batch["waveform"])), batch["label"]
+
+    whole = placement.whole(mesh)
+    compiled = jax.jit(pooled, in_shardings=(whole, placement.by_rows(mesh)), out_shardings=whole)
+    state, found = placement.replicate(state, mesh), []
+    for _ in range(count):
+        found.append(jax.tree.map(np.asarray, compiled(state, placement.deal_rows(next(batches), mesh))))
+        bar.update()
+    features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    return features, labels
