@@ -8,7 +8,7 @@ import sys, time
 import redimnet_jax
 print(time.process_time(), *(name in sys.modules for name in {names}))
 """
-UNWANTED = ("torch", "tensorflow", "librosa", "orbax.checkpoint")
+UNWANTED = ("torch", "tensorflow", "librosa", "orbax.checkpoint", "grain", "matplotlib", "scipy", "sklearn")
 
 
 def test_import_is_quick_and_light():
