@@ -36,6 +36,24 @@ as a table, results.json and plots.
 docs/evaluation.md shows score normalisation, calibration, comparison, enrolment by several utterances and the cache.
 """
 
+EMBED_HELP = """Embeddings of all utterances of a corpus, as an array to be memory-mapped and a table of its rows.
+An interrupted run goes on with the same command.
+
+  python -m redimnet_jax.cli embed /data/vox2 --checkpoint=runs/b2 --output=embeddings/vox2
+
+docs/embedding.md shows how to read them.
+"""
+
+HELP = """usage: python -m redimnet_jax.cli COMMAND ...
+
+  train     train a Matryoshka speaker embedding (also: python train.py ...)
+  eval      verification results of a checkpoint (also: python eval.py ...)
+  convert   a PyTorch checkpoint into a native one (also: python convert_torch_weights.py ...)
+  embed     embeddings of all utterances of a corpus
+
+COMMAND --help says more.
+"""
+
 TRAIN_HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same workdir goes on.
 
   python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2
@@ -216,6 +234,116 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"\nscores.tsv, results.json, results.md and plots are in {args.output}")
 
 
+def embed(arguments: Sequence[str] | None = None) -> int:
+    """`python -m redimnet_jax.cli embed`: returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "python -m redimnet_jax.cli embed",
+        description=EMBED_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("corpus", metavar="SOURCE", help="tree, list file or tfds:NAME")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help="native checkpoint, workdir of a run, or .pt"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the embeddings")
+    parser.add_argument("--audio_root", type=Path, metavar="DIR", help="what the paths of a list are relative to")
+    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="where TFDS datasets lie")
+    parser.add_argument("--dim", type=_positive(int), metavar="N", help="the first N dimensions (default: all)")
+    parser.add_argument(
+        "--crop_seconds", type=_positive(float), metavar="S", help="embed crops, not whole utterances"
+    )
+    parser.add_argument(
+        "--crops", type=_positive(int), default=1, metavar="N", help="crops an utterance (default: the middle one)"
+    )
+    parser.add_argument(
+        "--max_seconds",
+        type=_positive(float),
+        default=60.0,
+        metavar="S",
+        help="cut longer utterances (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_bad",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="fraction that may be unusable (default: %(default)s)",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--batch_seconds",
+        type=_positive(float),
+        default=240.0,
+        metavar="S",
+        help="audio in a batch on each device; less takes less memory (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive(int),
+        metavar="N",
+        help="threads that decode (default: four more than there are CPUs)",
+    )
+    args = parser.parse_args(arguments)
+    if args.crops > 1 and args.crop_seconds is None:
+        parser.error("--crops needs --crop_seconds=S, the length of a crop")
+    return run(lambda: _embed(args))
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from redimnet_jax import embedding_folder, scoring
+    from redimnet_jax.corpus import open_corpus
+    from redimnet_jax.embedding import Windows
+    from redimnet_jax.loading import open_model
+
+    model = open_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
+    (dim,) = scoring.checked_dims((args.dim or model.embed_dim,), model.embed_dim)
+    windows = Windows(args.crop_seconds, args.crops, args.max_seconds)
+    wanted = embedding_folder.settings(model, windows, dim)
+    embedding_folder.check(args.output, wanted)  # before the corpus is indexed, which can take long
+    corpus = open_corpus(
+        args.corpus,
+        cache_dir=args.output / "corpus",
+        audio_root=args.audio_root,
+        data_dir=args.data_dir,
+        max_bad=args.max_bad,
+        workers=args.workers,
+    )
+    wanted["corpus_sha256"] = corpus.digest
+    if embedding_folder.check(args.output, wanted):
+        print(f"{args.output} has all embeddings of {args.corpus} already")
+        return
+    done = embedding_folder.embed(
+        model,
+        corpus,
+        args.output,
+        wanted,
+        windows=windows,
+        batch_seconds=args.batch_seconds,
+        workers=args.workers,
+        max_bad=args.max_bad,
+    )
+    hours, seconds = done.audio_seconds / 3600, done.wall_seconds
+    if done.recordings:
+        print(
+            f"{done.recordings:,} utterances, {hours:,.2f} h of audio, in {seconds:,.1f} s: "
+            f"{done.recordings / seconds:,.1f} utterances/s, real-time factor {seconds / done.audio_seconds:.2g}"
+        )
+    if done.unreadable:
+        print(f"{done.unreadable:,} that cannot be read are in {args.output / embedding_folder.UNREADABLE}")
+    print(f"{done.total:,} utterances of {dim} dimensions are in {args.output / embedding_folder.ARRAY}")
+
+
 def convert(arguments: Sequence[str] | None = None) -> int:
     """`convert_torch_weights.py`: returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -319,3 +447,25 @@ def print_report(model: SpeakerModel, report: torch_weights.Report, output: Path
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:<{width}}  {value}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m redimnet_jax.cli`, with `sys.argv`: returns the exit code."""
+    commands = {
+        "train": lambda rest: train(["train.py", *rest]),
+        "eval": evaluate,
+        "convert": convert,
+        "embed": embed,
+    }
+    name, *rest = arguments[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if name not in commands:
+        print(f"error: {name!r} is no command; see python -m redimnet_jax.cli --help.", file=sys.stderr)
+        return 2
+    return commands[name](rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

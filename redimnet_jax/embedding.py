@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from redimnet_jax import buckets, embedding_cache
+from redimnet_jax import audio, buckets, embedding_cache
 from redimnet_jax.embedding_cache import PooledCache
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
@@ -74,7 +74,12 @@ class Pieces:
 
     @classmethod
     def of(cls, model: SpeakerModel, recordings: Recordings, windows: Windows) -> "Pieces":
-        """Raises UserError naming the first recording that is too short for `model`."""
+        """Raises UserError when `model` is of another sample rate, and when a recording is too short for it."""
+        if model.sample_rate != audio.SAMPLE_RATE:
+            raise UserError(
+                f"The model was trained at {model.sample_rate} Hz but recordings are read at {audio.SAMPLE_RATE} Hz; "
+                "embed signals of its rate with model.embed."
+            )
         starts, lengths = windows.of(np.asarray(recordings.samples), model.sample_rate)
         pieces = cls(recordings, starts.shape[1], starts.reshape(-1), lengths.reshape(-1))
         short = np.flatnonzero(pieces.lengths < model.min_samples)
@@ -237,8 +242,13 @@ def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8
     """Raw embeddings (..., embed_dim), float32, of pooled features (..., pool.features)."""
     graph, state = nnx.split(model.network)
     rows = pooled.reshape(-1, pooled.shape[-1])
-    blocks = [_embedded(graph, state, rows[start : start + block_size]) for start in range(0, len(rows), block_size)]
-    return np.concatenate([np.asarray(block) for block in blocks]).reshape(*pooled.shape[:-1], -1)
+    # Filled up to one of a few numbers of rows: a bounded number of programs.
+    filled = np.concatenate([rows, np.repeat(rows[:1], buckets.round_up(len(rows)) - len(rows), axis=0)])
+    blocks = [
+        _embedded(graph, state, filled[start : start + block_size]) for start in range(0, len(rows), block_size)
+    ]
+    whole = np.concatenate([np.asarray(block) for block in blocks])[: len(rows)]
+    return whole.reshape(*pooled.shape[:-1], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
