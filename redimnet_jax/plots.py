@@ -118,9 +118,10 @@ def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Loss and, for each dimension, EER with its 95% interval over the epochs.
+    """Losses and, for each dimension, EER with its 95% interval over the epochs.
 
-    `history`: entries {"step", "epoch", "loss", "dims": as in results}; an entry may lack "loss" or "dims".
+    `history`: entries {"step", "epoch", "loss", "dims": as in results, "classification": {"loss"}}; an entry may lack
+    all but the first two. The classification loss is that of seen speakers' recordings that do not train.
     """
     figure = _figure(6.5, 7.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -140,9 +141,15 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
         upper.legend(title="dimension")
     losses = [(entry["epoch"], entry["loss"]) for entry in history if entry.get("loss") is not None]
     if losses:
-        lower.plot(*zip(*losses, strict=True), color="black", marker="o", markersize=3, linewidth=1.5)
+        lower.plot(
+            *zip(*losses, strict=True), color="black", marker="o", markersize=3, linewidth=1.5, label="training"
+        )
+    known = [(entry["epoch"], entry["classification"]["loss"]) for entry in history if entry.get("classification")]
+    if known:
+        lower.plot(*zip(*known, strict=True), label="the same speakers, kept out", **_style(1, markersize=4))
+        lower.legend()
     lower.set(xlabel="epoch", ylabel="loss")
-    lower.set_title("training")
+    lower.set_title("classification" if known else "training")
     return _gridded(figure)
 
 

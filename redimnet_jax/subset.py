@@ -1,4 +1,4 @@
-"""Some utterances of a corpus, as a corpus."""
+"""Some utterances of a corpus, or stretches of them, as a corpus."""
 
 import hashlib
 from collections.abc import Sequence
@@ -32,6 +32,30 @@ class Subset:
 
     def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
         return self._corpus.read(int(self._index[i]), start, samples)
+
+
+class Excerpts(Subset):
+    """Of every utterance of a `Subset` only the samples of its span, `spans` int64 (utterances, 2), [start, stop).
+
+    Nothing else of it can be read, so whatever takes a corpus keeps to the spans.
+    """
+
+    def __init__(self, corpus: Corpus, index: np.ndarray, spans: np.ndarray):
+        super().__init__(corpus, index)
+        self._starts = spans[:, 0]
+        self.samples = spans[:, 1] - spans[:, 0]
+        self.digest = hashlib.sha256(self.digest.encode() + spans.astype("<i8").tobytes()).hexdigest()
+
+    def source(self, i: int) -> Path | bytes:
+        raise ValueError(f"{self.name(i)} is an excerpt, and its encoded audio that of the whole utterance; use read")
+
+    def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        if start < 0 or (samples is not None and samples < 0):
+            raise ValueError(f"start and samples must not be negative, got {start} and {samples}")
+        length = int(self.samples[i])
+        start = min(start, length)
+        stop = length if samples is None else min(start + samples, length)
+        return super().read(i, int(self._starts[i]) + start, stop - start)
 
 
 def named(corpus: Corpus, names: Sequence[str]) -> Subset:

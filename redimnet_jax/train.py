@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax import (
+    classification,
     evaluate,
     files,
     input_pipeline,
@@ -30,7 +31,7 @@ from redimnet_jax import (
     train_config,
     training_report,
 )
-from redimnet_jax.embedding import Windows, pool_recordings
+from redimnet_jax.embedding import Recordings, Windows, embed_pooled, pool_recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.heads import Heads
 from redimnet_jax.model import Source, SpeakerModel
@@ -102,7 +103,7 @@ class _Run:
         self.dims = tuple(config.projection.mrl_dims)
         self.stop = StopRequest()
         self.pretrained: SpeakerModel | None = None
-        self.pooled: np.ndarray | None = None
+        self.pooled: dict[str, np.ndarray] = {}
         heads = Heads(len(data.classes), self.dims, shared=config.heads.shared, rngs=nnx.Rngs(config.seed + 1))
         if saved is None:
             if config.model.checkpoint is not None:
@@ -253,12 +254,13 @@ class _Run:
         eer = None
         if epoch % config.validation.every_epochs == 0 or self.step == self.total_steps:
             model = self.model()
-            pooled = self._pooled_recordings(model)
+            wanted = Windows(config.validation.crop_seconds, config.validation.crops, config.validation.max_seconds)
+            pooled = self._pooled_recordings("validation", model, self.data.validation.recordings, wanted)
             judging = dict(bootstrap=config.validation.bootstrap, seed=config.seed)
-            results, scores, embeddings = evaluate.evaluate(model, pooled, self.data.validation, self.dims, **judging)
+            results, scores, _ = evaluate.evaluate(model, pooled, self.data.validation, self.dims, **judging)
             entry |= results
-            if config.validation.classification:
-                entry["classification_loss"] = self._classification(embeddings)
+            if self.data.seen is not None:
+                entry["classification"] = self._classification(model)
             if self.pretrained is not None and self.step == 0:
                 width = self.pretrained.embed_dim
                 dims = sorted({dim for dim in self.dims if dim < width} | {width})
@@ -277,33 +279,36 @@ class _Run:
         if self.step:
             self._save(eer)
 
-    def _pooled_recordings(self, model: SpeakerModel) -> np.ndarray:
-        """Pooled features of the validation recordings; a frozen backbone needs to give them only once."""
-        if self.pooled is None or self.split.backbone_trains:
-            wanted = self.config.validation
-            self.pooled = pool_recordings(
+    def _pooled_recordings(
+        self, name: str, model: SpeakerModel, recordings: Recordings, windows: Windows
+    ) -> np.ndarray:
+        """Pooled features of the recordings called `name`; a frozen backbone needs to give them only once."""
+        if name not in self.pooled or self.split.backbone_trains:
+            self.pooled[name] = pool_recordings(
                 model,
-                self.data.validation.recordings,
-                windows=Windows(wanted.crop_seconds, wanted.crops, wanted.max_seconds),
-                batch_seconds=wanted.batch_seconds,
-                progress="validation" if self.first else None,
+                recordings,
+                windows=windows,
+                batch_seconds=self.config.validation.batch_seconds,
+                progress=name if self.first else None,
                 check=self._check_stop,
             )
-        return self.pooled
+        return self.pooled[name]
 
-    def _classification(self, embeddings: np.ndarray) -> dict[str, float]:
-        """The heads' loss on the validation recordings, per dimension; all of them are of training speakers."""
-        number = {name: index for index, name in enumerate(self.data.corpus.speakers)}
-        labels = np.array([number[name] for name in self.data.validation.speakers])
-        margin = {"margin": self.config.heads.margin, "scale": self.config.heads.scale}
-        graph, state = nnx.split(self._learner().heads)
-
-        @jax.jit
-        def loss(state, embeddings, labels):
-            return nnx.merge(graph, state).loss(embeddings, labels, weights=(1.0,) * len(self.dims), **margin)
-
-        _, figures = loss(state, embeddings[:, 0], labels)
-        return dict(zip(map(str, self.dims), np.asarray(figures["loss"]).tolist(), strict=True))
+    def _classification(self, model: SpeakerModel) -> dict[str, Any]:
+        """Loss and accuracy of the heads on recordings of training speakers that do not train."""
+        heads, seen = self.config.heads, self.data.seen
+        # As long as the crops that train, so that both losses are of the same task.
+        crops = Windows(self.config.data.crop_seconds)
+        pooled = self._pooled_recordings("seen speakers", model, seen.recordings, crops)
+        return classification.figures(
+            self._learner().heads,
+            embed_pooled(model, pooled),
+            seen.labels,
+            weights=tuple(heads.weights or (1.0,) * len(self.dims)),
+            margin=heads.margin,
+            scale=heads.scale,
+            easy_margin=heads.easy_margin,
+        )
 
     def _judge(self, entry: dict[str, Any], model: SpeakerModel, scores: np.ndarray) -> float:
         """The EER that decides; keeps the model when it is the best, counts the epochs since the best otherwise."""
@@ -380,6 +385,8 @@ class _Run:
         counts = {name: sum(array.size for array in arrays.values()) for name, arrays in sizes.items()}
         print(f"training    {len(corpus):,} utterances of {len(corpus.speakers):,} speakers")
         print(f"validation  {self.data.validation.description}")
+        if self.data.seen is not None:
+            print(f"seen        {self.data.seen.description}")
         print(f"trained     {', '.join(config.parts)}: {counts['trained']:,} parameters")
         print(f"frozen      {counts['frozen']:,} values")
         print(f"devices     {jax.device_count()} {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")

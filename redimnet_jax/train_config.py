@@ -29,6 +29,7 @@ COUNTS = (
     "log_every_steps",
     "validation.every_epochs",
     "validation.crops",
+    "classification.max_recordings",
 )
 # What an interrupted run may be resumed with another value of: nothing here changes what is trained
 # (of data elsewhere, the speakers and the digest are compared).
@@ -108,7 +109,12 @@ def default() -> ConfigDict:
                 "patience": optional(int),  # epochs without a better EER before the run stops; None never stops
                 "min_improvement": 0.0,  # of the EER (a fraction) that counts as better
                 "allow_shared_speakers": False,  # trials of training speakers
-                "classification": False,  # classification loss too; needs training speakers
+            },
+            "classification": {  # its loss and accuracy beside EER, on other recordings of the training speakers
+                "share": 0.0,  # of every speaker's recordings that is kept out of training for it; 0 is none
+                "gap_seconds": 1.0,  # between what trains and what does not of a speaker with one recording
+                "source": optional(str),  # in place of a share: a tree, a list file or tfds:... of such recordings
+                "max_recordings": 2000,  # that are judged; of more, a random sample
             },
             "checkpoint": {"keep": 2, "every_steps": 1000},
             "log_every_steps": 20,
@@ -148,6 +154,10 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     )
     dim = config.validation.dim
     require(dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}")
+    known = config.classification
+    require(0 <= known.share < 1, "classification.share", "from 0 to below 1")
+    require(known.gap_seconds >= 0, "classification.gap_seconds", "at least 0")
+    require(not (known.share and known.source), "classification.share", "0 when classification.source is given")
     if config.model.checkpoint is None:
         require(bool(config.model.config), "model.checkpoint", "a checkpoint, unless model.config builds a network")
         require(config.heads.init == "random", "heads.init", "'random' when nothing pretrained is given")

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from redimnet_jax import augment, subset, validation
+from redimnet_jax import augment, classification, same_speaker_split, subset, validation
+from redimnet_jax.classification import SeenSpeakers
 from redimnet_jax.corpus import Corpus, open_corpus
 from redimnet_jax.errors import UserError
 from redimnet_jax.speaker_table import read_sexes
@@ -21,12 +22,13 @@ SYNTHETIC_SECONDS = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a run reads."""
+    """What a run reads; `seen`, where it is wanted, are recordings of training speakers that do not train."""
 
     corpus: Corpus | subset.Subset
     validation: Validation
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
+    seen: SeenSpeakers | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -77,9 +79,24 @@ def open_data(config: Any, workdir: Path) -> Data:
         description = f"{len(held.speakers)} training speakers kept out of training"
         trials = validation.from_corpus(held, description=description, **making)
     validation.check(trials, corpus.speakers, wanted.allow_shared_speakers)
-    if wanted.classification:
-        validation.check_classification(trials, corpus.speakers)
-    return Data(corpus, trials, speed, steps)
+    known, held, seen = config.classification, None, None
+    if known.source:
+        held, description = opened(known.source), f"recordings of training speakers in {known.source}"
+        classification.check_apart(held, corpus)
+    elif known.share:
+        parts = same_speaker_split.split(
+            corpus,
+            known.share,
+            gap_seconds=known.gap_seconds,
+            min_seconds=config.data.min_seconds,
+            seed=config.seed,
+        )
+        corpus, held, description = parts.train, parts.held, parts.description
+    if held is not None:
+        seen = classification.seen_speakers(
+            held, corpus, most=known.max_recordings, seed=config.seed, description=description, speed=speed
+        )
+    return Data(corpus, trials, speed, steps, seen)
 
 
 def _synthetic_tree(source: str, folder: Path) -> Path:

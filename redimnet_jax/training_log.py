@@ -58,6 +58,8 @@ class TrainingLog:
         if not self._has_header:
             dims = "".join(f"{f'EER % {dim} [95 %]':>22}" for dim in self.dims)
             print(f"{'epoch':>5} {'step':>9} {'loss':>8}{dims}")
+            if "classification" in entry:
+                print(f"{'seen speakers:':>15} {'loss':>8}{'loss, right %'.rjust(22) * len(self.dims)}")
             self._has_header = True
         loss = f"{entry['loss']:.3f}" if "loss" in entry else ""
         cells = []
@@ -66,13 +68,19 @@ class TrainingLog:
             cells.append(f"{100 * figures['eer']:.2f} [{low:.2f}, {high:.2f}]".rjust(22))
         step = entry["step"]
         print(f"{entry['epoch']:>5} {step:>9,} {loss:>8}{''.join(cells)}{'  best' * is_best}", flush=True)
+        seen = entry.get("classification", {})
+        if seen:
+            pairs = zip(seen["losses"].values(), seen["accuracies"].values(), strict=True)
+            cells = (f"{loss:.3f}, {100 * share:.1f}".rjust(22) for loss, share in pairs)
+            print(f"{'':>15} {seen['loss']:>8.3f}{''.join(cells)}", flush=True)
+            self._scalars("classification", {"loss": seen["loss"]}, step)
+            for name, kind in (("loss", "losses"), ("accuracy", "accuracies")):
+                self._scalars("classification", {f"{name}/{dim}": value for dim, value in seen[kind].items()}, step)
         names = ("loss", "crops_per_second", "input_wait")
         self._scalars("epoch", {name: entry[name] for name in names if name in entry}, step)
         for dim, figures in entry.get("dims", {}).items():
             names = ("eer", "accuracy", "target_mean", "nontarget_mean")
             self._scalars("validation", {f"{name}/{dim}": figures[name] for name in names}, step)
-        losses = entry.get("classification_loss", {})
-        self._scalars("validation", {f"classification_loss/{dim}": loss for dim, loss in losses.items()}, step)
         self._writer.flush()
 
     def overfitting(self, entry: Mapping[str, Any], dim: int) -> None:

@@ -97,17 +97,3 @@ def check(validation: Validation, training_speakers: Collection[str], allow_shar
     for kind in ("one class", "self", "label", "duplicate"):
         if kind in problems:
             raise UserError(f"{validation.description}: {problems[kind]}")
-
-
-REFUSED_CLASSIFICATION = (
-    "validation.classification asks for the classification loss of {unknown} validation speakers, such as {first!r}, "
-    "for whom the heads have no prototype: it would score each of them as some training speaker, which measures "
-    "nothing; leave it out and trust the EER, or validate on other recordings of the training speakers."
-)
-
-
-def check_classification(validation: Validation, training_speakers: Collection[str]) -> None:
-    """Raises UserError when a validation speaker is none of the training speakers, with the reason."""
-    unknown = sorted(set(validation.speakers) - set(training_speakers))
-    if unknown:
-        raise UserError(REFUSED_CLASSIFICATION.format(unknown=len(unknown), first=unknown[0]))

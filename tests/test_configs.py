@@ -9,7 +9,7 @@ from redimnet_jax import model_config, train_config
 from redimnet_jax.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-PRESETS = {"projection_only": [None, "demo"], "from_scratch": [None, "small"]}
+PRESETS = {"projection_only": [None, "demo"], "same_speaker_split": [None, "demo"], "from_scratch": [None, "small"]}
 
 
 def load(name):

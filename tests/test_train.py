@@ -262,15 +262,6 @@ def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, c
     assert not set(held.speakers) & set(progress["speakers"]) and len(set(held.speakers)) == 2
 
 
-def test_classification_loss_of_training_speakers(data, tmp_path, no_plots):
-    seen = {"validation__tree": data["data.train"], "validation__allow_shared_speakers": True}
-    # At the means of the classes the loss would have nowhere to fall.
-    seen |= {"validation__classification": True, "heads__init": "random"}
-    train.train(config(data, epochs=1, **seen), tmp_path)
-    first, last = (entry["classification_loss"] for entry in history(tmp_path))
-    assert set(first) == {"4", "8", "12"} and sum(last.values()) < sum(first.values())
-
-
 def test_synthetic_sources(data, tmp_path):
     wanted = config(data, data__train="synthetic:3x1x2", validation__tree="synthetic:2x1x2@3")
     opened = training_data.open_data(wanted, tmp_path)
@@ -335,7 +326,7 @@ BAD = {
     ),
     "file of a trial in a tree": (lambda d, f: {"validation__trials": trial_list(f, "1 x/1.wav x/2.wav")}, "x/1.wav"),
     "shared speakers": (lambda d, f: {"validation__tree": d["data.train"]}, "validation.allow_shared_speakers"),
-    "loss of the unseen": (lambda d, f: {"validation__classification": True}, "no prototype"),
+    "loss of the unseen": (lambda d, f: {"classification__source": d["validation.tree"]}, "no prototype"),
     "same sex without metadata": (lambda d, f: {"validation__same_sex": True}, "validation.metadata"),
     "parts": (lambda d, f: {"parts": ("projection",)}, "parts"),
     "too few crops": (lambda d, f: {"projection__crops": 8}, "projection.crops"),
