@@ -61,8 +61,9 @@ def get_config(preset: str | None = None):
     if preset is None:
         config.model.config = B2
         config.epochs = 120
-        config.heads.scale = 32.0
-        config.heads.margin_ramp = (20.0, 40.0)
+        config.loss.aam_softmax.scale = 32.0
+        config.loss.margin_schedule = "exponential"
+        config.loss.margin_ramp = (20.0, 40.0)
     elif preset == "small":
         config.model.config = SMALL
         config.dtype = "float32"
@@ -71,7 +72,8 @@ def get_config(preset: str | None = None):
         config.epochs = 100
         config.data.crop_seconds = 1.0
         config.data.crops_per_utterance = 8
-        config.heads.margin_ramp = (10.0, 50.0)
+        config.loss.margin_schedule = "linear"
+        config.loss.margin_ramp = (10.0, 50.0)
         config.optimizer.learning_rate = 2e-3
         config.optimizer.warmup_epochs = 3.0
         config.optimizer.weight_decay = 0.05

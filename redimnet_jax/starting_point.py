@@ -46,14 +46,15 @@ def adapt(
     the rotation of a lossless start and the means of the classes are taken.
     """
     wanted, dims = config.projection, tuple(config.projection.mrl_dims)
+    from_means = config.heads.init == "means" and heads.have_prototypes
     pooled = labels = None
     with contextlib.closing(batches):
-        if wanted.init == "lossless" or config.heads.init == "means":
+        if wanted.init == "lossless" or from_means:
             count = -(-min(wanted.crops, max(8 * utterances, 4 * dims[-1])) // config.batch_size)
             with log.bar("features", count) as bar:
                 pooled, labels = _pooled_crops(pretrained, batches, count, mesh, bar)
     model = matryoshka.adapt(pretrained, dims, pooled, labels, init=wanted.init, order=wanted.order, seed=config.seed)
-    if config.heads.init == "means":
+    if from_means:
         reached = heads.start_at_means(embed_pooled(model, pooled), labels)
         log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
     if wanted.init == "random":

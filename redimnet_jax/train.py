@@ -25,6 +25,7 @@ from redimnet_jax import (
     files,
     input_pipeline,
     model_config,
+    objective,
     optimizer,
     overfitting,
     placement,
@@ -38,7 +39,7 @@ from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 from redimnet_jax.starting_point import adapt, starting_model
 from redimnet_jax.stop_request import StopRequest
-from redimnet_jax.train_step import Arrays, Learner, Objective, Split, compile_step, initial_state, make_step
+from redimnet_jax.train_step import Arrays, Learner, Split, compile_step, initial_state, make_step
 from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
 from redimnet_jax.training_data import Data, open_data
 from redimnet_jax.training_log import TrainingLog
@@ -104,7 +105,8 @@ class _Run:
         self.stop = StopRequest()
         self.pretrained: SpeakerModel | None = None
         self.pooled: dict[str, np.ndarray] = {}
-        heads = Heads(len(data.classes), self.dims, shared=config.heads.shared, rngs=nnx.Rngs(config.seed + 1))
+        criterion, rngs = objective.loss_from_config(config), nnx.Rngs(config.seed + 1)
+        heads = Heads(len(data.classes), self.dims, criterion, shared=config.heads.shared, rngs=rngs)
         if saved is None:
             if config.model.checkpoint is not None:
                 crops = self._batches(speed=data.speed)
@@ -171,16 +173,12 @@ class _Run:
 
     def _compiled_step(self):
         config = self.config
-        objective = Objective(
-            weights=tuple(config.heads.weights or (1.0,) * len(self.dims)),
-            margin=optimizer.ramp(
-                config.heads.margin, *(round(e * self.epoch_steps) for e in config.heads.margin_ramp)
-            ),
-            scale=config.heads.scale,
-            easy_margin=config.heads.easy_margin,
-        )
         step = make_step(
-            self.split, self.optimizer, objective, seed=config.seed, accumulate=config.optimizer.accumulate
+            self.split,
+            self.optimizer,
+            objective.from_config(config, self.epoch_steps),
+            seed=config.seed,
+            accumulate=config.optimizer.accumulate,
         )
         shape = (config.batch_size, round(config.data.crop_seconds * 16000))
         batch = {
@@ -296,7 +294,7 @@ class _Run:
 
     def _classification(self, model: SpeakerModel) -> dict[str, Any]:
         """Loss and accuracy of the heads on recordings of training speakers that do not train."""
-        heads, seen = self.config.heads, self.data.seen
+        seen = self.data.seen
         # As long as the crops that train, so that both losses are of the same task.
         crops = Windows(self.config.data.crop_seconds)
         pooled = self._pooled_recordings("seen speakers", model, seen.recordings, crops)
@@ -304,10 +302,7 @@ class _Run:
             self._learner().heads,
             embed_pooled(model, pooled),
             seen.labels,
-            weights=tuple(heads.weights or (1.0,) * len(self.dims)),
-            margin=heads.margin,
-            scale=heads.scale,
-            easy_margin=heads.easy_margin,
+            weights=tuple(self.config.loss.weights or (1.0,) * len(self.dims)),
         )
 
     def _judge(self, entry: dict[str, Any], model: SpeakerModel, scores: np.ndarray) -> float:

@@ -6,7 +6,7 @@ The tree is complete and locked: a key that is not here is an error.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ml_collections import ConfigDict, config_dict
 from redimnet_jax import augment
 from redimnet_jax.errors import UserError
 from redimnet_jax.matryoshka import INITS, ORDERS
+from redimnet_jax.objective import LOSSES, loss_from_config
+from redimnet_jax.optimizer import RAMPS
 from redimnet_jax.train_step import PARTS
 
 HEAD_INITS = ("means", "random")
@@ -77,11 +79,14 @@ def default() -> ConfigDict:
             "heads": {
                 "init": "means",  # of the classes' embeddings, where there is something pretrained; or "random"
                 "shared": False,  # one matrix of prototypes, sliced, in place of one a dimension
-                "weights": optional(tuple),  # of the dimensions in the loss; None is equal
-                "margin": 0.2,
+            },
+            "loss": {
+                "name": "aam_softmax",
+                "weights": optional(tuple),  # of the dimensions; None is equal
+                "margin_schedule": "constant",  # or "linear" or "exponential", between the epochs of `margin_ramp`
                 "margin_ramp": (0.0, 0.0),  # epochs between which the margin grows from 0
-                "scale": 30.0,
-                "easy_margin": False,
+                "consistency": 0.0,  # weight of the scores of shorter prefixes following those of the widest
+                **_losses(),  # the options of every loss, by its name
             },
             "optimizer": {
                 "learning_rate": 1e-3,
@@ -139,11 +144,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     require(config.projection.order in ORDERS, "projection.order", f"one of {', '.join(ORDERS)}")
     require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
     require(config.heads.init in HEAD_INITS, "heads.init", f"one of {', '.join(HEAD_INITS)}")
-    weights = config.heads.weights
-    positive = weights is None or (len(weights) == len(dims) and min(weights) >= 0 and sum(weights) > 0)
-    require(positive, "heads.weights", f"{len(dims)} weights, one a dimension, none negative")
-    require(0 <= config.heads.margin < 1.5, "heads.margin", "an angle (radians) from 0 to 1.5")
-    require(config.heads.scale > 0, "heads.scale", "positive")
+    _check_loss(config, require)
     for key in COUNTS:
         require(_at(config, key) >= 1, key, "at least 1")
     pieces = devices * config.optimizer.accumulate
@@ -168,6 +169,30 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
             raise UserError(
                 f"config.data.augment.{name}.folder is given but its probability p is 0; set p, or leave it out."
             )
+
+
+def _check_loss(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:
+    wanted, dims = config.loss, tuple(config.projection.mrl_dims)
+    require(wanted.name in LOSSES, "loss.name", f"one of {', '.join(LOSSES)}")
+    loss = loss_from_config(config)
+    weights = wanted.weights
+    positive = weights is None or (len(weights) == len(dims) and min(weights) >= 0 and sum(weights) > 0)
+    require(positive, "loss.weights", f"{len(dims)} weights, one a dimension, none negative")
+    require(wanted.margin_schedule in RAMPS, "loss.margin_schedule", f"one of {', '.join(RAMPS)}")
+    start, end = wanted.margin_ramp
+    if wanted.margin_schedule == "constant":
+        require(start == end == 0, "loss.margin_ramp", "(0, 0) when loss.margin_schedule is 'constant'")
+    else:
+        require(0 <= start < end, "loss.margin_ramp", "two epochs, the first before the second")
+        require(loss.margin > 0, "loss.margin_schedule", f"'constant', since {wanted.name} has no margin here")
+    require(wanted.consistency >= 0, "loss.consistency", "0 or more")
+    require(not wanted.consistency or len(dims) > 1, "loss.consistency", "0 when there is one dimension")
+    if loss.needs_pairs:
+        require(not config.heads.shared, "heads.shared", f"False with {wanted.name}, which has no prototypes")
+        require(config.optimizer.accumulate == 1, "optimizer.accumulate", f"1 with {wanted.name}")
+        whole = "which compares the crops of a batch"
+        require(not config.classification.share, "classification.share", f"0 with {wanted.name}, {whole}")
+        require(not config.classification.source, "classification.source", f"None with {wanted.name}, {whole}")
 
 
 def check_resume(config: ConfigDict, saved: Mapping[str, Any], workdir: Path) -> None:
@@ -199,6 +224,15 @@ def _flat(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
 def _at(config: ConfigDict, key: str) -> Any:
     """The value at a dotted key."""
     return functools.reduce(lambda tree, part: tree[part], key.split("."), config)
+
+
+def _losses() -> dict[str, Any]:
+    """The options of every loss."""
+    options = {}
+    for name, loss in LOSSES.items():
+        fields = {field.name: field.default for field in dataclasses.fields(loss)}
+        options[name] = {key: config_dict.placeholder(float) if x is None else x for key, x in fields.items()}
+    return options
 
 
 def _augmentation() -> dict[str, Any]:

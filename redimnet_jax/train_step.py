@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from redimnet_jax.heads import Heads
 from redimnet_jax.network import SpeakerNetwork
+from redimnet_jax.objective import Objective
 
 Array = jax.Array
 Arrays = dict[str, Array]
@@ -52,16 +53,6 @@ class TrainState:
     params: Arrays
     stats: Arrays
     opt: optax.OptState
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The Matryoshka loss; `margin` is a schedule over steps. See `Heads.loss`."""
-
-    weights: tuple[float, ...]
-    margin: Callable[[Array], Array]
-    scale: float
-    easy_margin: bool = False
 
 
 class Split:
@@ -118,12 +109,7 @@ def make_step(
         learner = split.merge(params, stats, frozen)
         embedding = learner.embed(waveform, key, backbone=split.backbone_trains)
         value, figures = learner.heads.loss(
-            embedding,
-            label,
-            weights=objective.weights,
-            margin=margin,
-            scale=objective.scale,
-            easy_margin=objective.easy_margin,
+            embedding, label, weights=objective.weights, margin=margin, consistency=objective.consistency
         )
         return value, (split.stats_of(learner), figures)
 

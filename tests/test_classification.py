@@ -23,7 +23,7 @@ def test_figures_are_those_of_the_heads_over_all_rows(monkeypatch):
     rng = np.random.default_rng(0)
     heads = Heads(5, (4, 8), rngs=nnx.Rngs(0))
     embeddings, labels = rng.normal(size=(7, 3, 8)).astype(np.float32), rng.integers(0, 5, 7)
-    options = OPTIONS | {"margin": 0.3, "scale": 20.0}
+    options = OPTIONS | {"margin": 0.3}
     loss, each = heads.loss(embeddings.reshape(21, 8), np.repeat(labels, 3), **options)
     monkeypatch.setattr(classification, "BLOCK", 8)
     found = classification.figures(heads, embeddings, labels, **options)

@@ -246,7 +246,7 @@ def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, c
         validation__crops=2,
         validation__holdout=0.34,
         heads__shared=True,
-        heads__weights=(1.0, 2.0),
+        loss__weights=(1.0, 2.0),
         projection__mrl_dims=(2, 5),
         optimizer__accumulate=2,
     )

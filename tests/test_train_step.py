@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from redimnet_jax import matryoshka, optimizer
 from redimnet_jax.heads import Heads
 from redimnet_jax.layers import Constant
-from redimnet_jax.train_step import Learner, Objective, Split, TrainState, compile_step, initial_state, make_step
+from redimnet_jax.objective import Objective
+from redimnet_jax.train_step import Learner, Split, TrainState, compile_step, initial_state, make_step
 
 STEPS, CLASSES = 24, 5
 PROJECTION = {"network.linear.kernel", "network.linear.bias", "network.bn.scale", "network.bn.bias"}
@@ -25,7 +26,7 @@ STATISTICS = {"network.bn.mean", "network.bn.var"}
 
 
 def objective(margin=lambda step: 0.2) -> Objective:
-    return Objective((1.0,) * len(tiny.DIMS), margin, 30.0)
+    return Objective((1.0,) * len(tiny.DIMS), margin)
 
 
 def split(*parts: str, pretrained=None) -> Split:
@@ -180,7 +181,7 @@ def test_the_margin_schedule_reaches_the_loss(batches):
     def loss_at(margin):
         learner = of.merge(state.params, state.stats, frozen)
         embedding = learner.embed(batches[0]["waveform"], jax.random.key(0), backbone=False)
-        return learner.heads.loss(embedding, batches[0]["label"], weights=(1, 1, 1), margin=margin, scale=30.0)[0]
+        return learner.heads.loss(embedding, batches[0]["label"], weights=(1, 1, 1), margin=margin)[0]
 
     def wanted(margin: float) -> float:
         return pytest.approx(float(loss_at(margin)), rel=1e-5)
@@ -198,6 +199,10 @@ def test_learning_rate_and_margin_by_step():
     margin = optimizer.ramp(0.2, 10, 30)
     assert [float(margin(step)) for step in (0, 10, 20, 30, 90)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
     assert float(optimizer.ramp(0.3, 0, 0)(0)) == pytest.approx(0.3)
+    assert float(optimizer.ramp(0.3, 10, 30, "constant")(0)) == pytest.approx(0.3)
+    exponential = optimizer.ramp(0.2, 10, 30, "exponential")
+    wanted = [0, 0, 0.2 * (1 - 0.001**0.5) / 0.999, 0.2, 0.2]
+    assert [float(exponential(step)) for step in (0, 10, 20, 30, 90)] == pytest.approx(wanted, abs=1e-7)
 
 
 def on_devices(devices: int, accumulate: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from redimnet_jax import torch_weights
 from redimnet_jax.layers import dropout
-from redimnet_jax.losses import aam_softmax
+from redimnet_jax.losses import AAMSoftmax
 
 CASES = [name for name in golden.names() if checkpoints.case(name).train]
 
@@ -25,7 +25,7 @@ def training_step(network, prototypes, audio, labels, margin, scale):
             model = nnx.merge(graph, parameters, rest, copy=True)
             embeddings = model(audio, train=True)
             statistics = nnx.state(model, nnx.BatchStat)
-            value = aam_softmax(embeddings, prototypes, labels, margin=margin, scale=scale)
+            value = AAMSoftmax(margin, scale)(embeddings, labels, {"prototypes": prototypes})
             return value, (embeddings, statistics)
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, prototypes)
