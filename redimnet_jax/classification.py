@@ -66,12 +66,11 @@ def seen_speakers(
 def check_apart(held: Corpus, training: Corpus) -> None:
     """Raises UserError when an utterance of `held` is one of `training`, by speaker, name and length."""
 
-    def keys(corpus: Corpus) -> set[tuple[str, str, int]]:
-        return {
-            (corpus.speakers[corpus.labels[i]], corpus.name(i), int(corpus.samples[i])) for i in range(len(corpus))
-        }
+    def key(corpus: Corpus, i: int) -> tuple[str, str, int]:
+        return corpus.speakers[corpus.labels[i]], corpus.name(i), int(corpus.samples[i])
 
-    both = sorted(keys(held) & keys(training))
+    known = {key(held, i) for i in range(len(held))}
+    both = [each for i in range(len(training)) if (each := key(training, i)) in known]
     if both:
         raise UserError(
             f"classification.source has {len(both):,} utterances that also train, such as {both[0][1]}, and a loss "

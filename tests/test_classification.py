@@ -11,8 +11,6 @@ from refusals import refusal
 from redimnet_jax import classification, plots, train, train_config
 from redimnet_jax.heads import Heads
 
-OPTIONS = {"weights": (1.0, 3.0)}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -23,7 +21,7 @@ def test_figures_are_those_of_the_heads_over_all_rows(monkeypatch):
     rng = np.random.default_rng(0)
     heads = Heads(5, (4, 8), rngs=nnx.Rngs(0))
     embeddings, labels = rng.normal(size=(7, 3, 8)).astype(np.float32), rng.integers(0, 5, 7)
-    options = OPTIONS | {"margin": 0.3}
+    options = {"weights": (1.0, 3.0), "margin": 0.3}
     loss, each = heads.loss(embeddings.reshape(21, 8), np.repeat(labels, 3), **options)
     monkeypatch.setattr(classification, "BLOCK", 8)
     found = classification.figures(heads, embeddings, labels, **options)
@@ -89,6 +87,7 @@ def test_a_source_of_other_recordings(data, tmp_path):
         ({"classification__gap_seconds": -1.0}, "classification.gap_seconds"),
         ({"classification__max_recordings": 0}, "classification.max_recordings"),
         ({"classification__share": 0.1, "classification__source": "x"}, "classification.source"),
+        ({"classification__share": 0.1, "loss__name": "triplet", "heads__init": "random"}, "classification.share"),
     ],
 )
 def test_settings_that_cannot_be(changes, told, data):
