@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from redimnet_jax import speaker_groups
 from redimnet_jax.augment import Speed, Step, apply
 from redimnet_jax.errors import UserError
 
@@ -51,10 +52,13 @@ class Example:
     speed: Speed | None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        utterance = int(index) % len(self.corpus)
+        choice = int(rng.integers(len(self.speed.factors))) if self.speed else None
+        return self.make(int(index) % len(self.corpus), choice, rng)
+
+    def make(self, utterance: int, choice: int | None, rng: np.random.Generator) -> dict[str, Any]:
+        """A crop of an utterance, at the speed of index `choice`."""
         label, samples = int(self.corpus.labels[utterance]), self.crop
         if self.speed:
-            choice = int(rng.integers(len(self.speed.factors)))
             label = self.speed.label(label, choice, len(self.corpus.speakers))
             samples = self.speed.samples(choice, self.crop)
         waveform = self.read(utterance, samples, rng)
@@ -159,6 +163,8 @@ def train_batches(
     steps: Sequence[Step] = (),
     speed: Speed | None = None,
     crops_per_utterance: int = 1,
+    crops_per_speaker: int = 1,
+    one_utterance: bool = False,
     workers: int = 0,
     threads: int | None = None,
     process_index: int = 0,
@@ -168,9 +174,11 @@ def train_batches(
 
     `batch_size` is that of all processes together, `crop` in samples at 16 kHz; every utterance gives
     `crops_per_utterance` random crops an epoch. `steps` are applied to the crops in order, `speed` before; labels are
-    of `classes(corpus, speed)`. `workers` processes make whole batches in turn; with none, `threads` of this
-    process do (default: one a core, 8 at most), each a batch. Between threads and consumer up to `threads` batches
-    wait, between workers and consumer up to `BATCHES_A_WORKER` a worker, in shared memory.
+    of `classes(corpus, speed)`. With more than one of `crops_per_speaker` the batches are of speakers with that many
+    crops each, see `speaker_groups`; an epoch has as many of them. `workers` processes make whole batches in turn;
+    with none, `threads` of this process do (default: one a core, 8 at most), each a batch. Between threads and
+    consumer up to `threads` batches wait, between workers and consumer up to `BATCHES_A_WORKER` a worker, in shared
+    memory.
 
     Raises UserError for impossible numbers now, and with the name of the file for an unreadable one later.
     """
@@ -180,6 +188,7 @@ def train_batches(
         ("batch_size", batch_size, 1),
         ("crop", crop, 1),
         ("crops_per_utterance", crops_per_utterance, 1),
+        ("crops_per_speaker", crops_per_speaker, 1),
         ("workers", workers, 0),
         ("seed", seed, 0),
     ):
@@ -199,19 +208,42 @@ def train_batches(
     if workers:
         _check_shared_memory((workers * BATCHES_A_WORKER + 1) * local_batch * crop * 4)
     example = Example(corpus, crop, tuple(steps), speed)
-    batches = (
-        grain.MapDataset.range(len(corpus) * crops_per_utterance)
-        .seed(seed)
-        .shuffle()
-        .random_map(example)[: steps_an_epoch * batch_size][process_index::process_count]
-        .batch(local_batch, drop_remainder=True)
-        .repeat()
-    )
+    if crops_per_speaker == 1:
+        batches = (
+            grain.MapDataset.range(len(corpus) * crops_per_utterance)
+            .seed(seed)
+            .shuffle()
+            .random_map(example)[: steps_an_epoch * batch_size][process_index::process_count]
+            .batch(local_batch, drop_remainder=True)
+            .repeat()
+        )
+    else:
+        speakers = batch_size // crops_per_speaker
+        group = speaker_groups.group(
+            example.make,
+            corpus,
+            speed,
+            crops=crops_per_speaker,
+            batch_size=batch_size,
+            process_count=process_count,
+            one_utterance=one_utterance,
+        )
+        count = len(corpus.speakers) // speakers * speakers
+        batches = (
+            grain.MapDataset.range(len(corpus.speakers))
+            .seed(seed)
+            .shuffle()
+            .random_map(group)[:count][process_index::process_count]
+            .batch(speakers // process_count, drop_remainder=True)
+            .map(speaker_groups.rows)
+            .repeat()
+        )
     identity = {
         "seed": seed,
         "batch_size": batch_size,
         "crop": crop,
         "crops_per_utterance": crops_per_utterance,
+        "crops_per_speaker": crops_per_speaker,
         "corpus": corpus.digest,
     }
     if threads is None:

@@ -96,7 +96,7 @@ class _Run:
         self.first = jax.process_index() == 0
         self.log = TrainingLog(workdir, tuple(config.projection.mrl_dims))
         self.mesh = placement.mesh()
-        self.batches = self._batches(self.data.steps, self.data.speed)
+        self.batches = self._batches(self.data.steps, self.data.speed, config.data.crops_per_speaker)
         self.epoch_steps = input_pipeline.steps_per_epoch(
             data.corpus, config.batch_size, config.data.crops_per_utterance
         )
@@ -144,7 +144,7 @@ class _Run:
         self.batches.close()
         self.log.close()
 
-    def _batches(self, steps=(), speed=None) -> input_pipeline.TrainBatches:
+    def _batches(self, steps=(), speed=None, crops_per_speaker=1) -> input_pipeline.TrainBatches:
         config = self.config
         return input_pipeline.train_batches(
             self.data.corpus,
@@ -154,6 +154,8 @@ class _Run:
             steps=steps,
             speed=speed,
             crops_per_utterance=config.data.crops_per_utterance,
+            crops_per_speaker=crops_per_speaker,
+            one_utterance=config.data.one_utterance,
             workers=config.data.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -25,6 +25,7 @@ COUNTS = (
     "epochs",
     "batch_size",
     "data.crops_per_utterance",
+    "data.crops_per_speaker",
     "optimizer.accumulate",
     "checkpoint.keep",
     "checkpoint.every_steps",
@@ -65,6 +66,8 @@ def default() -> ConfigDict:
                 "data_dir": optional(str),  # where TFDS datasets lie
                 "crop_seconds": 3.0,
                 "crops_per_utterance": 1,  # in an epoch
+                "crops_per_speaker": 1,  # in a batch; more make batches of speakers, for losses that compare crops
+                "one_utterance": False,  # whether these may be of one utterance where a speaker has no second
                 "min_seconds": 0.5,  # shorter utterances are left out, and counted
                 "max_bad": 0.01,  # stop when a larger share of the files cannot be used
                 "workers": 0,  # processes that decode; 0 decodes in threads of this one
@@ -188,6 +191,9 @@ def _check_loss(config: ConfigDict, require: Callable[[bool, str, str], None]) -
     require(wanted.consistency >= 0, "loss.consistency", "0 or more")
     require(not wanted.consistency or len(dims) > 1, "loss.consistency", "0 when there is one dimension")
     if loss.needs_pairs:
+        require(config.data.crops_per_speaker > 1, "data.crops_per_speaker", f"2 or more with {wanted.name}")
+        speakers = config.batch_size // config.data.crops_per_speaker
+        require(speakers > 1, "batch_size", f"of two speakers at least with {wanted.name}")
         require(not config.heads.shared, "heads.shared", f"False with {wanted.name}, which has no prototypes")
         require(config.optimizer.accumulate == 1, "optimizer.accumulate", f"1 with {wanted.name}")
         whole = "which compares the crops of a batch"
