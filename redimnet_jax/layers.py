@@ -139,11 +139,12 @@ class PatchConv2d(nnx.Module):
 class BatchNorm(nnx.Module):
     """Normalises the last axis over all others, with PyTorch's momentum and unbiased running variance.
 
-    Under `jit` on a sharded batch the statistics are those of the global batch.
+    Under `jit` on a sharded batch the statistics are those of the global batch. When `frozen` it is in eval mode, in
+    whichever mode the network is.
     """
 
     def __init__(self, features: int, eps: float = 1e-5):
-        self.eps = eps
+        self.eps, self.frozen = eps, False
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -151,7 +152,7 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Array, mask: Array | None = None, *, train: bool = False) -> Array:
         mean, var = self.mean[...], self.var[...]
-        if train:
+        if train and not self.frozen:
             axes = tuple(range(x.ndim - 1))
             total, count = masked_sum(x, mask, axes)
             mean = total / count

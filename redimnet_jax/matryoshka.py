@@ -19,7 +19,7 @@ from redimnet_jax.losses import unit
 from redimnet_jax.model import SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 
-INITS = ("lossless", "random")
+INITS = ("lossless", "keep", "random")
 ORDERS = ("class", "energy")
 
 
@@ -39,7 +39,8 @@ def adapt(
     training utterances and their speakers. The projection keeps the pretrained batch norm; its first rows are the
     pretrained ones (a batch norm after the linear layer folded in) under a rotation that orders the directions by the
     energy of the speakers' means (`order` 'class') or of all embeddings ('energy'). With 'random' the batch norm is
-    fresh and the linear layer PyTorch's default, as in redimnet-mrl, and no features are needed.
+    fresh and the linear layer PyTorch's default, as in redimnet-mrl, and no features are needed. With 'keep' the
+    projection is the pretrained one as it is, which must be `dims[-1]` wide at least, without a rotation.
 
     Raises UserError when `dims` are not increasing, or are beyond the number of pooled features.
     """
@@ -47,8 +48,12 @@ def adapt(
     network = SpeakerNetwork(config, dtype=model.network.dtype, rngs=nnx.Rngs(seed))
     for part in ("frontend", "backbone", "pool"):
         setattr(network, part, getattr(model.network, part))
-    if init == "lossless":
-        kernel, bias = lossless(model.network, dims[-1], np.asarray(pooled), np.asarray(labels), order)
+    if init != "random":
+        if init == "keep":
+            check_kept(model, dims)
+            kernel, bias = (of[..., : dims[-1]] for of in pretrained_tail(model.network))
+        else:
+            kernel, bias = lossless(model.network, dims[-1], np.asarray(pooled), np.asarray(labels), order)
         for name in ("scale", "bias", "mean", "var"):
             getattr(network.bn, name).set_value(getattr(model.network.bn, name)[...])
         network.linear.kernel.set_value(jnp.asarray(kernel, jnp.float32))
@@ -71,6 +76,15 @@ def check_dims(model: SpeakerModel, dims: Sequence[int]) -> model_config.ModelCo
 def _entries(model: SpeakerModel, dims: Sequence[int]) -> dict:
     changes = {"embed_dim": dims[-1], "mrl_dims": list(dims), "emb_bn": False, "num_classes": None}
     return model.model_config | changes
+
+
+def check_kept(model: SpeakerModel, dims: Sequence[int]) -> None:
+    """Raises UserError when the projection of `model` is too narrow to be kept for `dims`."""
+    if dims[-1] > model.embed_dim:
+        raise UserError(
+            f"projection.init 'keep' has {model.embed_dim} pretrained dimensions but projection.mrl_dims ends at "
+            f"{dims[-1]}; lower it, or set projection.init to 'lossless'."
+        )
 
 
 LOSSLESS = 1e-5

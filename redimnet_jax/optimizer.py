@@ -1,5 +1,8 @@
 """The optimizer: AdamW with clipping, a learning rate that warms up and falls along a cosine, step by step."""
 
+from collections.abc import Mapping
+
+import jax
 import optax
 
 # What an exponential ramp has still to go at its end, of which the public recipes' schedule makes a last small jump.
@@ -26,8 +29,20 @@ def ramp(value: float, start: int, end: int, shape: str = "linear") -> optax.Sch
     return lambda step: value * (1.0 - RAMP_RESIDUE ** linear(step)) / (1.0 - RAMP_RESIDUE)
 
 
-def adamw(rate: optax.Schedule, *, weight_decay: float, clip_norm: float | None) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) after clipping the global gradient norm; vectors (biases, norms) do not decay."""
+def adamw(
+    rate: optax.Schedule,
+    *,
+    weight_decay: float,
+    clip_norm: float | None,
+    factors: Mapping[str, float] | None = None,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) after clipping the global gradient norm; vectors (biases, norms) do not decay.
+
+    `factors` multiply the learning rate (so the decay too) of the parameters by name; it has all of them.
+    """
     steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     decays = {"mask": lambda params: {name: array.ndim > 1 for name, array in params.items()}}
-    return optax.chain(*steps, optax.adamw(rate, weight_decay=weight_decay, **decays))
+    steps.append(optax.adamw(rate, weight_decay=weight_decay, **decays))
+    if factors is not None and set(factors.values()) != {1.0}:
+        steps.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, dict(factors))))
+    return optax.chain(*steps)

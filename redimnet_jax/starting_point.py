@@ -25,6 +25,8 @@ def starting_model(config: Any) -> SpeakerModel:
     if config.model.checkpoint is not None:
         pretrained = open_model(config.model.checkpoint, dtype=dtype)
         matryoshka.check_dims(pretrained, dims)
+        if config.projection.init == "keep":
+            matryoshka.check_kept(pretrained, dims)
         return pretrained
     entries = config.model.config.to_dict() | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
     network = SpeakerNetwork(model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed))
@@ -57,7 +59,7 @@ def adapt(
     if from_means:
         reached = heads.start_at_means(embed_pooled(model, pooled), labels)
         log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
-    if wanted.init == "random":
+    if wanted.init != "lossless":
         return model
     if model.embed_dim < pretrained.embed_dim:
         log.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")

@@ -1,7 +1,9 @@
 """A training run: from a config and a workdir to the best model by the EER of unseen speakers.
 
 The workdir holds `config.json`, `checkpoints/` (what an interrupted run resumes from), `best/` (the best model,
-native), `index/` (of the audio), `events/` (TensorBoard), and at the end `results.json`, `results.md` and plots.
+native), `scores/` (of the validations that were the best so far), `index/` (of the audio), `events/` (TensorBoard),
+and at the end `results.json`, `results.md` and plots; with `averaging.last` also `epochs/`, the last epochs' models,
+and `averaged/`, their mean.
 """
 
 import collections
@@ -9,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,17 +23,22 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax import (
+    checkpoint,
     classification,
+    early_stopping,
     evaluate,
     files,
     input_pipeline,
+    matryoshka,
     model_config,
     objective,
     optimizer,
     overfitting,
     placement,
+    stages,
     train_config,
     training_report,
+    weight_average,
 )
 from redimnet_jax.embedding import Recordings, Windows, embed_pooled, pool_recordings
 from redimnet_jax.errors import UserError
@@ -75,6 +83,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         else:
             train_config.check_resume(config, saved["config"], workdir)
             model = _empty_model(saved["model"], jnp.dtype(config.dtype))
+        _check_filters(config, model)
         data = open_data(config, workdir)
         with contextlib.closing(_Run(config, workdir, data, model, checkpoints, saved)) as run:
             return run.complete()
@@ -112,8 +121,8 @@ class _Run:
                 crops = self._batches(speed=data.speed)
                 self.pretrained = model
                 model = adapt(config, model, heads, crops, len(data.corpus), self.mesh, self.log)
-            self.progress = {"history": [], "best": None, "reference": math.inf, "stale": 0, "stopped": False}
-            self.progress |= {"sums": None, "pretrained": None}
+            self.progress = {"history": [], "best": None, "reference": None, "stale": 0, "stopped": False}
+            self.progress |= {"sums": None, "pretrained": None, "stage": 0, "stage_start": 0}
         else:
             if saved["speakers"] != data.classes:
                 raise UserError(
@@ -124,21 +133,34 @@ class _Run:
             self.progress = saved["progress"]
             self.batches.set_state(saved["batches"])
         self.model_config, self.arch, self.source = model.model_config, model.arch, model.source
-        self.split = Split(Learner(model.network, heads), config.parts)
-        self.schedule = optimizer.schedule(
-            config.optimizer.learning_rate,
-            self.total_steps,
-            round(config.optimizer.warmup_epochs * self.epoch_steps),
-            config.optimizer.final_learning_rate,
-        )
-        self.optimizer = optimizer.adamw(
-            self.schedule, weight_decay=config.optimizer.weight_decay, clip_norm=config.optimizer.clip_norm
-        )
-        self.state = placement.replicate(initial_state(self.split, self.optimizer), self.mesh)
-        self.frozen: Arrays = placement.replicate(self.split.arrays("frozen"), self.mesh)
+        self.stages = stages.stages(config)
+        self._begin_stage(Learner(model.network, heads))
         if saved is not None:
             self.state, self.frozen = checkpoints.restore(self.state, self.frozen)
         self.step = int(self.state.step)
+
+    def _begin_stage(self, learner: Learner) -> None:
+        """The first state of the current stage, which starts from `learner`, with its optimizer and schedule."""
+        index, start = self.progress["stage"], self.progress["stage_start"]
+        stage = self.stages[index]
+        settings = stage.optimizer
+        self.split = Split(learner, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
+        self.schedule = optimizer.schedule(
+            settings.learning_rate,
+            stages.last_epoch(self.config, index) * self.epoch_steps - start,
+            round(settings.warmup_epochs * self.epoch_steps),
+            settings.final_learning_rate,
+        )
+        self.optimizer = optimizer.adamw(
+            self.schedule,
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.clip_norm,
+            factors=stages.rate_factors(stage, self.split.names["params"], self.split.variables),
+        )
+        state = initial_state(self.split, self.optimizer, step=start, ema=bool(self.config.averaging.ema))
+        self.state = placement.replicate(state, self.mesh)
+        self.frozen: Arrays = placement.replicate(self.split.arrays("frozen"), self.mesh)
+        self.pooled = {}
 
     def close(self) -> None:
         self.batches.close()
@@ -167,11 +189,14 @@ class _Run:
         with self.stop.watched():
             if not self.progress["history"] or (self.progress["sums"] and self.step % self.epoch_steps == 0):
                 self._validate()
-            step = self._compiled_step() if self.step < self.total_steps and not self.progress["stopped"] else None
+            stage, step = None, None
             while self.step < self.total_steps and not self.progress["stopped"]:
+                if stage != self.progress["stage"]:
+                    stage, step = self.progress["stage"], self._compiled_step()
                 self._epoch(step)
-        self.checkpoints.wait()
-        return self._report()
+            self.checkpoints.wait()
+            averaged = self._averaged() if self.config.averaging.last else None
+        return self._report(averaged)
 
     def _compiled_step(self):
         config = self.config
@@ -180,7 +205,8 @@ class _Run:
             self.optimizer,
             objective.from_config(config, self.epoch_steps),
             seed=config.seed,
-            accumulate=config.optimizer.accumulate,
+            accumulate=self.stages[self.progress["stage"]].optimizer.accumulate,
+            ema=config.averaging.ema,
         )
         shape = (config.batch_size, round(config.data.crop_seconds * 16000))
         batch = {
@@ -215,7 +241,8 @@ class _Run:
                 bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
                 bar.update(self.config.batch_size)
                 if number % self.config.log_every_steps == 0:
-                    self.log.step(number, figures, float(self.schedule(number - 1)))
+                    since = number - 1 - self.progress["stage_start"]
+                    self.log.step(number, figures, float(self.schedule(since)))
 
         total = self.epoch_steps * self.config.batch_size
         name = f"epoch {epoch + 1}/{self.config.epochs}"
@@ -243,7 +270,7 @@ class _Run:
     def _validate(self, timing: dict[str, float] | None = None) -> None:
         """Ends an epoch (or, before the first step, begins the run): validation, best model, checkpoint."""
         config, epoch = self.config, self.step // self.epoch_steps
-        entry: dict[str, Any] = {"step": self.step, "epoch": epoch}
+        entry: dict[str, Any] = {"step": self.step, "epoch": epoch, "stage": 1 + self.progress["stage"]}
         sums = self.progress["sums"]
         if sums:
             entry["loss"] = sums["loss"] / sums["steps"]
@@ -254,8 +281,7 @@ class _Run:
         eer = None
         if epoch % config.validation.every_epochs == 0 or self.step == self.total_steps:
             model = self.model()
-            wanted = Windows(config.validation.crop_seconds, config.validation.crops, config.validation.max_seconds)
-            pooled = self._pooled_recordings("validation", model, self.data.validation.recordings, wanted)
+            pooled = self._pooled_validation(model)
             judging = dict(bootstrap=config.validation.bootstrap, seed=config.seed)
             results, scores, _ = evaluate.evaluate(model, pooled, self.data.validation, self.dims, **judging)
             entry |= results
@@ -277,7 +303,60 @@ class _Run:
         self.log.epoch(entry, best is not None and best["step"] == self.step)
         self.log.overfitting(entry, config.validation.dim or self.dims[-1])
         if self.step:
+            self._keep_for_average()
+            self._end_stage_when_due()
             self._save(eer)
+
+    def _keep_for_average(self) -> None:
+        count = self.config.averaging.last
+        if count and self.first:
+            after = self.progress["stage_start"]
+            weight_average.keep_snapshot(self.model(), self.workdir, self.step, count=count, after=after)
+
+    def _end_stage_when_due(self) -> None:
+        """Stops the run, or begins the second stage from the weights that were just validated, with patience anew."""
+        epoch, stage = self.step // self.epoch_steps, self.progress["stage"]
+        if not stages.ends(self.config, stage, epoch, self.progress["stale"]):
+            return
+        if stage == len(self.stages) - 1 or self.step == self.total_steps:
+            self.progress["stopped"] = self.step < self.total_steps
+            return
+        learner = self._learner()
+        self.progress |= {"stage": stage + 1, "stage_start": self.step, "stale": 0}
+        self._begin_stage(learner)
+        self.log.say(f"stage {stage + 2} starts after epoch {epoch}: {self._what_trains()}")
+
+    def _what_trains(self) -> str:
+        count = sum(array.size for array in self.state.params.values())
+        return f"{', '.join(self.stages[self.progress['stage']].filters)}: {count:,} parameters"
+
+    def _averaged(self) -> dict[str, Any] | None:
+        """Writes the mean of the last epochs' models as `averaged`; returns its results and the `epochs`.
+
+        None where there are no two models to average.
+        """
+        folder, model = self.workdir / weight_average.AVERAGED, self.model()
+        steps = weight_average.snapshots(self.workdir, self.progress["stage_start"])
+        epochs = [step // self.epoch_steps for step in steps]
+        if len(steps) < 2:
+            self.log.say("averaging.last: the last stage had less than two epochs, so there is nothing to average")
+            return None
+        arrays = jax.tree.map(np.asarray, checkpoint.flat(model.network))
+        if self.first:
+            arrays = weight_average.mean_of_snapshots(self.workdir, steps)
+        checkpoint.fill(model.network, placement.agreed(arrays))
+        judging = dict(bootstrap=self.config.validation.bootstrap, seed=self.config.seed)
+        pooled = self._pooled_validation(model)
+        results, *_ = evaluate.evaluate(model, pooled, self.data.validation, self.dims, **judging)
+        if self.first:
+            shutil.rmtree(folder, ignore_errors=True)
+            checkpoint.save(model, folder)
+        return results | {"epochs": epochs}
+
+    def _pooled_validation(self, model: SpeakerModel) -> np.ndarray:
+        wanted = self.config.validation
+        windows = Windows(wanted.crop_seconds, wanted.crops, wanted.max_seconds)
+        return self._pooled_recordings("validation", model, self.data.validation.recordings, windows)
 
     def _pooled_recordings(
         self, name: str, model: SpeakerModel, recordings: Recordings, windows: Windows
@@ -312,21 +391,43 @@ class _Run:
         wanted, best = self.config.validation, self.progress["best"]
         # All processes decide by the figure of the first one, which may round otherwise.
         eer = float(placement.agreed(entry["dims"][str(wanted.dim or self.dims[-1])]["eer"]))
+        self.progress["stale"] += 1
         if best is None or eer < best["eer"]:
             self.progress["best"] = {"eer": eer, "step": self.step, "epoch": entry["epoch"]}
+            if best is None or self._improves(entry, eer, scores):
+                self.progress |= {"reference": {"eer": eer, "step": self.step}, "stale": 0}
             if self.first:
                 save_best(model, self.workdir, self.step)
-                training_report.keep_scores(self.workdir, scores)
-        if best is None or eer < self.progress["reference"] - wanted.min_improvement:
-            self.progress["reference"], self.progress["stale"] = eer, 0
-        else:
-            self.progress["stale"] += 1
-        self.progress["stopped"] = wanted.patience is not None and self.progress["stale"] >= wanted.patience
+                early_stopping.keep_scores(self.workdir, self.step, scores)
         return eer
 
+    def _improves(self, entry: dict[str, Any], eer: float, scores: np.ndarray) -> bool:
+        """Whether the best EER so far starts patience anew; what it is to the last one that did goes to `entry`."""
+        wanted, reference = self.config.validation, self.progress["reference"]
+        found = {"difference": 0.0, "ci95": [0.0, 0.0], "beyond_noise": False}
+        if self.first:
+            row, before = self.dims.index(wanted.dim or self.dims[-1]), reference["step"]
+            found = early_stopping.improvement(
+                scores[row],
+                early_stopping.read_scores(self.workdir, before)[row],
+                self.data.validation,
+                resamples=wanted.bootstrap,
+                seed=self.config.seed,
+            )
+        found["beyond_noise"] = bool(placement.agreed(found["beyond_noise"]))
+        entry["improvement"] = found
+        return early_stopping.counts(
+            found,
+            eer,
+            reference["eer"],
+            min_improvement=wanted.min_improvement,
+            significant=wanted.significant,
+        )
+
     def _learner(self) -> Learner:
-        """The learner as it is now, with arrays of this process."""
-        return self.split.merge(*placement.local((self.state.params, self.state.stats, self.frozen)))
+        """The learner as it is validated: the moving averages where there are any; with arrays of this process."""
+        trained = self.state.ema or self.state.params | self.state.stats
+        return self.split.merge(*placement.local((trained, self.frozen)))
 
     def model(self) -> SpeakerModel:
         """The model as it is now."""
@@ -364,7 +465,8 @@ class _Run:
     def _check_stop(self) -> None:
         # With several processes the others would wait in vain; they all stop after this validation.
         if self.stop.made and jax.process_count() == 1:
-            if self.step:
+            # At the end of a run all is saved already.
+            if self.progress["sums"]:
                 self._save(None)
             self._leave()
 
@@ -378,27 +480,40 @@ class _Run:
             return
         files.write(self.workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
         print(config)
-        sizes = {"trained": self.state.params, "frozen": self.frozen}
-        counts = {name: sum(array.size for array in arrays.values()) for name, arrays in sizes.items()}
         print(f"training    {len(corpus):,} utterances of {len(corpus.speakers):,} speakers")
         print(f"validation  {self.data.validation.description}")
         if self.data.seen is not None:
             print(f"seen        {self.data.seen.description}")
-        print(f"trained     {', '.join(config.parts)}: {counts['trained']:,} parameters")
-        print(f"frozen      {counts['frozen']:,} values")
+        print(f"trained     {self._what_trains()}")
+        print(f"frozen      {sum(array.size for array in self.frozen.values()):,} values")
         print(f"devices     {jax.device_count()} {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
         print(f"steps       {self.total_steps:,} of {config.batch_size} crops, {self.epoch_steps:,} an epoch")
         if self.step:
-            print(f"resumed at step {self.step:,}")
+            print(f"resumed at step {self.step:,}" + f" in stage {1 + self.progress['stage']}" * len(self.stages[1:]))
         sys.stdout.flush()
 
-    def _report(self) -> dict[str, Any]:
+    def _report(self, averaged: dict[str, Any] | None) -> dict[str, Any]:
         """Tables, JSON and plots of the whole run; returns the best model's results."""
         if self.progress["stopped"]:
             self.log.say(f"stopped early: no better EER for {self.progress['stale']} validations")
         if not self.first:
             return training_report.best_results(self.progress)
-        return training_report.write(self.workdir, self.progress, self.data.validation.trials, self.dims)
+        return training_report.write(self.workdir, self.progress, self.data.validation.trials, self.dims, averaged)
+
+
+def _check_filters(config: Any, model: SpeakerModel) -> None:
+    """Raises UserError for filters of what trains that match nothing in a network like `model` and its heads."""
+    dims = tuple(config.projection.mrl_dims)
+    made = matryoshka.check_dims(model, dims)
+
+    def learner():
+        rngs = nnx.Rngs(0)
+        heads = Heads(2, dims, objective.loss_from_config(config), rngs=rngs)
+        return Learner(SpeakerNetwork(made, rngs=rngs), heads)
+
+    abstract = nnx.eval_shape(learner)
+    for stage in stages.stages(config):
+        Split(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
 
 
 def _empty_model(saved: dict[str, Any], dtype) -> SpeakerModel:

@@ -12,12 +12,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from redimnet_jax import augment
+from redimnet_jax import augment, stages
 from redimnet_jax.errors import UserError
 from redimnet_jax.matryoshka import INITS, ORDERS
 from redimnet_jax.objective import LOSSES, loss_from_config
 from redimnet_jax.optimizer import RAMPS
-from redimnet_jax.train_step import PARTS
+from redimnet_jax.parts import PARTS
 
 HEAD_INITS = ("means", "random")
 DTYPES = ("float32", "bfloat16")
@@ -55,7 +55,11 @@ def default() -> ConfigDict:
             "epochs": 10,
             "batch_size": 256,  # over all devices and hosts
             "dtype": "bfloat16",  # of the backbone's arithmetic; everything else is float32
-            "parts": ("projection", "heads"),  # that train; a part that is not named is frozen whole
+            "parts": (
+                "projection",
+                "heads",
+            ),  # that train, or patterns such as "backbone.stages.5"; all else is frozen
+            "batch_stats": "trained",  # of what trains; or "frozen": no batch norm uses or moves them
             "model": {
                 "checkpoint": optional(str),  # a native checkpoint, a workdir or a .pt; None builds from `config`
                 "arch": "redimnet",
@@ -75,7 +79,7 @@ def default() -> ConfigDict:
             },
             "projection": {
                 "mrl_dims": (64, 128, 192, 256),
-                "init": "lossless",
+                "init": "lossless",  # or "keep" the pretrained projection as it is, or "random"
                 "order": "class",
                 "crops": 20_000,  # training crops that the rotation of the lossless start is learned from
             },
@@ -93,11 +97,33 @@ def default() -> ConfigDict:
             },
             "optimizer": {
                 "learning_rate": 1e-3,
+                "learning_rates": {part: optional(float) for part in PARTS},  # None is `learning_rate`
+                "layer_decay": 1.0,  # the rate is multiplied by this for every later stage of the backbone
                 "final_learning_rate": 1e-6,
                 "warmup_epochs": 0.5,
                 "weight_decay": 1e-4,
                 "clip_norm": 5.0,
                 "accumulate": 1,  # pieces a batch is worked off in
+            },
+            "stage2": {  # another stage, which starts when one of the first two says so
+                "epoch": optional(int),  # after this one
+                "patience": optional(int),  # after so many validations without a better EER
+                "parts": ("backbone", "projection", "heads"),
+                "batch_stats": "trained",
+                "optimizer": {  # None is as in the first stage; of `learning_rates`, this stage's `learning_rate`
+                    "learning_rate": optional(float),
+                    "learning_rates": {part: optional(float) for part in PARTS},
+                    "layer_decay": optional(float),
+                    "final_learning_rate": optional(float),
+                    "warmup_epochs": optional(float),
+                    "weight_decay": optional(float),
+                    "clip_norm": optional(float),
+                    "accumulate": optional(int),
+                },
+            },
+            "averaging": {
+                "ema": 0.0,  # decay of the moving average of what trains, which is then what is validated; 0 is none
+                "last": 0,  # epochs at the end whose models' mean is evaluated and written too; 0 is none
             },
             "validation": {
                 "trials": optional(str),  # a list in VoxCeleb's format
@@ -114,8 +140,9 @@ def default() -> ConfigDict:
                 "batch_seconds": 240.0,  # audio in a batch, on each device
                 "dim": optional(int),  # whose EER picks the best model; None is the largest
                 "bootstrap": 200,
-                "patience": optional(int),  # epochs without a better EER before the run stops; None never stops
+                "patience": optional(int),  # validations without a better EER that end the last stage; None is any
                 "min_improvement": 0.0,  # of the EER (a fraction) that counts as better
+                "significant": False,  # only what the 95% interval of the difference says is better counts
                 "allow_shared_speakers": False,  # trials of training speakers
             },
             "classification": {  # its loss and accuracy beside EER, on other recordings of the training speakers
@@ -141,8 +168,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     dims, parts = tuple(config.projection.mrl_dims), tuple(config.parts)
     increasing = all(a < b for a, b in zip((0, *dims), dims, strict=False))
     require(bool(dims) and increasing, "projection.mrl_dims", "increasing positive integers")
-    require(bool(parts) and set(parts) <= PARTS.keys(), "parts", f"some of {', '.join(PARTS)}")
-    require({"projection", "heads"} <= set(parts), "parts", "with 'projection' and 'heads', which always train")
+    require({"projection", "heads"} <= set(parts), "parts", "with 'projection' and 'heads', which start untrained")
     require(config.projection.init in INITS, "projection.init", f"one of {', '.join(INITS)}")
     require(config.projection.order in ORDERS, "projection.order", f"one of {', '.join(ORDERS)}")
     require(config.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
@@ -150,12 +176,9 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     _check_loss(config, require)
     for key in COUNTS:
         require(_at(config, key) >= 1, key, "at least 1")
-    pieces = devices * config.optimizer.accumulate
-    require(
-        config.batch_size % pieces == 0,
-        "batch_size",
-        f"a multiple of {pieces}, the {devices} device(s) times optimizer.accumulate",
-    )
+    _check_stages(config, require, devices)
+    require(0 <= config.averaging.ema < 1, "averaging.ema", "from 0 to less than 1")
+    require(config.averaging.last >= 0, "averaging.last", "0 or a number of epochs")
     dim = config.validation.dim
     require(dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}")
     known = config.classification
@@ -195,10 +218,38 @@ def _check_loss(config: ConfigDict, require: Callable[[bool, str, str], None]) -
         speakers = config.batch_size // config.data.crops_per_speaker
         require(speakers > 1, "batch_size", f"of two speakers at least with {wanted.name}")
         require(not config.heads.shared, "heads.shared", f"False with {wanted.name}, which has no prototypes")
-        require(config.optimizer.accumulate == 1, "optimizer.accumulate", f"1 with {wanted.name}")
+        for stage, prefix in zip(stages.stages(config), ("", "stage2."), strict=False):
+            require(stage.optimizer.accumulate == 1, f"{prefix}optimizer.accumulate", f"1 with {wanted.name}")
         whole = "which compares the crops of a batch"
         require(not config.classification.share, "classification.share", f"0 with {wanted.name}, {whole}")
         require(not config.classification.source, "classification.source", f"None with {wanted.name}, {whole}")
+
+
+def _check_stages(config: ConfigDict, require: Callable[[bool, str, str], None], devices: int) -> None:
+    second = config.stage2
+    require(second.epoch is None or 1 <= second.epoch < config.epochs, "stage2.epoch", "from 1 to less than epochs")
+    require(second.patience is None or second.patience >= 1, "stage2.patience", "at least 1")
+    if second.epoch is None and second.patience is None and second != default().stage2:
+        changed = [key for key, (a, b) in _flat(second.to_dict(), default().stage2.to_dict()).items() if a != b]
+        raise UserError(
+            f"config.stage2.{min(changed)} is set but nothing starts a second stage; set stage2.epoch or "
+            "stage2.patience."
+        )
+    for stage, prefix in zip(stages.stages(config), ("", "stage2."), strict=False):
+        require(bool(stage.filters), f"{prefix}parts", "a part or a pattern at least")
+        known = stage.batch_stats in stages.BATCH_STATS
+        require(known, f"{prefix}batch_stats", f"one of {', '.join(stages.BATCH_STATS)}")
+        settings = stage.optimizer
+        require(settings.learning_rate > 0, f"{prefix}optimizer.learning_rate", "positive")
+        for part, rate in settings.learning_rates.items():
+            require(rate is None or rate > 0, f"{prefix}optimizer.learning_rates.{part}", "positive")
+        require(0 < settings.layer_decay <= 1, f"{prefix}optimizer.layer_decay", "above 0 and at most 1")
+        pieces = devices * settings.accumulate
+        require(
+            settings.accumulate >= 1 and config.batch_size % pieces == 0,
+            "batch_size",
+            f"a multiple of {pieces}, the {devices} device(s) times {prefix}optimizer.accumulate",
+        )
 
 
 def check_resume(config: ConfigDict, saved: Mapping[str, Any], workdir: Path) -> None:

@@ -1,7 +1,9 @@
 """One training step: what trains, what is frozen, and the compiled update.
 
-A part is frozen whole. Its arrays enter the step as constants: they are no argument of the gradient, have no
-optimizer state and no decay, run in eval mode (no batch statistics, no dropout, no SpecAugment), and never come out.
+What is frozen is frozen whole. Its arrays enter the step as constants: they are no argument of the gradient, have no
+optimizer state and no decay, and never come out; a batch norm whose statistics are frozen is in eval mode. With a
+backbone that is frozen whole there is no SpecAugment and no dropout; as soon as anything in it trains there is both,
+where the `model_config` asks for it: they change no variable.
 """
 
 import dataclasses
@@ -16,18 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from redimnet_jax.heads import Heads
+from redimnet_jax.layers import BatchNorm
 from redimnet_jax.network import SpeakerNetwork
 from redimnet_jax.objective import Objective
+from redimnet_jax.parts import PARTS, selected
+from redimnet_jax.weight_average import moved
 
 Array = jax.Array
 Arrays = dict[str, Array]
-
-# Every variable belongs to one part, by the start of its path.
-PARTS = {
-    "backbone": ("network.frontend.", "network.backbone.", "network.pool."),
-    "projection": ("network.bn.", "network.linear.", "network.bn2."),
-    "heads": ("heads.",),
-}
 
 
 class Learner(nnx.Module):
@@ -47,66 +45,105 @@ class Learner(nnx.Module):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """All that a step changes: parameters and batch statistics of the trained parts by name, optimizer, step."""
+    """All that a step changes: parameters and batch statistics of what trains by name, optimizer, step.
+
+    `ema` are the moving averages of both, or nothing.
+    """
 
     step: Array
     params: Arrays
     stats: Arrays
     opt: optax.OptState
+    ema: Arrays = dataclasses.field(default_factory=dict)
 
 
 class Split:
-    """A learner taken apart by the parts that train; `merge` is its inverse, inside a trace too."""
+    """A learner taken apart by what trains; `merge` is its inverse, inside a trace too.
 
-    def __init__(self, learner: Learner, parts: Collection[str]):
-        prefixes = tuple(prefix for part in parts for prefix in PARTS[part])
+    What trains is what `filters` match, see `parts.selected`, which names `key` in its errors. With `batch_stats`
+    'frozen' no batch statistics train, whatever the filters match.
+    """
+
+    def __init__(
+        self, learner: Learner, filters: Collection[str], *, batch_stats: str = "trained", key: str = "parts"
+    ):
         self.graph, state = nnx.split(learner)
         self.variables = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
         kinds = {"params": nnx.Param, "stats": nnx.BatchStat}
-        trained = {name: leaf for name, (_, leaf) in self.variables.items() if name.startswith(prefixes)}
-        self.names = {
-            key: [n for n, leaf in trained.items() if isinstance(leaf, kind)] for key, kind in kinds.items()
+        names = {
+            kind: {name for name, (_, leaf) in self.variables.items() if isinstance(leaf, of)}
+            for kind, of in kinds.items()
         }
-        self.backbone_trains = "backbone" in parts
+        found = selected(names["params"] | names["stats"], filters, key)
+        self.names = {kind: sorted(found & those) for kind, those in names.items()}
+        if batch_stats == "frozen":
+            self.names["stats"] = []
+        self.backbone_trains = any(
+            name.startswith(PARTS["backbone"]) for trained in self.names.values() for name in trained
+        )
+        self._training_graph = self._marked(state)
+
+    def _marked(self, state: nnx.State) -> nnx.GraphDef:
+        """The graph in which every batch norm whose statistics do not train is frozen."""
+        learner, trained = nnx.merge(self.graph, state, copy=True), set(self.names["stats"])
+        for path, node in nnx.iter_graph(learner):
+            if isinstance(node, BatchNorm):
+                node.frozen = not {".".join(map(str, (*path, name))) for name in ("mean", "var")} <= trained
+        return nnx.graphdef(learner)
 
     def arrays(self, key: str) -> Arrays:
-        """'params' or 'stats' of the trained parts, or all that is 'frozen', by name."""
+        """'params' or 'stats' that train, or all that is 'frozen', by name."""
         names = self.names.get(key)
         if names is None:
             names = set(self.variables) - set(self.names["params"]) - set(self.names["stats"])
         return {name: self.variables[name][1].get_value() for name in sorted(names)}
 
-    def merge(self, *groups: Arrays) -> Learner:
-        """The learner with the arrays of all `groups`, which together name every variable."""
+    def merge(self, *groups: Arrays, training: bool = False) -> Learner:
+        """The learner with the arrays of all `groups`, which together name every variable.
+
+        With `training` its frozen batch norms stay in eval mode when the rest is in train mode.
+        """
         arrays = functools.reduce(lambda a, b: a | b, groups)
         flat = [(path, leaf.replace(arrays[name])) for name, (path, leaf) in self.variables.items()]
-        return nnx.merge(self.graph, nnx.from_flat_state(flat), copy=True)
+        return nnx.merge(self._training_graph if training else self.graph, nnx.from_flat_state(flat), copy=True)
 
     def stats_of(self, learner: Learner) -> Arrays:
-        """The batch statistics of the trained parts of `learner`."""
+        """The batch statistics of `learner` that train."""
         flat = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(learner))}
         return {name: flat[name].get_value() for name in self.names["stats"]}
 
 
-def initial_state(split: Split, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; its arrays are copies, since a step donates them."""
+def initial_state(
+    split: Split, optimizer: optax.GradientTransformation, *, step: int = 0, ema: bool = False
+) -> TrainState:
+    """The state before the first step of a stage, which is step `step` of the run, and where `ema` averages start.
+
+    Its arrays are copies, since a step donates them.
+    """
     params, stats = jax.tree.map(jnp.copy, (split.arrays("params"), split.arrays("stats")))
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    averages = jax.tree.map(jnp.copy, params | stats) if ema else {}
+    return TrainState(jnp.asarray(step, jnp.int32), params, stats, optimizer.init(params), averages)
 
 
 def make_step(
-    split: Split, optimizer: optax.GradientTransformation, objective: Objective, *, seed: int, accumulate: int = 1
+    split: Split,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Arrays, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """step(state, frozen, batch) -> (state, figures), a pure function.
 
     `batch` holds `waveform` (batch, samples) float32 and `label` (batch,) int32. With `accumulate` the batch is
     worked off in that many pieces, whose gradients are averaged; batch statistics are then those of a piece. Random
-    numbers depend on the seed and the step alone. Figures are `loss`, `grad_norm`, and for every prefix
-    `losses` and `accuracies`.
+    numbers depend on the seed and the step alone. Where the state has averages, `ema` is their decay, see
+    `weight_average.moved`. Figures are `loss`, `grad_norm`, and for every prefix `losses` and `accuracies`.
     """
 
     def loss(params, stats, frozen, waveform, label, key, margin):
-        learner = split.merge(params, stats, frozen)
+        learner = split.merge(params, stats, frozen, training=True)
         embedding = learner.embed(waveform, key, backbone=split.backbone_trains)
         value, figures = learner.heads.loss(
             embedding, label, weights=objective.weights, margin=margin, consistency=objective.consistency
@@ -142,7 +179,8 @@ def make_step(
             "accuracies": figures["accuracy"],
             "grad_norm": optax.tree.norm(gradients),
         }
-        return TrainState(state.step + 1, params, stats, opt), figures
+        averages = moved(state.ema, params | stats, ema, state.step)
+        return TrainState(state.step + 1, params, stats, opt, averages), figures
 
     return step
 

@@ -67,7 +67,9 @@ class TrainingLog:
             low, high = (100 * bound for bound in figures["eer_ci95"])
             cells.append(f"{100 * figures['eer']:.2f} [{low:.2f}, {high:.2f}]".rjust(22))
         step = entry["step"]
-        print(f"{entry['epoch']:>5} {step:>9,} {loss:>8}{''.join(cells)}{'  best' * is_best}", flush=True)
+        noise = is_best and not entry.get("improvement", {"beyond_noise": True})["beyond_noise"]
+        mark = "  best" * is_best + " (within noise)" * noise
+        print(f"{entry['epoch']:>5} {step:>9,} {loss:>8}{''.join(cells)}{mark}", flush=True)
         seen = entry.get("classification", {})
         if seen:
             pairs = zip(seen["losses"].values(), seen["accuracies"].values(), strict=True)

@@ -1,27 +1,24 @@
 """What a run leaves at its end: tables, JSON and plots of the best model, beside what it started from."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from redimnet_jax import evaluation_files, files, plots, report, verdicts
+from redimnet_jax import early_stopping, evaluation_files, plots, report, verdicts
 from redimnet_jax.trials import Trials
 
-SCORES = "best-scores.npz"
 
+def write(
+    workdir: Path,
+    progress: Mapping[str, Any],
+    of: Trials,
+    dims: Sequence[int],
+    averaged: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes and prints the results of the run with that `progress` (see `train`); returns the best model's.
 
-def keep_scores(workdir: Path, scores: np.ndarray) -> None:
-    """Keeps the best model's `scores` (dims, trials) for the end of the run, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, scores=scores)
-    files.write(workdir / SCORES, buffer.getvalue())
-
-
-def write(workdir: Path, progress: Mapping[str, Any], of: Trials, dims: Sequence[int]) -> dict[str, Any]:
-    """Writes and prints the results of the run with that `progress` (see `train`); returns the best model's."""
+    `averaged` are results, with `epochs`, of the mean of the last models.
+    """
     history, best = progress["history"], progress["best"]
     results = best_results(progress)
     systems = {} if progress["pretrained"] is None else {"pretrained": progress["pretrained"]}
@@ -31,11 +28,12 @@ def write(workdir: Path, progress: Mapping[str, Any], of: Trials, dims: Sequence
     last = next(entry for entry in reversed(history) if "dims" in entry)
     if last["step"] != best["step"]:
         systems[f"last (epoch {last['epoch']})"] = {"dims": last["dims"]}
+    if averaged is not None:
+        systems[f"average (epochs {averaged['epochs'][0]} to {averaged['epochs'][-1]})"] = averaged
     tables = [report.table(systems), verdicts.table(results["verdicts"])]
-    with np.load(workdir / SCORES, allow_pickle=False) as saved:
-        scores = {"cosine": saved["scores"]}
+    scores = {"cosine": early_stopping.read_scores(workdir, best["step"])}
     evaluation_files.write(workdir, of, dims, scores, results, systems, tables)
-    report.write_json(workdir / "history.json", {"history": history, "best": best})
+    report.write_json(workdir / "history.json", {"history": history, "best": best, "averaged": averaged})
     plots.save(plots.training_curves(history), workdir / "training.png")
     print("\n" + "\n".join(table.text() for table in tables))
     print("Intervals are 95%, over resampled speakers; a difference within them is no progress.")
