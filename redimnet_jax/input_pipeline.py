@@ -30,6 +30,8 @@ Batch = dict[str, np.ndarray]
 # Batches that a worker process and its queue hold in shared memory at most: one being made, one in the queue, one in
 # the hands of the reading thread and one behind it.
 BATCHES_A_WORKER = 4
+# More crops than anybody will ever draw.
+MANY = 2**40
 
 
 def steps_per_epoch(corpus: "Corpus", batch_size: int, crops_per_utterance: int = 1) -> int:
@@ -184,20 +186,15 @@ def train_batches(
     """
     import grain
 
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("crop", crop, 1),
-        ("crops_per_utterance", crops_per_utterance, 1),
-        ("crops_per_speaker", crops_per_speaker, 1),
-        ("workers", workers, 0),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"The input pipeline's {name} is {value}, so give {least} or more.")
-    if batch_size % process_count:
-        raise UserError(
-            f"The batch size {batch_size} is no multiple of the {process_count} processes, so make it one."
-        )
+    _check_numbers(
+        batch_size,
+        process_count,
+        crop=crop,
+        crops_per_utterance=crops_per_utterance,
+        crops_per_speaker=crops_per_speaker,
+        workers=workers,
+        seed=seed,
+    )
     steps_an_epoch = steps_per_epoch(corpus, batch_size, crops_per_utterance)
     if not steps_an_epoch:
         raise UserError(
@@ -205,8 +202,6 @@ def train_batches(
             " it or raise crops_per_utterance."
         )
     local_batch = batch_size // process_count
-    if workers:
-        _check_shared_memory((workers * BATCHES_A_WORKER + 1) * local_batch * crop * 4)
     example = Example(corpus, crop, tuple(steps), speed)
     if crops_per_speaker == 1:
         batches = (
@@ -246,9 +241,59 @@ def train_batches(
         "crops_per_speaker": crops_per_speaker,
         "corpus": corpus.digest,
     }
-    if threads is None:
-        threads = min(os.cpu_count() or 1, 8)
-    return TrainBatches(batches, workers, threads, identity)
+    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+
+
+def crops_in_order(
+    corpus: "Corpus",
+    *,
+    begin: int = 0,
+    batch_size: int,
+    crop: int,
+    seed: int,
+    steps: Sequence[Step] = (),
+    speed: Speed | None = None,
+    workers: int = 0,
+    threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Endless batches, as of `train_batches`, of numbered crops, from number `begin` on.
+
+    Crop r is of utterance r % len(corpus). It follows from `seed` and r alone, whatever batch it is in, so that any
+    of them can be made again. Row i of the batch of process p is number i * process_count + p of the global batch.
+    """
+    import grain
+
+    _check_numbers(batch_size, process_count, crop=crop, workers=workers, seed=seed)
+    local_batch = batch_size // process_count
+    batches = (
+        grain.MapDataset.range(MANY)
+        .seed(seed)
+        .random_map(Example(corpus, crop, tuple(steps), speed))[begin:][process_index::process_count]
+        .batch(local_batch, drop_remainder=True)
+    )
+    identity = {"seed": seed, "batch_size": batch_size, "crop": crop, "begin": begin, "corpus": corpus.digest}
+    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+
+
+def _check_numbers(batch_size: int, process_count: int, **numbers: int) -> None:
+    """Raises UserError for numbers that cannot be."""
+    least = {"workers": 0, "seed": 0}
+    for name, value in {"batch_size": batch_size, **numbers}.items():
+        if value < least.get(name, 1):
+            raise UserError(f"The input pipeline's {name} is {value}, so give {least.get(name, 1)} or more.")
+    if batch_size % process_count:
+        raise UserError(
+            f"The batch size {batch_size} is no multiple of the {process_count} processes, so make it one."
+        )
+
+
+def _threads(threads: int | None, workers: int, samples: int) -> int:
+    """How many threads make batches of `samples` where no `workers` do, whose shared memory must suffice."""
+    if workers:
+        _check_shared_memory((workers * BATCHES_A_WORKER + 1) * samples * 4)
+    return min(os.cpu_count() or 1, 8) if threads is None else threads
 
 
 class WaitMeter:

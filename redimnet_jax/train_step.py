@@ -136,17 +136,21 @@ def make_step(
 ) -> Callable[[TrainState, Arrays, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
     """step(state, frozen, batch) -> (state, figures), a pure function.
 
-    `batch` holds `waveform` (batch, samples) float32 and `label` (batch,) int32. With `accumulate` the batch is
-    worked off in that many pieces, whose gradients are averaged; batch statistics are then those of a piece. Random
-    numbers depend on the seed and the step alone. Where the state has averages, `ema` is their decay, see
-    `weight_average.moved`. Figures are `loss`, `grad_norm`, and for every prefix `losses` and `accuracies`.
+    `batch` holds `waveform` (batch, samples) float32, or in its place what a frozen backbone makes of it, `pooled`
+    (batch, pool.features) float32, and `label` (batch,) int32. With `accumulate` the batch is worked off in that many
+    pieces, whose gradients are averaged; batch statistics are then those of a piece. Random numbers depend on the
+    seed and the step alone. Where the state has averages, `ema` is their decay, see `weight_average.moved`. Figures
+    are `loss`, `grad_norm`, and for every prefix `losses` and `accuracies`.
     """
 
-    def loss(params, stats, frozen, waveform, label, key, margin):
+    def loss(params, stats, frozen, batch, key, margin):
         learner = split.merge(params, stats, frozen, training=True)
-        embedding = learner.embed(waveform, key, backbone=split.backbone_trains)
+        if "pooled" in batch:
+            embedding = learner.network.embed(batch["pooled"], train=True)
+        else:
+            embedding = learner.embed(batch["waveform"], key, backbone=split.backbone_trains)
         value, figures = learner.heads.loss(
-            embedding, label, weights=objective.weights, margin=margin, consistency=objective.consistency
+            embedding, batch["label"], weights=objective.weights, margin=margin, consistency=objective.consistency
         )
         return value, (split.stats_of(learner), figures)
 
@@ -161,14 +165,11 @@ def make_step(
             return stats, (gradients, value, figures)
 
         if accumulate == 1:
-            stats, sums = piece(state.stats, (batch["waveform"], batch["label"], keys[0]))
+            stats, sums = piece(state.stats, (batch, keys[0]))
         else:
             # Every device keeps the rows it has: a piece takes every `accumulate`-th row.
-            pieces = [
-                jnp.moveaxis(batch[name].reshape(-1, accumulate, *batch[name].shape[1:]), 1, 0)
-                for name in ("waveform", "label")
-            ]
-            stats, sums = jax.lax.scan(piece, state.stats, (*pieces, keys))
+            pieces = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+            stats, sums = jax.lax.scan(piece, state.stats, (pieces, keys))
             sums = jax.tree.map(lambda x: x.mean(axis=0), sums)
         gradients, value, figures = sums
         updates, opt = optimizer.update(gradients, state.opt, state.params)

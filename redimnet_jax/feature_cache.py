@@ -1,0 +1,255 @@
+"""Pooled features of training crops kept on disk: with a frozen backbone they are computed once for all epochs.
+
+Row r is of crop r // utterances of utterance r % utterances, whose waveform follows from the seed and r alone (see
+`input_pipeline.crops_in_order`), so that more crops only make the files longer. A folder holds
+
+    features        (rows, pool.features), bfloat16 or float32, little-endian and nothing else
+    labels          (rows,) int32: of the corpus, or with speed perturbation of its new speakers
+    complete.json   how many rows are whole; written after they are on the disk, so what was cut short is not counted
+    made_of.json    what the rows follow from, whose digest is in the name of the folder
+
+One process writes and all read, so with several processes they must see the folder under one path.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from redimnet_jax import files, input_pipeline, placement
+from redimnet_jax.augment import Speed, Step
+from redimnet_jax.embedding_cache import backbone_digest
+from redimnet_jax.errors import UserError
+from redimnet_jax.model import SpeakerModel
+from redimnet_jax.training_log import TrainingLog
+
+FEATURES, LABELS, COMPLETE, MADE_OF = "features", "labels", "complete.json", "made_of.json"
+# What an interruption may cost.
+COMMIT_SECONDS = 20.0
+# Batches on their way to the devices before the first one's features are waited for.
+IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """The endless numbered crops of a corpus: `samples` long, made from `seed`, changed by `steps` and `speed`."""
+
+    corpus: Any
+    samples: int
+    seed: int
+    steps: tuple[Step, ...] = ()
+    speed: Speed | None = None
+
+    def made_of(self) -> dict[str, Any]:
+        """All that a crop follows from but its number, as JSON."""
+        return {
+            "corpus": self.corpus.digest,
+            "samples": self.samples,
+            "seed": self.seed,
+            "steps": [repr(step) for step in self.steps],
+            "speed": repr(self.speed),
+        }
+
+
+class FeatureCache:
+    """The rows of one backbone and one kind of crops below `folder`.
+
+    `dtype` is that of the rows: bfloat16 halves them and rounds features to 8 bits. Raises UserError when the folder
+    cannot be used or is damaged.
+    """
+
+    def __init__(self, folder: str | Path, model: SpeakerModel, crops: Crops, dtype: jnp.dtype):
+        self.utterances, self.features = len(crops.corpus), model.network.pool.features
+        self.dtype = np.dtype(dtype)
+        made_of = {"backbone": backbone_digest(model), **crops.made_of(), "dtype": self.dtype.name}
+        text = json.dumps(made_of, indent=2, sort_keys=True)
+        self.folder = Path(folder) / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        if jax.process_index() == 0 and not (self.folder / MADE_OF).exists():
+            files.write(self.folder / MADE_OF, text + "\n")
+
+    @property
+    def rows(self) -> int:
+        """How many rows are whole."""
+        path = self.folder / COMPLETE
+        if not path.exists():
+            return 0
+        try:
+            rows = int(json.loads(path.read_text())["rows"])
+            sizes = [(self.folder / name).stat().st_size for name in (FEATURES, LABELS)]
+        except (OSError, ValueError, KeyError, TypeError):
+            rows, sizes = 1, [0, 0]
+        if sizes[0] < rows * self.features * self.dtype.itemsize or sizes[1] < rows * 4:
+            raise UserError(f"The cached features in {self.folder} are damaged; remove the folder to make them anew.")
+        return rows
+
+    def read_features(self, rows: int) -> np.ndarray:
+        """The first `rows` rows (rows, features), memory-mapped."""
+        return np.memmap(self.folder / FEATURES, self.dtype, "r", shape=(rows, self.features))
+
+    def read_labels(self, rows: int) -> np.ndarray:
+        """The labels (rows,) int32 of the first `rows` rows."""
+        return np.fromfile(self.folder / LABELS, "<i4", rows)
+
+    def sample(self, rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(features float32, labels) of `count` random rows of the first `rows`, or of all when they are fewer."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+        return self.read_features(rows)[chosen].astype(np.float32), self.read_labels(rows)[chosen]
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator["Writer"]:
+        """Appends rows; commits what there is on the way out, whatever the reason."""
+        import fcntl
+
+        rows = self.rows
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(open(self.folder / name, "ab")) for name in (FEATURES, LABELS)]
+            try:
+                fcntl.flock(opened[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"The features in {self.folder} are being written by another run; wait for it, or choose another "
+                    "cache.folder."
+                ) from error
+            for file, size in zip(opened, (self.features * self.dtype.itemsize, 4), strict=True):
+                file.truncate(rows * size)
+            writer = Writer(self.folder, *opened, rows)
+            try:
+                yield writer
+            finally:
+                writer.commit()
+
+
+@dataclasses.dataclass
+class Writer:
+    """The end of a cache's files; `rows` are written, of which some may not be committed."""
+
+    folder: Path
+    features: Any
+    labels: Any
+    rows: int
+
+    def __post_init__(self) -> None:
+        self._committed, self._since = self.rows, time.monotonic()
+
+    def append(self, features: np.ndarray, labels: np.ndarray) -> None:
+        """Writes rows, and commits now and then."""
+        with _writable(self.folder):
+            self.features.write(np.ascontiguousarray(features).tobytes())
+            self.labels.write(labels.astype("<i4").tobytes())
+        self.rows += len(labels)
+        if time.monotonic() - self._since > COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Returns when all rows are on the disk, and counted."""
+        if self.rows > self._committed:
+            with _writable(self.folder):
+                for file in (self.features, self.labels):
+                    file.flush()
+                    os.fsync(file.fileno())
+            files.write(self.folder / COMPLETE, json.dumps({"rows": self.rows}) + "\n")
+        self._committed, self._since = self.rows, time.monotonic()
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Features cannot be written to {folder} ({error.strerror or error}); free some space, or choose another "
+            "cache.folder."
+        ) from error
+
+
+def extract(
+    cache: FeatureCache,
+    model: SpeakerModel,
+    crops: Crops,
+    rows: int,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    log: TrainingLog,
+    workers: int = 0,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Makes `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
+
+    An interrupted extraction goes on where it stopped, with any batch size and on any devices. `check` is called
+    before each batch and may raise, which loses nothing. Raises UserError for features that are not finite, with the
+    name of the utterance.
+    """
+    begin = int(placement.agreed(np.asarray(cache.rows, np.int32)))
+    if begin >= rows:
+        return
+    processes = jax.process_count()
+    batches = input_pipeline.crops_in_order(
+        crops.corpus,
+        begin=begin,
+        batch_size=batch_size,
+        crop=crops.samples,
+        seed=crops.seed,
+        steps=crops.steps,
+        speed=crops.speed,
+        workers=workers,
+        process_index=jax.process_index(),
+        process_count=processes,
+    )
+    compiled = _pooled(model, cache.dtype, mesh)
+    state, waiting = placement.replicate(nnx.state(model.network), mesh), collections.deque()
+    meter, start = input_pipeline.WaitMeter(batches), time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        stack.callback(batches.close)
+        bar = stack.enter_context(log.bar("features", rows, begin, "crop"))
+        writer = stack.enter_context(cache.writer()) if jax.process_index() == 0 else None
+        given = done = begin
+        while done < rows:
+            if given < rows:
+                check()
+                waiting.append(compiled(state, placement.deal_rows(next(meter), mesh)))
+                given += batch_size
+            if len(waiting) > IN_FLIGHT or given >= rows:
+                # Processes have every `processes`-th row, and theirs side by side.
+                found = jax.tree.map(
+                    lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
+                    waiting.popleft(),
+                )
+                features, labels, finite = (array[: rows - done] for array in found)
+                if not finite.all():
+                    name = crops.corpus.name((done + int(np.argmin(finite))) % cache.utterances)
+                    raise UserError(f"The features of {name} are NaN or Inf; repair the recording or leave it out.")
+                if writer is not None:
+                    writer.append(features, labels)
+                done += len(labels)
+                bar.update(len(labels))
+        speed = (rows - begin) / max(time.perf_counter() - start, 1e-9)
+    waited = meter.wait_fraction()
+    log.say(f"features of {rows - begin:,} crops, {speed:,.0f} a second; the devices waited for audio {waited:.0%}")
+    # The first process has committed before any other reads.
+    placement.agreed(np.zeros((), np.int32))
+
+
+def _pooled(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable:
+    """Compiled (state, batch) -> (features (batch, features), labels, whether finite), whole on every device."""
+    graph = nnx.graphdef(model.network)
+
+    def pooled(state, batch):
+        network = nnx.merge(graph, state, copy=True)
+        features = network.pooled(*network.features(batch["waveform"])).astype(dtype)
+        return features, batch["label"], jnp.isfinite(features).all(axis=1)
+
+    whole = placement.whole(mesh)
+    return jax.jit(pooled, in_shardings=(whole, placement.by_rows(mesh)), out_shardings=whole)

@@ -1,0 +1,195 @@
+"""Cached features: what they are of, that an interruption costs nothing, and what is refused."""
+
+import contextlib
+import fcntl
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from fake_corpus import FakeCorpus
+from jax.sharding import Mesh
+from refusals import refusal
+
+from redimnet_jax import feature_cache, input_pipeline
+from redimnet_jax.augment import GaussianNoise, Speed
+from redimnet_jax.feature_cache import Crops, FeatureCache, extract
+
+SAMPLES, BATCH = 3000, 4
+LENGTHS = [4000, 5000, 3500, 2000, 9000, 3000, 4444]
+
+
+class Noise(FakeCorpus):
+    """Utterances of noise, one with the `broken` number NaN."""
+
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        signal = 0.1 * np.random.default_rng(index).standard_normal(self.samples[index]).astype(np.float32)
+        if index == self.broken:
+            signal[:] = np.nan
+        return signal[start : None if samples is None else start + samples]
+
+
+CROPS = Crops(Noise(LENGTHS), SAMPLES, seed=5, steps=(GaussianNoise(p=0.5),), speed=Speed())
+LOG = SimpleNamespace(
+    say=lambda text: None, bar=lambda *_: contextlib.nullcontext(SimpleNamespace(update=lambda n: n))
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.model()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(model):
+    """One program for all extractions of a dtype."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        original = feature_cache._pooled
+        patch.setattr(
+            feature_cache,
+            "_pooled",
+            lambda of, dtype, mesh: made.setdefault(np.dtype(dtype), original(of, dtype, mesh)),
+        )
+        yield
+
+
+def extracted(folder, model, rows: int, crops=CROPS, dtype=jnp.float32, **options) -> FeatureCache:
+    cache = FeatureCache(folder, model, crops, dtype)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    extract(cache, model, crops, rows, mesh=mesh, log=LOG, **{"batch_size": BATCH} | options)
+    return cache
+
+
+def contents(cache: FeatureCache) -> tuple[bytes, bytes]:
+    return tuple((cache.folder / name).read_bytes() for name in ("features", "labels"))
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """Two crops of every utterance, extracted without a break."""
+    return extracted(tmp_path_factory.mktemp("whole"), model, 2 * len(LENGTHS))
+
+
+def test_rows_are_features_of_the_numbered_crops(whole, model):
+    rows = 2 * len(LENGTHS)
+    assert whole.rows == rows
+    features, labels = whole.read_features(rows), whole.read_labels(rows)
+    assert features.shape == (rows, 24) and features.dtype == np.float32 and labels.dtype == np.int32
+    batches = input_pipeline.crops_in_order(
+        CROPS.corpus, batch_size=rows, crop=SAMPLES, seed=5, steps=CROPS.steps, speed=CROPS.speed, threads=1
+    )
+    batch = next(batches)
+    batches.close()
+    wanted = jax.jit(lambda x: model.network.pooled(*model.network.features(x)))(batch["waveform"])
+    np.testing.assert_allclose(features, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(labels, batch["label"])
+    # Two crops of an utterance differ, and a speed is a speaker of its own.
+    assert not np.allclose(features[:7], features[7:], rtol=1e-2)
+    assert (labels % 3 == np.tile(CROPS.corpus.labels, 2)).all() and len(set(labels)) > 3
+    sample, named = whole.sample(rows, 5, seed=0)
+    assert sample.shape == (5, 24)
+    for row, label in zip(sample, named, strict=True):
+        place = np.flatnonzero((features == row).all(axis=1))
+        assert len(place) == 1 and labels[place[0]] == label
+    assert len(whole.sample(rows, 1000, seed=0)[0]) == rows
+
+
+def test_half_the_bytes_in_bfloat16(whole, model, tmp_path):
+    cache = extracted(tmp_path, model, 7, dtype=jnp.bfloat16)
+    rounded = np.asarray(whole.read_features(7)).astype(jnp.bfloat16)
+    assert cache.read_features(7).tobytes() == rounded.tobytes()
+    assert cache.sample(7, 7, seed=0)[0].dtype == np.float32
+
+
+class Interrupted(Exception):
+    pass
+
+
+def after(batches: int):
+    """Raises before batch number `batches`."""
+    left = [batches]
+
+    def check():
+        left[0] -= 1
+        if left[0] < 0:
+            raise Interrupted
+
+    return check
+
+
+def test_an_interrupted_extraction_goes_on(whole, model, tmp_path, monkeypatch):
+    rows = 2 * len(LENGTHS)
+    with pytest.raises(Interrupted):
+        extracted(tmp_path, model, rows, check=after(0))
+    for batches in (3, 2):
+        with pytest.raises(Interrupted):
+            extracted(tmp_path, model, rows, check=after(batches))
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
+    reached = cache.rows
+    assert 0 < reached < rows and reached % BATCH == 0
+    # Half a row, and rows that were never counted, are no rows.
+    with open(cache.folder / "features", "ab") as file:
+        file.write(b"\xff" * 150)
+    with open(cache.folder / "labels", "ab") as file:
+        file.write(b"\xff" * 9)
+    assert cache.rows == reached
+    extracted(tmp_path, model, rows)
+    assert contents(cache) == contents(whole)
+    # Nothing is left to be done.
+    monkeypatch.setattr(input_pipeline, "crops_in_order", None)
+    extracted(tmp_path, model, rows)
+
+
+def test_more_crops_are_added_behind(whole, model, tmp_path):
+    cache = extracted(tmp_path, model, len(LENGTHS))
+    first = contents(cache)
+    assert cache.rows == len(LENGTHS)
+    extracted(tmp_path, model, 2 * len(LENGTHS))
+    assert all(now.startswith(before) for now, before in zip(contents(cache), first, strict=True))
+    # The batches are others, and so is the rounding.
+    np.testing.assert_allclose(cache.read_features(14), whole.read_features(14), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(cache.read_labels(14), whole.read_labels(14))
+
+
+def test_what_features_follow_from_names_the_folder(whole, model, tmp_path):
+    def name(model=model, dtype=jnp.float32, **changes) -> str:
+        crops = Crops(**{field: getattr(CROPS, field) for field in CROPS.__dataclass_fields__} | changes)
+        return FeatureCache(tmp_path, model, crops, dtype).folder.name
+
+    assert name() == whole.folder.name
+    made_of = json.loads((whole.folder / "made_of.json").read_text())
+    assert made_of["corpus"] == "fake" and made_of["samples"] == SAMPLES
+    other = Noise(LENGTHS)
+    other.digest = "other"
+    names = [
+        name(dtype=jnp.bfloat16),
+        name(samples=SAMPLES + 1),
+        name(seed=6),
+        name(steps=()),
+        name(steps=(GaussianNoise(p=0.6),)),
+        name(speed=None),
+        name(corpus=other),
+        name(model=tiny.model(pooling_func="TSTP")),
+    ]
+    assert len({name(), *names}) == len(names) + 1
+    # A projection changes nothing.
+    assert name(model=tiny.model(embed_dim=12)) == name()
+
+
+def test_refused(whole, model, tmp_path):
+    crops = Crops(Noise(LENGTHS, broken=2), SAMPLES, seed=5)
+    assert "id2/2.wav are NaN" in refusal(extracted, tmp_path, model, 7, crops)
+    cache = FeatureCache(tmp_path, model, crops, jnp.float32)
+    assert cache.rows == 0
+    with open(cache.folder / "features", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "another run" in refusal(extracted, tmp_path, model, 7, crops)
+    with open(whole.folder / "labels", "r+b") as file:
+        file.truncate(40)
+    assert "damaged" in refusal(lambda: whole.rows)
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refusal(FeatureCache, tmp_path / "file", model, CROPS, jnp.float32)
