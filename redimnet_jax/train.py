@@ -43,6 +43,7 @@ from redimnet_jax import (
 from redimnet_jax.embedding import Recordings, Windows, embed_pooled, pool_recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.heads import Heads
+from redimnet_jax.loss_levels import LossLevels
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 from redimnet_jax.starting_point import adapt, starting_model
@@ -110,12 +111,15 @@ class _Run:
             data.corpus, config.batch_size, config.data.crops_per_utterance
         )
         self.total_steps = config.epochs * self.epoch_steps
+        self.objective = objective.from_config(config, self.epoch_steps)
         self.dims = tuple(config.projection.mrl_dims)
         self.stop = StopRequest()
         self.pretrained: SpeakerModel | None = None
         self.pooled: dict[str, np.ndarray] = {}
         criterion, rngs = objective.loss_from_config(config), nnx.Rngs(config.seed + 1)
         heads = Heads(len(data.classes), self.dims, criterion, shared=config.heads.shared, rngs=rngs)
+        each = config.data.crops_per_speaker
+        self.levels = LossLevels(criterion, len(data.classes), self.dims, config.batch_size // each, each)
         if saved is None:
             if config.model.checkpoint is not None:
                 crops = self._batches(speed=data.speed)
@@ -203,7 +207,7 @@ class _Run:
         step = make_step(
             self.split,
             self.optimizer,
-            objective.from_config(config, self.epoch_steps),
+            self.objective,
             seed=config.seed,
             accumulate=self.stages[self.progress["stage"]].optimizer.accumulate,
             ema=config.averaging.ema,
@@ -277,6 +281,11 @@ class _Run:
             for name in ("losses", "accuracies"):
                 means = (total / sums["steps"] for total in sums[name])
                 entry[name] = dict(zip(map(str, self.dims), means, strict=True))
+            weights = dict(zip(entry["losses"], self.objective.weights, strict=True))
+            trained = {dim: loss for dim, loss in entry["losses"].items() if weights[dim]}
+            # The margin only grows, so that of the next step is the largest.
+            if chance := self.levels.warning(trained, float(self.objective.margin(self.step))):
+                self.log.say(chance)
         entry |= timing or {}
         eer = None
         if epoch % config.validation.every_epochs == 0 or self.step == self.total_steps:
@@ -488,6 +497,7 @@ class _Run:
         print(f"frozen      {sum(array.size for array in self.frozen.values()):,} values")
         print(f"devices     {jax.device_count()} {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
         print(f"steps       {self.total_steps:,} of {config.batch_size} crops, {self.epoch_steps:,} an epoch")
+        self.log.say(self.levels.description())
         if self.step:
             print(f"resumed at step {self.step:,}" + f" in stage {1 + self.progress['stage']}" * len(self.stages[1:]))
         sys.stdout.flush()
