@@ -5,15 +5,13 @@ import os
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 import tiny
 import training_runs
-from jax.experimental.compilation_cache import compilation_cache
 from refusals import refusal
-from training_runs import config, history, saved
+from training_runs import config, history, same_bits, same_runs, saved, stop_at
 
 import redimnet_jax as rj
 from redimnet_jax import checkpoint, cli, plots, train, training_data
@@ -24,18 +22,8 @@ PLOTS = ("det.png", "scores.png", "dimensions.png", "training.png")
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """All runs of this file share their compiled programs."""
-    keys = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in keys.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
+    with training_runs.compiled_in(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,37 +41,6 @@ def whole(data, tmp_path_factory):
 @pytest.fixture
 def no_plots(monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
-
-
-def stop_at(monkeypatch, step: int):
-    """SIGTERM while that step is on its way."""
-
-    def compile_step(*arguments):
-        compiled = original(*arguments)
-
-        def run(state, frozen, batch):
-            if int(state.step) == step - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return compiled(state, frozen, batch)
-
-        return run
-
-    original = train.compile_step
-    monkeypatch.setattr(train, "compile_step", compile_step)
-
-
-def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert a.keys() == b.keys()
-    assert [key for key in a if a[key].dtype != b[key].dtype or a[key].tobytes() != b[key].tobytes()] == []
-
-
-def same_runs(one, other, step: int) -> None:
-    (arrays, progress), (theirs, their_progress) = saved(one, step), saved(other, step)
-    same_bits(arrays, theirs)
-    assert progress == their_progress
-    assert history(one) == history(other)
-    assert json.loads((one / "results.json").read_text()) == json.loads((other / "results.json").read_text())
-    same_bits(*(checkpoint.flat(rj.load(workdir).network) for workdir in (one, other)))
 
 
 def test_a_run_to_the_end(whole, data):

@@ -1,12 +1,18 @@
 """Training runs of seconds, for the tests: artificial voices, the smallest network."""
 
+import contextlib
 import json
+import os
+import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import tiny
+from jax.experimental.compilation_cache import compilation_cache
 
-from redimnet_jax import checkpoint, synthesis, train_config
+import redimnet_jax as rj
+from redimnet_jax import checkpoint, synthesis, train, train_config
 
 SETTINGS = {
     "epochs": 3,
@@ -55,7 +61,6 @@ def history(workdir: Path) -> list[dict]:
 
 def saved(workdir: Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
     """(arrays by path, progress without what a clock measured) of a training checkpoint."""
-    import jax
     import orbax.checkpoint as ocp
 
     folder = workdir / "checkpoints" / str(step)
@@ -67,3 +72,48 @@ def saved(workdir: Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
     for entry in progress["progress"]["history"]:
         entry.pop("crops_per_second", None), entry.pop("input_wait", None)
     return arrays, progress
+
+
+@contextlib.contextmanager
+def compiled_in(folder: Path):
+    """All runs within share the compiled programs in `folder`."""
+    keys = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {key: getattr(jax.config, key) for key in keys}
+    for key, value in keys.items():
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+    yield
+    for key, value in before.items():
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+
+
+def stop_at(monkeypatch, step: int):
+    """SIGTERM while that step is on its way."""
+
+    def compile_step(*arguments):
+        compiled = original(*arguments)
+
+        def run(state, frozen, batch):
+            if int(state.step) == step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return compiled(state, frozen, batch)
+
+        return run
+
+    original = train.compile_step
+    monkeypatch.setattr(train, "compile_step", compile_step)
+
+
+def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    assert [key for key in a if a[key].dtype != b[key].dtype or a[key].tobytes() != b[key].tobytes()] == []
+
+
+def same_runs(one, other, step: int) -> None:
+    (arrays, progress), (theirs, their_progress) = saved(one, step), saved(other, step)
+    same_bits(arrays, theirs)
+    assert progress == their_progress
+    assert history(one) == history(other)
+    assert json.loads((one / "results.json").read_text()) == json.loads((other / "results.json").read_text())
+    same_bits(*(checkpoint.flat(rj.load(workdir).network) for workdir in (one, other)))
