@@ -55,10 +55,7 @@ def default() -> ConfigDict:
             "epochs": 10,
             "batch_size": 256,  # over all devices and hosts
             "dtype": "bfloat16",  # of the backbone's arithmetic; everything else is float32
-            "parts": (
-                "projection",
-                "heads",
-            ),  # that train, or patterns such as "backbone.stages.5"; all else is frozen
+            "parts": ("projection", "heads"),  # that train, or patterns ("backbone.stages.5"); all else is frozen
             "batch_stats": "trained",  # of what trains; or "frozen": no batch norm uses or moves them
             "model": {
                 "checkpoint": optional(str),  # a native checkpoint, a workdir or a .pt; None builds from `config`

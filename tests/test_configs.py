@@ -9,7 +9,13 @@ from redimnet_jax import model_config, train_config
 from redimnet_jax.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-PRESETS = {"projection_only": [None, "demo"], "same_speaker_split": [None, "demo"], "from_scratch": [None, "small"]}
+PRESETS = {
+    "projection_only": [None, "demo"],
+    "same_speaker_split": [None, "demo"],
+    "from_scratch": [None, "small"],
+    "two_stage": [None, "demo"],
+    "large_margin": [None, "demo"],
+}
 
 
 def load(name):

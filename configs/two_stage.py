@@ -1,0 +1,55 @@
+"""Two stages: first the projection and the heads on a frozen pretrained backbone, then everything, gently.
+
+    python train.py --config=configs/two_stage.py --workdir=runs/b2-two --config.data.train=/data/vox2 \\
+        --config.validation.trials=veri_test2.txt --config.validation.audio_root=/data/vox1
+
+Stage 1 is `configs/projection_only.py`. Stage 2 starts after `stage2.epoch`, or sooner when the EER has not become
+better for `stage2.patience` validations: the backbone then trains too, at a tenth of the rate of projection and
+heads, its earlier stages at less (`layer_decay`), after a fresh warm-up. Only the last two stages of b2:
+
+    --config.stage2.parts="('backbone.stages.[45]','backbone.aggregate','pool','projection','heads')"
+
+    python train.py --config=configs/two_stage.py:demo --workdir=runs/two-demo
+
+is the same job on a CPU: the small backbone of the package, and voices that the package makes itself.
+
+Hardware: made for a Cloud TPU slice or a few GPUs; the second stage keeps the backbone's activations, so it needs
+more memory than the first (`stage2.optimizer.accumulate` works a batch off in pieces). Time and result: not yet
+measured.
+"""
+
+from redimnet_jax import pretrained, train_config
+from redimnet_jax.errors import UserError
+
+
+def get_config(preset: str | None = None):
+    config = train_config.default()
+    config.model.checkpoint = "weights/b2"
+    config.epochs = 20
+    config.optimizer.learning_rate = 3e-4
+    config.stage2.epoch = 10
+    config.stage2.patience = 3
+    config.stage2.optimizer.learning_rate = 1e-4
+    config.stage2.optimizer.learning_rates.backbone = 1e-5
+    config.stage2.optimizer.layer_decay = 0.8
+    config.stage2.optimizer.warmup_epochs = 1.0
+    config.stage2.optimizer.final_learning_rate = 1e-7
+    config.averaging.ema = 0.999
+    config.averaging.last = 3
+    config.validation.patience = 5
+    config.validation.significant = True
+    if preset == "demo":
+        config.model.checkpoint = str(pretrained.SMALL)
+        config.data.train = "synthetic:60x3x4"
+        config.validation.tree = "synthetic:20x3x4@60"
+        config.validation.generated_trials = 1000
+        config.dtype = "float32"
+        config.batch_size = 40
+        config.epochs = 6
+        config.stage2.epoch = 3
+        config.data.crop_seconds = 2.0
+        config.projection.crops = 1500
+        config.averaging.ema = 0.9
+    elif preset is not None:
+        raise UserError(f"configs/two_stage.py has no preset {preset!r}; it has 'demo'.")
+    return config
