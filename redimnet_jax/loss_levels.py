@@ -15,7 +15,7 @@ from redimnet_jax.objective import Loss
 
 # Random embeddings a loss over classes is evaluated for, half of them the negatives of the others: what they have in
 # excess of the mean then cancels, but for the curvature.
-ROWS = 512
+ROWS = 256
 # Random batches that a loss over pairs is evaluated for.
 DRAWS = 16
 

@@ -101,7 +101,7 @@ class Classification:
         classes - 1 dimensions have room for; with fewer dimensions the loss stays above it. For softmax losses no
         loss is lower (for margin 0: Wang et al., "NormFace", arXiv 1704.06369, proposition 2).
         """
-        return float(self.of_cosines(_simplex(classes), jnp.zeros(1, jnp.int32), {}, margin))
+        return float(jax.jit(self.of_cosines)(_simplex(classes), np.zeros(1, np.int32), {}, margin))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +234,7 @@ class SphereFace2(Classification):
     def lowest(self, classes: int, margin: float) -> float:
         """As of the others, with the bias that is best there (the loss is convex in it)."""
         loss = jax.jit(jax.vmap(lambda bias: self.of_cosines(cosine, label, {"bias": bias}, margin)))
-        cosine, label = _simplex(classes), jnp.zeros(1, jnp.int32)
+        cosine, label = jnp.asarray(_simplex(classes)), jnp.zeros(1, jnp.int32)
         center, width = 0.0, 3.0 * self.scale
         for _ in range(4):
             biases = np.linspace(center - width, center + width, 101, dtype=np.float32)
@@ -273,8 +273,10 @@ def _cross_entropy(scale: float, cosine: Array, target: Array, labels: Array) ->
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - scale * target[:, 0])
 
 
-def _simplex(classes: int) -> Array:
+def _simplex(classes: int) -> np.ndarray:
     """Cosines (1, classes) of the first vertex of a regular simplex with all."""
     if classes < 2:
         raise UserError(f"A loss over {classes} class(es) is always 0; give at least two speakers.")
-    return jnp.full((1, classes), -1.0 / (classes - 1)).at[0, 0].set(1.0)
+    cosine = np.full((1, classes), -1.0 / (classes - 1), np.float32)
+    cosine[0, 0] = 1.0
+    return cosine

@@ -12,9 +12,7 @@ from redimnet_jax.pair_losses import GE2E, AngularPrototypical, SupervisedContra
 BATCH = {"speakers": 6, "crops": 3}
 
 
-@pytest.mark.parametrize(
-    "loss", [AAMSoftmax(), AMSoftmax(margin=0.0, scale=10.0), SubcenterAAM(), SphereFace2()], ids=str
-)
+@pytest.mark.parametrize("loss", [AAMSoftmax(), SubcenterAAM(), SphereFace2()], ids=str)
 def test_random_level_is_the_mean_over_many_embeddings_and_prototypes(loss):
     """An independent, larger sample, with prototypes drawn anew."""
     rng, classes, dim, values = np.random.default_rng(5), 300, 24, []
@@ -34,9 +32,7 @@ def test_random_level_without_margin_and_scale_is_the_entropy():
     assert found.random == pytest.approx(np.log(50), rel=1e-3) and found.lowest == pytest.approx(np.log(50), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "loss", [AAMSoftmax(margin=0.3, scale=4.0), AMSoftmax(margin=0.3, scale=4.0), SphereFace2(scale=4.0)], ids=str
-)
+@pytest.mark.parametrize("loss", [AAMSoftmax(margin=0.3, scale=4.0), SphereFace2(scale=4.0)], ids=str)
 def test_nothing_is_found_below_the_lowest(loss):
     """Descent on embeddings and prototypes ends at the level, which it never passes."""
     import optax
@@ -88,6 +84,7 @@ def test_levels_of_losses_over_pairs():
 def test_what_the_user_reads():
     line = LossLevels(AAMSoftmax(), 1000, (16, 64), 6, 3).description()
     random = [levels(AAMSoftmax(), 1000, dim, margin=0.2, **BATCH).random for dim in (16, 64)]
+    assert random[0] > random[1]
     assert "1,000 classes" in line and "margin 0.2" in line
     assert f"16: {random[0]:.3g} / " in line and f"64: {random[1]:.3g} / " in line
     assert "batches of 6 x 3" in LossLevels(Triplet(), 1000, (16,), 6, 3).description()

@@ -18,10 +18,9 @@ from redimnet_jax.pair_losses import GE2E, AngularPrototypical, SupervisedContra
 DIM = 5
 LABELS = np.array([7, 2, 2, 0, 7, 5, 0, 5, 2, 7, 0, 5, 5])  # no order, and not as many of each
 LOSSES = (
-    Triplet(),
-    Triplet(margin=1.5),
-    Triplet(mining="hard"),
-    Triplet(mining="all", margin=0.5),
+    Triplet(margin=0.5),
+    Triplet(margin=0.5, mining="hard"),
+    Triplet(margin=0.5, mining="all"),
     SupervisedContrastive(temperature=0.2),
     GE2E(),
     GE2E(form="contrast", scale=3.0, bias=-1.0),
@@ -137,7 +136,7 @@ def test_gradients_are_finite_where_embeddings_coincide(loss):
         )
 
 
-@pytest.mark.parametrize("loss", [Triplet(), Triplet(mining="hard"), Triplet(mining="all")], ids=str)
+@pytest.mark.parametrize("loss", LOSSES[:3], ids=str)
 def test_triplets_at_the_edge_of_the_margin(loss):
     """Speakers whose squared distance is the margin or more cost nothing, nearer ones the difference."""
     parameters, labels = {}, jnp.asarray(np.arange(13) % 2)
@@ -147,9 +146,9 @@ def test_triplets_at_the_edge_of_the_margin(loss):
         corners = jnp.array([[1.0, 0.0], [np.cos(angle), np.sin(angle)]])
         return float(evaluated(loss, corners[labels], labels, parameters)[0])
 
-    assert apart(0.21) == 0.0
-    assert apart(0.15) == pytest.approx(0.05, abs=1e-5)
-    assert apart(1e-9) == pytest.approx(0.2, abs=1e-5)
+    assert apart(0.51) == 0.0
+    assert apart(0.4) == pytest.approx(0.1, abs=1e-5)
+    assert apart(1e-9) == pytest.approx(0.5, abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
@@ -214,7 +213,7 @@ if __name__ == "__main__":
     embeddings = np.random.default_rng(0).standard_normal((8, DIM)).astype(np.float32)
     # Every device holds one crop of two speakers.
     labels = np.array([0, 1, 2, 3, 0, 1, 2, 3])
-    for loss in (Triplet(mining="hard"), SupervisedContrastive(), GE2E(), AngularPrototypical()):
+    for loss in (Triplet(mining="hard"), GE2E()):
         one = evaluated(loss, embeddings, labels, loss.parameters(8, DIM, jax.random.key(0)))
         many = evaluated(
             loss, *(jax.device_put(x, rows) for x in (embeddings, labels)), loss.parameters(8, DIM, jax.random.key(0))
