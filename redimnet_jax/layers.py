@@ -131,8 +131,14 @@ class PatchConv2d(nnx.Module):
         b, t, f, _ = x.shape
         groups = self.groups
         patches = x.reshape(b, t // kt, kt, f // kf, kf, groups, n)
-        kernel = self.kernel[...].astype(x.dtype).reshape(kt, kf, n, groups, out // groups)
-        y = jnp.einsum("btkflgi,kligo->btfgo", patches, kernel, precision=precision(x.dtype))
+        kernel = self.kernel[...].astype(x.dtype)
+        if groups == 1:
+            # As one product of rows: of an einsum with an axis of one group a CPU makes transposed copies.
+            rows = patches.swapaxes(2, 3).reshape(b, t // kt, f // kf, kt * kf * n)
+            y = jnp.matmul(rows, kernel.reshape(-1, out), precision=precision(x.dtype))
+        else:
+            kernel = kernel.reshape(kt, kf, n, groups, out // groups)
+            y = jnp.einsum("btkflgi,kligo->btfgo", patches, kernel, precision=precision(x.dtype))
         return y.reshape(b, t // kt, f // kf, out) + self.bias[...].astype(x.dtype)
 
 
