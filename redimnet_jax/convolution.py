@@ -93,7 +93,9 @@ def _dense_2d(x: Array, kernel: Array, groups: int) -> Array:
 def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
     """The kt x kf shifts of `x` (batch, time, freq, channels) under zero padding, each of the shape of `x`."""
     frames, bins = x.shape[1:3]
-    x = jnp.pad(materialised(x), ((0, 0), (kt // 2, kt // 2), (kf // 2, kf // 2), (0, 0)))
+    # The padded map is what is kept together: of a shift by nothing XLA would otherwise take `x` itself, and put what
+    # made it into the loop over all shifts, which then has no vector form on a CPU.
+    x = materialised(jnp.pad(x, ((0, 0), (kt // 2, kt // 2), (kf // 2, kf // 2), (0, 0))))
     return [[x[:, t : t + frames, f : f + bins] for f in range(kf)] for t in range(kt)]
 
 
