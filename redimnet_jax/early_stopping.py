@@ -1,12 +1,14 @@
 """When a lower EER is an improvement: by how much, and whether by more than the choice of validation speakers."""
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from redimnet_jax import confidence, evaluate, files
+from redimnet_jax.errors import UserError
 from redimnet_jax.validation import Validation
 
 SCORES = "scores"
@@ -46,6 +48,12 @@ def keep_scores(workdir: Path, step: int, scores: np.ndarray) -> None:
 
 
 def read_scores(workdir: Path, step: int) -> np.ndarray:
-    """The scores that were kept at `step`."""
-    with np.load(workdir / SCORES / f"{step}.npz", allow_pickle=False) as saved:
-        return saved["scores"]
+    """The scores that were kept at `step`; UserError when they cannot be read."""
+    path = workdir / SCORES / f"{step}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return saved["scores"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}, which the run needs to go on, cannot be read; put it back, or start in another workdir."
+        ) from error

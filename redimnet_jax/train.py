@@ -345,13 +345,14 @@ class _Run:
         None where there are no two models to average.
         """
         folder, model = self.workdir / weight_average.AVERAGED, self.model()
-        steps = weight_average.snapshots(self.workdir, self.progress["stage_start"])
-        epochs = [step // self.epoch_steps for step in steps]
-        if len(steps) < 2:
-            self.log.say("averaging.last: the last stage had less than two epochs, so there is nothing to average")
+        first, last = self.progress["stage_start"] // self.epoch_steps + 1, self.step // self.epoch_steps
+        epochs = range(max(first, last + 1 - self.config.averaging.last), last + 1)
+        if len(epochs) < 2:
+            self.log.say("averaging.last: no average, since that would be of less than two epochs of the last stage")
             return None
         arrays = jax.tree.map(np.asarray, checkpoint.flat(model.network))
         if self.first:
+            steps = [epoch * self.epoch_steps for epoch in epochs]
             arrays = weight_average.mean_of_snapshots(self.workdir, steps)
         checkpoint.fill(model.network, placement.agreed(arrays))
         judging = dict(bootstrap=self.config.validation.bootstrap, seed=self.config.seed)
@@ -360,7 +361,7 @@ class _Run:
         if self.first:
             shutil.rmtree(folder, ignore_errors=True)
             checkpoint.save(model, folder)
-        return results | {"epochs": epochs}
+        return results | {"epochs": list(epochs)}
 
     def _pooled_validation(self, model: SpeakerModel) -> np.ndarray:
         wanted = self.config.validation

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from refusals import refusal
 
 from redimnet_jax import early_stopping, metrics, training_log
 from redimnet_jax.trials import Trials
@@ -57,6 +58,9 @@ def test_scores_are_kept_by_step(tmp_path):
     for step in (4, 8):
         early_stopping.keep_scores(tmp_path, step, np.full((2, 5), step, np.float32))
     assert early_stopping.read_scores(tmp_path, 4).tolist() == [[4.0] * 5] * 2
+    (tmp_path / "scores" / "8.npz").write_bytes(b"PK damaged")
+    for step in (8, 12):
+        assert f"{step}.npz" in refusal(early_stopping.read_scores, tmp_path, step)
 
 
 def test_the_table_says_what_is_within_noise(tmp_path, capsys):

@@ -105,6 +105,14 @@ def test_narrower_than_pretrained(training):
     np.testing.assert_allclose(narrow, whole[:, :5], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("emb_bn", [False, True])
+def test_a_projection_that_is_kept(emb_bn, training):
+    pretrained, (pooled, _) = tiny.model(emb_bn=emb_bn), training
+    kept = matryoshka.adapt(pretrained, (3, 6), init="keep")
+    np.testing.assert_allclose(embed(kept, pooled), embed(pretrained, pooled)[:, :6], rtol=1e-4, atol=1e-4)
+    assert "8 pretrained dimensions" in refusal(matryoshka.adapt, pretrained, (4, 9), init="keep")
+
+
 def test_random_needs_no_features_and_keeps_nothing_of_the_projection():
     pretrained = tiny.model()
     one, same, other = (matryoshka.adapt(pretrained, (4, 12), init="random", seed=seed).network for seed in (0, 0, 1))

@@ -24,7 +24,7 @@ LOSS = objective.LOSSES["aam_softmax"]()
 
 
 def learner() -> Learner:
-    heads = Heads(5, (4, 8), LOSS, rngs=nnx.Rngs(1))
+    heads = Heads(5, (8,), LOSS, rngs=nnx.Rngs(1))
     return Learner(tiny.model().network, heads)
 
 
@@ -143,7 +143,7 @@ def test_a_partly_frozen_backbone_and_the_averages_of_what_trains():
     optimiser = optimizer.adamw(optax.constant_schedule(1e-2), weight_decay=1e-4, clip_norm=5.0)
     state, frozen = initial_state(of, optimiser, step=40, ema=True), of.arrays("frozen")
     batch = tiny.batch(8)
-    wanted = objective.Objective((1.0, 1.0), lambda step: 0.2)
+    wanted = objective.Objective((1.0,), lambda step: 0.2)
     step = make_step(of, optimiser, wanted, seed=0, ema=decay)
     compiled = compile_step(step, Mesh(np.array(jax.devices()[:1]), ("data",)), state, frozen, batch)
     before = {name: np.array(value) for name, value in (state.params | state.stats).items()}
@@ -209,7 +209,7 @@ TWO = {
     "validation__min_improvement": 1.0,
     "averaging__ema": 0.9,
     "averaging__last": 3,
-    "projection__mrl_dims": (4, 8),
+    "projection__mrl_dims": (8,),
     "projection__init": "keep",
     "checkpoint__keep": 20,
 }
