@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from redimnet_jax import parts
+from redimnet_jax.errors import UserError
 
 BATCH_STATS = ("trained", "frozen")
 
@@ -50,9 +51,18 @@ def rate_factors(stage: Stage, trained: Collection[str], names: Collection[str])
     """What the learning rate of each variable in `trained` is multiplied by; `names` are all variables.
 
     That is the rate of its part over the stage's, and in the backbone `layer_decay` once for every stage of the
-    network after its own (as in BEiT, arXiv 2106.08254); see `parts.depth`.
+    network after its own (as in BEiT, arXiv 2106.08254); see `parts.depth`. Raises UserError for a rate of a part of
+    which nothing trains.
     """
     rates = stage.optimizer.learning_rates
+    training = {parts.part_of(name) for name in trained}
+    for part, rate in rates.items():
+        if rate is not None and part not in training:
+            prefix = stage.key.removesuffix("parts")
+            raise UserError(
+                f"config.{prefix}optimizer.learning_rates.{part} is {rate} but config.{stage.key} trains nothing of "
+                f"the {part}; leave the rate out, or train the part."
+            )
     factors = {}
     for name in trained:
         part = parts.part_of(name)

@@ -524,7 +524,8 @@ def _check_filters(config: Any, model: SpeakerModel) -> None:
 
     abstract = nnx.eval_shape(learner)
     for stage in stages.stages(config):
-        Split(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
+        split = Split(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
+        stages.rate_factors(stage, split.names["params"], split.variables)
 
 
 def _empty_model(saved: dict[str, Any], dtype) -> SpeakerModel:

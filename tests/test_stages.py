@@ -312,5 +312,7 @@ def test_a_filter_that_matches_nothing_is_refused_before_long_work(data, tmp_pat
     changes = {"stage2__epoch": 1, "stage2__parts": ("backbone.stage.0", "heads")}
     told = refusal(train.train, config(data, **changes), tmp_path)
     assert "config.stage2.parts has 'backbone.stage.0'" in told and "backbone.stages.0" in told
+    told = refusal(train.train, config(data, optimizer__learning_rates__backbone=1e-5), tmp_path)
+    assert "config.optimizer.learning_rates.backbone" in told and "trains nothing of the backbone" in told
     told = refusal(train.train, config(data, projection__init="keep"), tmp_path)
     assert "projection.init 'keep' has 8 pretrained dimensions" in told
