@@ -13,7 +13,9 @@ file, a chunk of steps ahead.
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
+import time
 from collections.abc import Callable
 
 import jax
@@ -29,6 +31,7 @@ Array = jax.Array
 
 # Of the host's gathered features on one device, of which two chunks exist at a time.
 CHUNK_BYTES = 2**28
+STRATA = 64
 # Folded into the seed beside the epochs, whose numbers are smaller.
 CROP_ORDER = 2**31
 
@@ -47,17 +50,22 @@ class Layout:
 
     @property
     def width(self) -> int:
-        """Utterances of the largest stratum; in a smaller one the last place of every crop is empty."""
+        """Utterances of the largest stratum; in a smaller one the last row of every crop is empty."""
         return -(-self.utterances // self.strata)
 
     def epoch_steps(self, batch_size: int) -> int:
         """Whole batches of an epoch; UserError when there is none."""
+        if self.utterances < self.strata:
+            raise UserError(
+                f"The {self.utterances} utterances are fewer than the {self.strata} parts that the cached features "
+                "are dealt to, so lower the batch size or set cache.crops to 0."
+            )
         if batch_size % self.strata:
             raise UserError(
                 f"The batch size {batch_size} is no multiple of the {self.strata} parts that the cached features are "
                 "dealt to, so make it one."
             )
-        steps = self.utterances // self.strata * self.per_epoch // (batch_size // self.strata)
+        steps = self.utterances * self.per_epoch // batch_size
         if not steps:
             raise UserError(
                 f"The batch size {batch_size} exceeds the {self.utterances * self.per_epoch} crops of an epoch, so "
@@ -66,7 +74,10 @@ class Layout:
         return steps
 
     def order(self, seed: int | Array, epoch: int | Array) -> Array:
-        """The rows of an epoch in their order, int32 (strata, per_epoch * width); empty places come last."""
+        """The rows of an epoch in their order, int32 (strata, per_epoch * width).
+
+        In a smaller stratum another utterance stands in for the one that it lacks, and comes last.
+        """
         key, index = jax.random.key(seed), jnp.arange(self.per_epoch * self.width, dtype=jnp.int32)
         utterance, turn = index % self.width, index // self.width
 
@@ -78,8 +89,9 @@ class Layout:
             crop = (first + epoch * self.per_epoch + turn) % self.crops
             # The order of random numbers; equal ones are so few that keeping their order makes no difference.
             places = jax.random.bits(shuffle, index.shape) >> 1
-            places = jnp.where(utterance * self.strata + stratum < self.utterances, places, jnp.uint32(2**32 - 1))
-            return (crop * self.width + utterance)[jnp.argsort(places)]
+            own = utterance * self.strata + stratum < self.utterances
+            rows = crop * self.width + jnp.where(own, utterance, 0)
+            return rows[jnp.argsort(jnp.where(own, places, jnp.uint32(2**32 - 1)))]
 
         return jax.vmap(of)(jnp.arange(self.strata, dtype=jnp.int32)).astype(jnp.int32)
 
@@ -103,7 +115,17 @@ class Layout:
                 out[place, :, : mine.shape[1]] = mine
             return out.reshape(len(strata), *shape[1:])
 
-        return jax.make_array_from_callback(shape, placement.by_rows(mesh), part)
+        sharding, parts = placement.by_rows(mesh), []
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            # One after the other, so that the host holds the part of one device at most.
+            parts.append(jax.block_until_ready(jax.device_put(part(index), device)))
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def choose_strata(batch_size: int, devices: int) -> int:
+    """How many strata a run has: as many on any number of devices that divides them, which then change no batch."""
+    strata = math.gcd(batch_size, STRATA)
+    return devices if strata % devices else strata
 
 
 def make_loop(step: Callable, mesh: Mesh, per_stratum: int, most: int) -> Callable:
@@ -188,6 +210,7 @@ class CachedSteps:
         self._mesh, self._per_stratum = mesh, per_stratum
         self._loop = make_loop(step, mesh, per_stratum, self.most)
         self._compiled: Callable | None = None
+        self._waited, self._since = 0.0, time.perf_counter()
 
     def run(
         self, state: TrainState, frozen: Arrays, begin: int, end: int
@@ -203,7 +226,10 @@ class CachedSteps:
         if not self.on_device:
             # Chunks begin at multiples of their length, wherever a call does.
             steps = min(steps, self.most - place % self.most)
+        start = time.perf_counter()
         arrays, first = self._source.at(epoch, place * self._per_stratum)
+        # What is in the devices' memory is not waited for.
+        self._waited += 0.0 if self.on_device else time.perf_counter() - start
         numbers = np.asarray(first // self._per_stratum, np.int32), np.asarray(steps, np.int32)
         arguments = (
             state,
@@ -214,6 +240,13 @@ class CachedSteps:
         if self._compiled is None:
             self._compiled = self._loop.lower(*arguments).compile()
         return *self._compiled(*arguments), begin + steps
+
+    def wait_fraction(self) -> float:
+        """The part of the time since the last call (or the start) that was spent waiting for features."""
+        now = time.perf_counter()
+        fraction = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return fraction
 
     def close(self) -> None:
         """Ends what reads ahead."""

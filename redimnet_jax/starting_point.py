@@ -1,7 +1,7 @@
 """What training starts from: a pretrained model with a new projection and heads, or an untrained network."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -37,24 +37,20 @@ def adapt(
     config: Any,
     pretrained: SpeakerModel,
     heads: Heads,
-    batches: Iterator,
+    crops: Callable[[int], tuple[np.ndarray, np.ndarray]],
     utterances: int,
-    mesh: Mesh,
     log: TrainingLog,
 ) -> SpeakerModel:
     """The pretrained backbone with the projection that training starts from; puts `heads` where they start.
 
-    `batches` are closed; they yield training crops of `utterances` in all, augmented by nothing but speed, from which
-    the rotation of a lossless start and the means of the classes are taken.
+    `crops(count)` gives (pooled features, labels) of about that many training crops of `utterances` in all, from
+    which the rotation of a lossless start and the means of the classes are taken.
     """
     wanted, dims = config.projection, tuple(config.projection.mrl_dims)
     from_means = config.heads.init == "means" and heads.have_prototypes
     pooled = labels = None
-    with contextlib.closing(batches):
-        if wanted.init == "lossless" or from_means:
-            count = -(-min(wanted.crops, max(8 * utterances, 4 * dims[-1])) // config.batch_size)
-            with log.bar("features", count) as bar:
-                pooled, labels = _pooled_crops(pretrained, batches, count, mesh, bar)
+    if wanted.init == "lossless" or from_means:
+        pooled, labels = crops(min(wanted.crops, max(8 * utterances, 4 * dims[-1])))
     model = matryoshka.adapt(pretrained, dims, pooled, labels, init=wanted.init, order=wanted.order, seed=config.seed)
     if from_means:
         reached = heads.start_at_means(embed_pooled(model, pooled), labels)
@@ -72,10 +68,10 @@ def adapt(
     return model
 
 
-def _pooled_crops(
-    model: SpeakerModel, batches: Iterator, count: int, mesh: Mesh, bar
+def pooled_crops(
+    model: SpeakerModel, batches: Iterator, count: int, mesh: Mesh, log: TrainingLog
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(pooled features, labels) of `count` batches, the same on every process."""
+    """(pooled features, labels) of `count` batches, which are then closed; the same on every process."""
     graph, state = nnx.split(model.network)
 
     def pooled(state, batch):
@@ -85,8 +81,9 @@ def _pooled_crops(
     whole = placement.whole(mesh)
     compiled = jax.jit(pooled, in_shardings=(whole, placement.by_rows(mesh)), out_shardings=whole)
     state, found = placement.replicate(state, mesh), []
-    for _ in range(count):
-        found.append(jax.tree.map(np.asarray, compiled(state, placement.deal_rows(next(batches), mesh))))
-        bar.update()
+    with contextlib.closing(batches), log.bar("features", count) as bar:
+        for _ in range(count):
+            found.append(jax.tree.map(np.asarray, compiled(state, placement.deal_rows(next(batches), mesh))))
+            bar.update()
     features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
     return features, labels

@@ -14,6 +14,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,16 @@ from redimnet_jax import (
     training_report,
     weight_average,
 )
+from redimnet_jax.cached_steps import CachedSteps, Layout, choose_strata
 from redimnet_jax.embedding import Recordings, Windows, embed_pooled, pool_recordings
 from redimnet_jax.errors import UserError
+from redimnet_jax.feature_cache import Crops, FeatureCache, extract
 from redimnet_jax.heads import Heads
+from redimnet_jax.live_steps import LiveSteps
 from redimnet_jax.loss_levels import LossLevels
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.starting_point import adapt, starting_model
+from redimnet_jax.starting_point import adapt, pooled_crops, starting_model
 from redimnet_jax.stop_request import StopRequest
 from redimnet_jax.train_step import Arrays, Learner, Split, compile_step, initial_state, make_step
 from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
@@ -114,6 +118,7 @@ class _Run:
         self.objective = objective.from_config(config, self.epoch_steps)
         self.dims = tuple(config.projection.mrl_dims)
         self.stop = StopRequest()
+        self.steps: LiveSteps | CachedSteps | None = None
         self.pretrained: SpeakerModel | None = None
         self.pooled: dict[str, np.ndarray] = {}
         criterion, rngs = objective.loss_from_config(config), nnx.Rngs(config.seed + 1)
@@ -122,11 +127,11 @@ class _Run:
         self.levels = LossLevels(criterion, len(data.classes), self.dims, config.batch_size // each, each)
         if saved is None:
             if config.model.checkpoint is not None:
-                crops = self._batches(speed=data.speed)
                 self.pretrained = model
-                model = adapt(config, model, heads, crops, len(data.corpus), self.mesh, self.log)
+                model = adapt(config, model, heads, self._pooled_crops, len(data.corpus), self.log)
             self.progress = {"history": [], "best": None, "reference": None, "stale": 0, "stopped": False}
             self.progress |= {"sums": None, "pretrained": None, "stage": 0, "stage_start": 0}
+            self.progress["strata"] = choose_strata(config.batch_size, jax.device_count())
         else:
             if saved["speakers"] != data.classes:
                 raise UserError(
@@ -142,6 +147,40 @@ class _Run:
         if saved is not None:
             self.state, self.frozen = checkpoints.restore(self.state, self.frozen)
         self.step = int(self.state.step)
+
+    def _pooled_crops(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pooled features, labels) of about `count` training crops for the start."""
+        config = self.config
+        if config.cache.crops:
+            rows = config.cache.crops * len(self.data.corpus)
+            return self._features(self.pretrained).sample(rows, count, config.seed)
+        batches = self._batches(speed=self.data.speed)
+        return pooled_crops(self.pretrained, batches, -(-count // config.batch_size), self.mesh, self.log)
+
+    def _features(self, model: SpeakerModel) -> FeatureCache:
+        """The features of `cache.crops` crops of every utterance; those that are not there yet are computed."""
+        config, data = self.config, self.data
+
+        def check() -> None:
+            if self.stop.made and jax.process_count() == 1:
+                raise Preempted("Stopped while caching features; they are kept, the same command goes on from there.")
+
+        samples, folder = round(config.data.crop_seconds * 16000), config.cache.folder or self.workdir / "features"
+        crops = Crops(data.corpus, samples, config.seed, data.steps, data.speed)
+        cache = FeatureCache(folder, model, crops, jnp.dtype(config.dtype))
+        with self.stop.watched():
+            extract(
+                cache,
+                model,
+                crops,
+                config.cache.crops * len(data.corpus),
+                batch_size=config.cache.batch_size,
+                mesh=self.mesh,
+                log=self.log,
+                workers=config.data.workers,
+                check=check,
+            )
+        return cache
 
     def _begin_stage(self, learner: Learner) -> None:
         """The first state of the current stage, which starts from `learner`, with its optimizer and schedule."""
@@ -167,6 +206,8 @@ class _Run:
         self.pooled = {}
 
     def close(self) -> None:
+        if self.steps is not None:
+            self.steps.close()
         self.batches.close()
         self.log.close()
 
@@ -193,17 +234,19 @@ class _Run:
         with self.stop.watched():
             if not self.progress["history"] or (self.progress["sums"] and self.step % self.epoch_steps == 0):
                 self._validate()
-            stage, step = None, None
+            stage = None
             while self.step < self.total_steps and not self.progress["stopped"]:
                 if stage != self.progress["stage"]:
-                    stage, step = self.progress["stage"], self._compiled_step()
-                self._epoch(step)
+                    stage, self.steps = self.progress["stage"], self._steps_of_stage()
+                self._epoch()
             self.checkpoints.wait()
             averaged = self._averaged() if self.config.averaging.last else None
         return self._report(averaged)
 
-    def _compiled_step(self):
+    def _steps_of_stage(self) -> LiveSteps | CachedSteps:
         config = self.config
+        if self.steps is not None:
+            self.steps.close()
         step = make_step(
             self.split,
             self.optimizer,
@@ -212,6 +255,8 @@ class _Run:
             accumulate=self.stages[self.progress["stage"]].optimizer.accumulate,
             ema=config.averaging.ema,
         )
+        if config.cache.crops and not self.split.backbone_trains:
+            return self._cached_steps(step)
         shape = (config.batch_size, round(config.data.crop_seconds * 16000))
         batch = {
             "waveform": jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -220,9 +265,31 @@ class _Run:
         start = time.perf_counter()
         compiled = compile_step(step, self.mesh, self.state, self.frozen, batch)
         self.log.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
-        return compiled
+        return LiveSteps(compiled, self.mesh, self.batches)
 
-    def _epoch(self, step) -> None:
+    def _cached_steps(self, step: Callable) -> CachedSteps:
+        config, utterances = self.config, len(self.data.corpus)
+        cache, rows = self._features(self.model()), config.cache.crops * utterances
+        steps = CachedSteps(
+            step,
+            self.mesh,
+            Layout(utterances, config.cache.crops, self.progress["strata"], config.data.crops_per_utterance),
+            cache.read_features(rows),
+            cache.read_labels(rows),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            memory_share=config.cache.memory_share,
+        )
+        where = "are in the devices' memory" if steps.on_device else f"are read from {cache.folder}"
+        self.log.say(f"cached features of {rows:,} crops {where}")
+        return steps
+
+    def _next_stop(self, end: int) -> int:
+        """The step until which nothing has to be done but train: a checkpoint, or agreeing on whether to stop."""
+        every = [self.config.checkpoint.every_steps, *[self.config.log_every_steps] * (jax.process_count() > 1)]
+        return min(end, *(self.step - self.step % steps + steps for steps in every))
+
+    def _epoch(self) -> None:
         """To the end of the current epoch, with its validation and checkpoint."""
         epoch = self.step // self.epoch_steps
         begin, end = self.step, (epoch + 1) * self.epoch_steps
@@ -230,32 +297,34 @@ class _Run:
         sums = self.progress["sums"] or {"steps": 0, "loss": 0.0, "losses": zeros, "accuracies": zeros}
         self.progress["sums"] = sums
         waiting: collections.deque = collections.deque()
-        meter = input_pipeline.WaitMeter(self.batches)
+        self.steps.wait_fraction()
 
         def read(count: int) -> None:
-            """Reads figures until `count` steps are on their way."""
+            """Reads figures until `count` dispatches are on their way."""
             while len(waiting) > count:
-                number, figures = waiting.popleft()
-                figures = {name: np.asarray(value).tolist() for name, value in figures.items()}
-                self._check_finite(number, figures)
-                sums["steps"] += 1
-                sums["loss"] += figures["loss"]
-                for name in ("losses", "accuracies"):
-                    sums[name] = [a + b for a, b in zip(sums[name], figures[name], strict=True)]
-                bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
-                bar.update(self.config.batch_size)
-                if number % self.config.log_every_steps == 0:
-                    since = number - 1 - self.progress["stage_start"]
-                    self.log.step(number, figures, float(self.schedule(since)))
+                for number, figures in _by_step(*waiting.popleft()):
+                    note(number, figures)
+
+        def note(number: int, figures: dict[str, Any]) -> None:
+            self._check_finite(number, figures)
+            sums["steps"] += 1
+            sums["loss"] += figures["loss"]
+            for name in ("losses", "accuracies"):
+                sums[name] = [a + b for a, b in zip(sums[name], figures[name], strict=True)]
+            bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
+            bar.update(self.config.batch_size)
+            if number % self.config.log_every_steps == 0:
+                since = number - 1 - self.progress["stage_start"]
+                self.log.step(number, figures, float(self.schedule(since)))
 
         total = self.epoch_steps * self.config.batch_size
         name = f"epoch {epoch + 1}/{self.config.epochs}"
         with self.log.bar(name, total, (begin % self.epoch_steps) * self.config.batch_size, "crop") as bar:
             start = time.perf_counter()
             while self.step < end:
-                self.state, figures = step(self.state, self.frozen, placement.deal_rows(next(meter), self.mesh))
-                self.step += 1
-                waiting.append((self.step, figures))
+                before, until = self.step, self._next_stop(end)
+                self.state, figures, self.step = self.steps.run(self.state, self.frozen, before, until)
+                waiting.append((before, self.step, figures))
                 read(IN_FLIGHT)
                 if self._must_stop():
                     read(0)
@@ -266,9 +335,10 @@ class _Run:
                     self._save(None)
             read(0)
             seconds = time.perf_counter() - start
-        waited = meter.wait_fraction()
+        waited = self.steps.wait_fraction()
         speed = (end - begin) * self.config.batch_size / max(seconds, 1e-9)
-        self.log.input(waited, speed)
+        if isinstance(self.steps, LiveSteps):
+            self.log.input(waited, speed)
         self._validate({"crops_per_second": speed, "input_wait": waited})
 
     def _validate(self, timing: dict[str, float] | None = None) -> None:
@@ -523,9 +593,27 @@ def _check_filters(config: Any, model: SpeakerModel) -> None:
         return Learner(SpeakerNetwork(made, rngs=rngs), heads)
 
     abstract = nnx.eval_shape(learner)
+    splits = []
     for stage in stages.stages(config):
-        split = Split(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
-        stages.rate_factors(stage, split.names["params"], split.variables)
+        splits.append(Split(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key))
+        stages.rate_factors(stage, splits[-1].names["params"], splits[-1].variables)
+    if config.cache.crops and splits[0].backbone_trains:
+        raise UserError(
+            f"config.cache.crops is {config.cache.crops} but the backbone, whose features would be cached, trains "
+            "from the start; set cache.crops to 0."
+        )
+
+
+def _by_step(before: int, reached: int, figures: dict[str, jax.Array]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, figures as Python numbers) of the steps after step `before`; waits for them.
+
+    Those of a single step may lack the leading axis.
+    """
+    arrays = {name: np.asarray(value) for name, value in figures.items()}
+    if not arrays["loss"].ndim:
+        arrays = {name: array[None] for name, array in arrays.items()}
+    for number in range(before, reached):
+        yield number + 1, {name: array[number - before].tolist() for name, array in arrays.items()}
 
 
 def _empty_model(saved: dict[str, Any], dtype) -> SpeakerModel:

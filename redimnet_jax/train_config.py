@@ -40,6 +40,9 @@ FREE_TO_CHANGE = (
     "data.train",
     "data.data_dir",
     "data.workers",
+    "cache.folder",
+    "cache.batch_size",
+    "cache.memory_share",
     "checkpoint.",
     "log_every_steps",
     "validation.batch_seconds",
@@ -73,6 +76,12 @@ def default() -> ConfigDict:
                 "max_bad": 0.01,  # stop when a larger share of the files cannot be used
                 "workers": 0,  # processes that decode; 0 decodes in threads of this one
                 "augment": _augmentation(),
+            },
+            "cache": {  # of the pooled features of training crops, while the backbone is frozen
+                "crops": 0,  # of every utterance, which the epochs take in turn; 0 makes new crops in every epoch
+                "folder": optional(str),  # which runs may share; None is in the workdir
+                "batch_size": 256,  # crops whose features are computed at once, over all devices and hosts
+                "memory_share": 0.6,  # of a device's memory for features; what does not fit is read from the files
             },
             "projection": {
                 "mrl_dims": (64, 128, 192, 256),
@@ -176,6 +185,7 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     _check_stages(config, require, devices)
     require(0 <= config.averaging.ema < 1, "averaging.ema", "from 0 to less than 1")
     require(config.averaging.last >= 0, "averaging.last", "0 or a number of epochs")
+    _check_cache(config, require, devices)
     dim = config.validation.dim
     require(dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}")
     known = config.classification
@@ -192,6 +202,17 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
             raise UserError(
                 f"config.data.augment.{name}.folder is given but its probability p is 0; set p, or leave it out."
             )
+
+
+def _check_cache(config: ConfigDict, require: Callable[[bool, str, str], None], devices: int) -> None:
+    wanted, each = config.cache, config.data.crops_per_utterance
+    enough = wanted.crops == 0 or wanted.crops >= each
+    require(enough, "cache.crops", f"0 or at least data.crops_per_utterance, {each}")
+    if wanted.crops:
+        require(config.data.crops_per_speaker == 1, "data.crops_per_speaker", "1 with cache.crops")
+        require(0 <= wanted.memory_share <= 1, "cache.memory_share", "from 0 to 1")
+        whole = wanted.batch_size > 0 and wanted.batch_size % devices == 0
+        require(whole, "cache.batch_size", f"a multiple of the {devices} device(s)")
 
 
 def _check_loss(config: ConfigDict, require: Callable[[bool, str, str], None]) -> None:

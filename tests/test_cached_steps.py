@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from refusals import refusal
 
 from redimnet_jax import cached_steps, matryoshka, optimizer, placement
-from redimnet_jax.cached_steps import CachedSteps, Layout, Resident, Streamed
+from redimnet_jax.cached_steps import CachedSteps, Layout, Resident, Streamed, choose_strata
 from redimnet_jax.heads import Heads
 from redimnet_jax.objective import Objective
 from redimnet_jax.train_step import Learner, Split, compile_step, initial_state, make_step
@@ -160,6 +160,8 @@ def test_impossible_numbers(learned):
 
     assert "3" in refusal(made, 3)
     assert "exceeds the 37 crops" in refusal(made, 1, 64)
+    assert "fewer than the 64" in refusal(made, 64, 64)
+    assert [choose_strata(*numbers) for numbers in ((256, 8), (40, 1), (24, 3), (7, 1))] == [64, 8, 3, 1]
     layout = Layout(UTTERANCES, CROPS, 1)
     two = type("Mesh", (), {"size": 2})()
     assert "2 devices" in refusal(CachedSteps, step, two, layout, features, labels, batch_size=BATCH, seed=0)

@@ -1,0 +1,170 @@
+"""Seconds of a cached epoch and of the extraction before it, beside the live step, on synthetic data.
+
+    python benchmarks/cached_training.py --device=gpu --utterances=1092009 --speakers=5994 --batch_size=256
+    python benchmarks/cached_training.py --device=cpu --utterances=4000 --speakers=200 --model=small
+
+Features and waveforms are random and made on the device, so that neither decoding nor disk is in the figures. The
+cached epoch is of `redimnet_jax.cached_steps`; "live" is the same step from waveforms on the device, and "extraction"
+the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from these figures. b2 has
+random weights, which cost what trained ones do. Prints JSON.
+"""
+
+import argparse
+import json
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from redimnet_jax import feature_cache, matryoshka, model_config, optimizer, placement, pretrained
+from redimnet_jax.cached_steps import CachedSteps, Layout, choose_strata
+from redimnet_jax.heads import Heads
+from redimnet_jax.loading import open_model
+from redimnet_jax.model import Source, SpeakerModel
+from redimnet_jax.network import SpeakerNetwork
+from redimnet_jax.objective import Objective
+from redimnet_jax.train_step import Learner, Split, compile_step, initial_state, make_step
+
+B2 = {
+    "F": 72,
+    "C": 16,
+    "block_1d_type": "conv+att",
+    "block_2d_type": "convnext_like",
+    "group_divisor": 4,
+    "stages_setup": [
+        [1, 2, 1, [[3, 3]], 12],
+        [2, 2, 1, [[3, 3]], 12],
+        [1, 3, 1, [[3, 3]], 12],
+        [3, 4, 1, [[3, 3]], 8],
+        [1, 4, 1, [[3, 3]], 8],
+        [2, 4, 1, [[3, 3]], 4],
+    ],
+    "hop_length": 240,
+    "pooling_func": "ASTP",
+    "global_context_att": True,
+    "embed_dim": 192,
+}
+
+
+def open_backbone(name: str, dtype: str) -> SpeakerModel:
+    if name == "small":
+        return open_model(str(pretrained.SMALL), dtype=jnp.dtype(dtype))
+    network = SpeakerNetwork(model_config.parse("redimnet", B2), dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    return SpeakerModel(network, B2, Source("random", "", "redimnet"))
+
+
+def bound(utterances: int, width: int, dims: list[int], speakers: int, batch_size: int, itemsize: int) -> dict:
+    """Arithmetic and memory traffic of an epoch: 8 passes over the logits, 14 over the parameters."""
+    steps, embedding = utterances // batch_size, dims[-1]
+    projection, heads = 2 * width * embedding, 2 * sum(dims) * speakers
+    parameters = width * embedding + sum(dims) * speakers
+    return {
+        "steps": steps,
+        "tflop": round(utterances * 3 * (projection + heads) / 1e12, 3),
+        "gather_gb": round(utterances * width * (itemsize + 4) / 1e9, 3),
+        "logits_gb": round(utterances * 8 * len(dims) * speakers * 4 / 1e9, 3),
+        "parameters_gb": round(steps * parameters * 4 * 14 / 1e9, 3),
+    }
+
+
+def best(work, repeats: int) -> float:
+    """Seconds of `work`, the best of `repeats` after one that compiles."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(work())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu")
+    parser.add_argument("--model", choices=("b2", "small"), default="b2")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--utterances", type=int, default=20_000)
+    parser.add_argument("--speakers", type=int, default=1000)
+    parser.add_argument("--crops", type=int, default=2)
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--extraction_batch", type=int, default=256)
+    parser.add_argument("--crop_seconds", type=float, default=3.0)
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 192, 256])
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--streamed", action="store_true", help="read the features from the host's memory")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cuda,cpu" if args.device == "gpu" else args.device)
+
+    model = open_backbone(args.model, args.dtype)
+    width, dims = model.network.pool.features, args.dims
+    adapted = matryoshka.adapt(model, dims, init="random")
+    split = Split(Learner(adapted.network, Heads(args.speakers, dims, rngs=nnx.Rngs(1))), ("projection", "heads"))
+    optimiser = optimizer.adamw(lambda step: 1e-4, weight_decay=1e-4, clip_norm=5.0)
+    step = make_step(split, optimiser, Objective((1.0,) * len(dims), lambda step: 0.2), seed=0)
+    mesh = placement.mesh()
+    frozen = placement.replicate(split.arrays("frozen"), mesh)
+    results = vars(args) | {"machine": f"{jax.device_count()} {jax.devices()[0].device_kind}", "width": width}
+    results["load"] = os.getloadavg()[0]
+    dtype = np.dtype(jnp.dtype(args.dtype))
+    results["bound"] = bound(args.utterances, width, dims, args.speakers, args.batch_size, dtype.itemsize)
+
+    rows, rng = args.crops * args.utterances, np.random.default_rng(0)
+    layout = Layout(args.utterances, args.crops, choose_strata(args.batch_size, mesh.size))
+    # A block of noise over and over: what is in the rows costs nothing.
+    block = rng.standard_normal((min(rows, 4096), width)).astype(dtype)
+    features = np.resize(block, (rows, width))
+    labels = rng.integers(0, args.speakers, rows).astype(np.int32)
+    start = time.perf_counter()
+    share = 0.0 if args.streamed else 0.9
+    steps = CachedSteps(step, mesh, layout, features, labels, batch_size=args.batch_size, seed=0, memory_share=share)
+    results["to_devices_s"] = round(time.perf_counter() - start, 3)
+    held = {"state": placement.replicate(initial_state(split, optimiser), mesh), "step": 0}
+
+    def epoch():
+        end = held["step"] + steps.epoch_steps
+        while held["step"] < end:
+            held["state"], figures, held["step"] = steps.run(held["state"], frozen, held["step"], end)
+        return figures
+
+    cached = best(epoch, args.repeats)
+    steps.close()
+    results["cached_epoch_s"] = round(cached, 4)
+    results["cached_step_ms"] = round(1e3 * cached / steps.epoch_steps, 3)
+    results["cached_utterances_per_s"] = round(steps.epoch_steps * args.batch_size / cached)
+    results["wait_fraction"] = round(steps.wait_fraction(), 3)
+
+    samples = round(args.crop_seconds * 16000)
+
+    def batch(size: int) -> dict:
+        noise = 0.1 * jax.random.normal(jax.random.key(0), (size, samples))
+        label = np.arange(size, dtype=np.int32) % args.speakers
+        return jax.tree.map(lambda x: jax.device_put(x, placement.by_rows(mesh)), {"waveform": noise, "label": label})
+
+    pooled = feature_cache._pooled(model, dtype, mesh)
+    variables, crops = placement.replicate(nnx.state(model.network), mesh), batch(args.extraction_batch)
+    extraction = best(lambda: pooled(variables, crops), args.repeats)
+    results["extraction_crops_per_s"] = round(args.extraction_batch / extraction, 1)
+    audio = batch(args.batch_size)
+    live_step = compile_step(step, mesh, held["state"], frozen, audio)
+
+    def live():
+        held["state"], figures = live_step(held["state"], frozen, audio)
+        return figures
+
+    live_s = best(live, args.repeats)
+    results["live_step_ms"] = round(1e3 * live_s, 3)
+    results["live_over_cached"] = round(live_s / (cached / steps.epoch_steps), 1)
+    run = rows * extraction / args.extraction_batch + args.epochs * cached
+    results["predicted"] = {
+        "extraction_s": round(rows * extraction / args.extraction_batch, 1),
+        "run_s": round(run, 1),
+        "live_run_s": round(args.epochs * steps.epoch_steps * live_s, 1),
+    }
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
