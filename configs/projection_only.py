@@ -3,6 +3,9 @@
     python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2 \\
         --config.validation.trials=veri_test2.txt --config.validation.audio_root=/data/vox1
 
+The pooled features of two crops of every utterance are computed once, and the epochs take them in turn;
+`cache.crops=0` makes new crops in every epoch (see docs/cached_training.md).
+
 `model.checkpoint` is `weights/b2`, which the conversion tool writes (see README.md); any native checkpoint or `.pt`
 will do. Without `validation.trials` some training speakers are kept out and validated on.
 
@@ -22,6 +25,7 @@ def get_config(preset: str | None = None):
     config = train_config.default()
     config.model.checkpoint = "weights/b2"
     config.optimizer.learning_rate = 3e-4
+    config.cache.crops = 2
     if preset == "demo":
         config.model.checkpoint = str(pretrained.SMALL)
         config.data.train = "synthetic:60x3x4"

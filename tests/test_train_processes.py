@@ -1,4 +1,4 @@
-"""`train.py` as two processes: stopped by SIGTERM, resumed, and the same as one process."""
+"""`train.py` as two processes, on cached features: stopped by SIGTERM, resumed, and the same as one process."""
 
 import os
 import signal
@@ -86,7 +86,7 @@ def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatc
     assert rj.load(workdir).mrl_dims == tiny.DIMS
 
     monkeypatch.setattr(plots, "save", lambda *_: None)
-    train.train(training_runs.config(data, epochs=EPOCHS), tmp_path / "one")
+    train.train(training_runs.config(data, epochs=EPOCHS, cache__crops=2), tmp_path / "one")
     two, one = training_runs.history(workdir), training_runs.history(tmp_path / "one")
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == list(range(0, LAST + 1, 4))
     for ours, theirs in zip(two, one, strict=True):
