@@ -3,15 +3,18 @@
     python benchmarks/versus_torch.py --torch_repo=CHECKOUT [--variant=b2] [--batch=4] [--seconds=3]
 
 CHECKOUT is a clone of github.com/IDRnD/ReDimNet; PyTorch and torchaudio must be installed. Both sides run in float32
-in eval mode; the backward pass is the gradient of the summed squares of the embeddings in every parameter. Prints a
-Markdown table with the medians and their ratio.
+in eval mode and take turns; the backward pass is the gradient of the summed squares of the embeddings in every
+parameter. Prints a Markdown table with the ratios of the medians of wall time and of the least processor times. On a
+machine that does other work too, wall time says little; pin both to one core and read the processor time:
+
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/versus_torch.py --torch_repo=CHECKOUT
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +26,18 @@ from redimnet_jax import model_config
 from redimnet_jax.network import SpeakerNetwork
 
 
-def median_ms(step: Callable[[], object], repeat: int) -> float:
-    """Median wall time of `step` in milliseconds, after one call that warms up."""
-    step()
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
+def times_ms(steps: Sequence[Callable[[], object]], repeat: int) -> list[tuple[float, float]]:
+    """(median of wall time, least processor time) of every step in milliseconds, taking turns, after one warm-up."""
+    for step in steps:
         step()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+    wall, processor = [[] for _ in steps], [[] for _ in steps]
+    for _ in range(repeat):
+        for i, step in enumerate(steps):
+            start = time.perf_counter(), time.process_time()
+            step()
+            wall[i].append(time.perf_counter() - start[0])
+            processor[i].append(time.process_time() - start[1])
+    return [(1e3 * statistics.median(w), 1e3 * min(p)) for w, p in zip(wall, processor, strict=True)]
 
 
 def jax_steps(variant: str, audio: np.ndarray) -> dict[str, Callable[[], object]]:
@@ -82,10 +88,10 @@ def main() -> None:
     audio = audio.astype(np.float32)
     ours, theirs = jax_steps(args.variant, audio), torch_steps(args.torch_repo, args.variant, audio)
     print(f"{args.variant}, {args.batch} x {args.seconds:g} s, float32, {jax.default_backend()}\n")
-    print("| | PyTorch ms | JAX ms | JAX / PyTorch |\n|---|---|---|---|")
+    print("| | PyTorch ms | JAX ms | JAX / PyTorch | processor time, JAX / PyTorch |\n|---|---|---|---|---|")
     for name in ours:
-        a, b = median_ms(theirs[name], args.repeat), median_ms(ours[name], args.repeat)
-        print(f"| {name} | {a:.0f} | {b:.0f} | {b / a:.2f} |")
+        (a, cpu_a), (b, cpu_b) = times_ms([theirs[name], ours[name]], args.repeat)
+        print(f"| {name} | {a:.0f} | {b:.0f} | {b / a:.2f} | {cpu_b / cpu_a:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
