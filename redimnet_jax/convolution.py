@@ -7,6 +7,7 @@ keeps the size ("same", as in PyTorch).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ Array = jax.Array
 
 # Above this many inputs a group the shifted form has too many terms, and the dense one wins on a CPU as well.
 MAX_SHIFTED_GROUP = 4
+# Input channels of a product in the gradient of a grouped kernel.
+GRADIENT_BLOCK = 32
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
@@ -94,7 +97,7 @@ def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
     """The kt x kf shifts of `x` (batch, time, freq, channels) under zero padding, each of the shape of `x`."""
     frames, bins = x.shape[1:3]
     # The padded map is what is kept together: of a shift by nothing XLA would otherwise take `x` itself, and put what
-    # made it into the loop over all shifts, which then has no vector form on a CPU.
+    # made it into the loop over all shifts, which then takes several times as long on a CPU.
     x = materialised(jnp.pad(x, ((0, 0), (kt // 2, kt // 2), (kf // 2, kf // 2), (0, 0))))
     return [[x[:, t : t + frames, f : f + bins] for f in range(kf)] for t in range(kt)]
 
@@ -120,14 +123,18 @@ def _shifted_2d_bwd(groups: int, residuals, dy: Array):
     x, kernel = residuals
     dy = materialised(dy)
     kt, kf, n, out = kernel.shape
-    # One transpose for all products: each is then (out, positions) x (positions, in), as a CPU likes it.
-    rows = materialised(dy.reshape(-1, out).T)
+    # A product of all channels would multiply every group with every other, so it is a few groups at a time. One
+    # transpose serves all products: each is then (out, positions) x (positions, in), as a CPU likes it.
+    blocks = math.gcd(groups, max(1, groups * n // GRADIENT_BLOCK))
+    rows = materialised(dy.reshape(-1, out).T).reshape(blocks, out // blocks, -1)
 
     def tap(window):
         if n == 1 and out == groups:
             return jnp.sum(window * dy, axis=(0, 1, 2))[None]
-        full = jnp.matmul(rows, window.reshape(-1, groups * n), precision=precision(x.dtype))
-        return jnp.einsum("gogi->igo", full.reshape(groups, out // groups, groups, n)).reshape(n, out)
+        columns = jnp.split(window.reshape(-1, groups * n), blocks, axis=1)
+        products = [jnp.matmul(*pair, precision=precision(x.dtype)) for pair in zip(rows, columns, strict=True)]
+        full = jnp.stack(products).reshape(blocks, groups // blocks, out // groups, groups // blocks, n)
+        return jnp.einsum("bgogi->ibgo", full).reshape(n, out)
 
     dkernel = jnp.stack([jnp.stack([tap(window) for window in row]) for row in _windows_2d(x, kt, kf)])
     transposed = jnp.einsum("tfigo->tfogi", kernel[::-1, ::-1].reshape(kt, kf, n, groups, out // groups))
