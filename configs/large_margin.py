@@ -17,7 +17,7 @@ Hardware: made for a Cloud TPU slice or a few GPUs; crops twice as long need twi
 `optimizer.accumulate`. Time and result: not yet measured.
 """
 
-from redimnet_jax import pretrained, train_config
+from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
 
 
@@ -35,13 +35,8 @@ def get_config(preset: str | None = None):
     config.optimizer.final_learning_rate = 1e-7
     config.averaging.last = 3
     if preset == "demo":
-        config.model.checkpoint = str(pretrained.SMALL)
-        config.data.train = "synthetic:60x3x4"
-        config.validation.tree = "synthetic:20x3x4@60"
-        config.validation.generated_trials = 1000
-        config.dtype = "float32"
+        train_config.use_demo(config)
         config.projection.mrl_dims = (64, 128, 192)
-        config.projection.crops = 1500
         config.batch_size = 20
         config.epochs = 2
         config.data.crop_seconds = 3.0

@@ -17,7 +17,7 @@ Hardware: any; made for a Cloud TPU slice or a few GPUs. Time and result on VoxC
 on a CPU: see docs/results.md.
 """
 
-from redimnet_jax import pretrained, train_config
+from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
 
 
@@ -27,15 +27,8 @@ def get_config(preset: str | None = None):
     config.optimizer.learning_rate = 3e-4
     config.cache.crops = 2
     if preset == "demo":
-        config.model.checkpoint = str(pretrained.SMALL)
-        config.data.train = "synthetic:60x3x4"
-        config.validation.tree = "synthetic:20x3x4@60"
-        config.validation.generated_trials = 1000
-        config.dtype = "float32"
-        config.batch_size = 40
+        train_config.use_demo(config)
         config.epochs = 5
-        config.data.crop_seconds = 2.0
-        config.projection.crops = 1500
     elif preset is not None:
         raise UserError(f"configs/projection_only.py has no preset {preset!r}; it has 'demo'.")
     return config

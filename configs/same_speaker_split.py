@@ -19,7 +19,7 @@ Hardware, time and result on VoxCeleb: those of projection_only.py, and at most 
 validation; not yet measured.
 """
 
-from redimnet_jax import pretrained, train_config
+from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
 
 
@@ -29,15 +29,8 @@ def get_config(preset: str | None = None):
     config.optimizer.learning_rate = 3e-4
     config.classification.share = 0.1
     if preset == "demo":
-        config.model.checkpoint = str(pretrained.SMALL)
-        config.data.train = "synthetic:60x3x4"
-        config.validation.tree = "synthetic:20x3x4@60"
-        config.validation.generated_trials = 1000
-        config.dtype = "float32"
-        config.batch_size = 40
+        train_config.use_demo(config)
         config.epochs = 5
-        config.data.crop_seconds = 2.0
-        config.projection.crops = 1500
     elif preset is not None:
         raise UserError(f"configs/same_speaker_split.py has no preset {preset!r}; it has 'demo'.")
     return config

@@ -18,7 +18,7 @@ more memory than the first (`stage2.optimizer.accumulate` works a batch off in p
 measured.
 """
 
-from redimnet_jax import pretrained, train_config
+from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
 
 
@@ -39,16 +39,9 @@ def get_config(preset: str | None = None):
     config.validation.patience = 5
     config.validation.significant = True
     if preset == "demo":
-        config.model.checkpoint = str(pretrained.SMALL)
-        config.data.train = "synthetic:60x3x4"
-        config.validation.tree = "synthetic:20x3x4@60"
-        config.validation.generated_trials = 1000
-        config.dtype = "float32"
-        config.batch_size = 40
+        train_config.use_demo(config)
         config.epochs = 6
         config.stage2.epoch = 3
-        config.data.crop_seconds = 2.0
-        config.projection.crops = 1500
         config.averaging.ema = 0.9
     elif preset is not None:
         raise UserError(f"configs/two_stage.py has no preset {preset!r}; it has 'demo'.")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from redimnet_jax import optimizer
+from redimnet_jax.distillation import Distillation
 from redimnet_jax.losses import AAMSoftmax, AMSoftmax, Array, Parameters, SphereFace2, SubcenterAAM
 from redimnet_jax.pair_losses import GE2E, AngularPrototypical, SupervisedContrastive, Triplet
 
@@ -38,11 +39,15 @@ LOSSES: dict[str, type] = {
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """How `Heads.loss` is called: weights of the prefixes, margin by step, weight of the consistency."""
+    """How `Heads.loss` is called: weights of the prefixes, margin by step, weight of the consistency.
+
+    `distillation` is what is added where there is a teacher.
+    """
 
     weights: tuple[float, ...]
     margin: Callable[[Array], Array]
     consistency: float = 0.0
+    distillation: Distillation = Distillation()
 
 
 def loss_from_config(config: Any) -> Loss:
@@ -58,4 +63,5 @@ def from_config(config: Any, epoch_steps: int) -> Objective:
         weights=tuple(wanted.weights or (1.0,) * len(config.projection.mrl_dims)),
         margin=optimizer.ramp(loss_from_config(config).margin, start, end, wanted.margin_schedule),
         consistency=wanted.consistency,
+        distillation=Distillation(config.distillation.scores, config.distillation.embeddings),
     )

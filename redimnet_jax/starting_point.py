@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import matryoshka, model_config, placement
 from redimnet_jax.embedding import embed_pooled
+from redimnet_jax.errors import UserError
 from redimnet_jax.heads import Heads
 from redimnet_jax.loading import open_model
 from redimnet_jax.model import Source, SpeakerModel
@@ -31,6 +32,22 @@ def starting_model(config: Any) -> SpeakerModel:
     entries = config.model.config.to_dict() | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
     network = SpeakerNetwork(model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed))
     return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
+
+
+def open_teacher(config: Any) -> SpeakerNetwork | None:
+    """The network of `distillation.teacher`, or None; UserError when its embedding has no place in the student's."""
+    wanted = config.distillation
+    if wanted.teacher is None:
+        return None
+    teacher = open_model(wanted.teacher, dtype=jnp.dtype(config.dtype))
+    width = config.projection.mrl_dims[-1]
+    if wanted.embeddings and teacher.embed_dim > width:
+        raise UserError(
+            f"The teacher {wanted.teacher} has {teacher.embed_dim} dimensions and the student only {width}, so "
+            "distillation.embeddings cannot be; set it to 0 and distillation.scores above 0, or widen "
+            "projection.mrl_dims."
+        )
+    return teacher.network
 
 
 def adapt(

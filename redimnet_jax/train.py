@@ -50,7 +50,7 @@ from redimnet_jax.live_steps import LiveSteps
 from redimnet_jax.loss_levels import LossLevels
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.starting_point import adapt, pooled_crops, starting_model
+from redimnet_jax.starting_point import adapt, open_teacher, pooled_crops, starting_model
 from redimnet_jax.stop_request import StopRequest
 from redimnet_jax.train_step import Arrays, Learner, Split, compile_step, initial_state, make_step
 from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
@@ -89,8 +89,9 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             train_config.check_resume(config, saved["config"], workdir)
             model = _empty_model(saved["model"], jnp.dtype(config.dtype))
         _check_filters(config, model)
+        teacher = open_teacher(config)
         data = open_data(config, workdir)
-        with contextlib.closing(_Run(config, workdir, data, model, checkpoints, saved)) as run:
+        with contextlib.closing(_Run(config, workdir, data, model, teacher, checkpoints, saved)) as run:
             return run.complete()
 
 
@@ -103,6 +104,7 @@ class _Run:
         workdir: Path,
         data: Data,
         model: SpeakerModel,
+        teacher: SpeakerNetwork | None,
         checkpoints: TrainingCheckpoints,
         saved: dict[str, Any] | None,
     ):
@@ -143,7 +145,7 @@ class _Run:
             self.batches.set_state(saved["batches"])
         self.model_config, self.arch, self.source = model.model_config, model.arch, model.source
         self.stages = stages.stages(config)
-        self._begin_stage(Learner(model.network, heads))
+        self._begin_stage(Learner(model.network, heads, teacher))
         if saved is not None:
             self.state, self.frozen = checkpoints.restore(self.state, self.frozen)
         self.step = int(self.state.step)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from redimnet_jax import augment, stages
+from redimnet_jax import augment, pretrained, stages
 from redimnet_jax.errors import UserError
 from redimnet_jax.matryoshka import INITS, ORDERS
 from redimnet_jax.objective import LOSSES, loss_from_config
@@ -101,6 +101,11 @@ def default() -> ConfigDict:
                 "consistency": 0.0,  # weight of the scores of shorter prefixes following those of the widest
                 **_losses(),  # the options of every loss, by its name
             },
+            "distillation": {  # from a frozen teacher, added to the loss
+                "teacher": optional(str),  # a native checkpoint, a workdir or a .pt; None is no teacher
+                "scores": 1.0,  # weight of the cosines of a batch following the teacher's
+                "embeddings": 0.0,  # weight of the first elements following the teacher's embedding
+            },
             "optimizer": {
                 "learning_rate": 1e-3,
                 "learning_rates": {part: optional(float) for part in PARTS},  # None is `learning_rate`
@@ -164,6 +169,18 @@ def default() -> ConfigDict:
     return config.lock()
 
 
+def use_demo(config: ConfigDict) -> None:
+    """Makes `config` a matter of minutes on a CPU: the small backbone and voices that the package makes itself."""
+    config.model.checkpoint = str(pretrained.SMALL)
+    config.data.train = "synthetic:60x3x4"
+    config.data.crop_seconds = 2.0
+    config.validation.tree = "synthetic:20x3x4@60"
+    config.validation.generated_trials = 1000
+    config.dtype = "float32"
+    config.batch_size = 40
+    config.projection.crops = 1500
+
+
 def check(config: ConfigDict, devices: int, processes: int) -> None:
     """Raises UserError for a value that no run can have; `devices` and `processes` are what it runs on."""
 
@@ -186,6 +203,10 @@ def check(config: ConfigDict, devices: int, processes: int) -> None:
     require(0 <= config.averaging.ema < 1, "averaging.ema", "from 0 to less than 1")
     require(config.averaging.last >= 0, "averaging.last", "0 or a number of epochs")
     _check_cache(config, require, devices)
+    if config.distillation.teacher is not None:
+        weights = config.distillation.scores, config.distillation.embeddings
+        require(min(weights) >= 0 and any(weights), "distillation.scores", "0 or more, and not 0 with embeddings 0")
+        require(config.cache.crops == 0, "cache.crops", "0 with distillation.teacher, which hears every crop itself")
     dim = config.validation.dim
     require(dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}")
     known = config.classification

@@ -29,10 +29,10 @@ Arrays = dict[str, Array]
 
 
 class Learner(nnx.Module):
-    """The network and its heads."""
+    """The network and its heads, and a teacher that it learns from, or None; of a teacher nothing ever trains."""
 
-    def __init__(self, network: SpeakerNetwork, heads: Heads):
-        self.network, self.heads = network, heads
+    def __init__(self, network: SpeakerNetwork, heads: Heads, teacher: SpeakerNetwork | None = None):
+        self.network, self.heads, self.teacher = network, heads, teacher
 
     def embed(self, waveform: Array, key: Array, *, backbone: bool) -> Array:
         """Training embeddings (batch, embed_dim); the backbone is in train mode when `backbone` trains."""
@@ -71,7 +71,7 @@ class Split:
         self.variables = {".".join(map(str, path)): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
         kinds = {"params": nnx.Param, "stats": nnx.BatchStat}
         names = {
-            kind: {name for name, (_, leaf) in self.variables.items() if isinstance(leaf, of)}
+            kind: {name for name, (_, leaf) in self.variables.items() if isinstance(leaf, of) and _can_train(name)}
             for kind, of in kinds.items()
         }
         found = selected(names["params"] | names["stats"], filters, key)
@@ -113,6 +113,10 @@ class Split:
         return {name: flat[name].get_value() for name in self.names["stats"]}
 
 
+def _can_train(name: str) -> bool:
+    return not name.startswith("teacher.")
+
+
 def initial_state(
     split: Split, optimizer: optax.GradientTransformation, *, step: int = 0, ema: bool = False
 ) -> TrainState:
@@ -140,7 +144,7 @@ def make_step(
     (batch, pool.features) float32, and `label` (batch,) int32. With `accumulate` the batch is worked off in that many
     pieces, whose gradients are averaged; batch statistics are then those of a piece. Random numbers depend on the
     seed and the step alone. Where the state has averages, `ema` is their decay, see `weight_average.moved`. Figures
-    are `loss`, `grad_norm`, and for every prefix `losses` and `accuracies`.
+    are `loss`, `grad_norm`, for every prefix `losses` and `accuracies`, and with a teacher `distillation`.
     """
 
     def loss(params, stats, frozen, batch, key, margin):
@@ -152,6 +156,11 @@ def make_step(
         value, figures = learner.heads.loss(
             embedding, batch["label"], weights=objective.weights, margin=margin, consistency=objective.consistency
         )
+        if learner.teacher is not None:
+            figures["distillation"] = objective.distillation.loss(
+                embedding, learner.teacher(batch["waveform"]), learner.heads.dims
+            )
+            value += figures["distillation"]
         return value, (split.stats_of(learner), figures)
 
     def step(state: TrainState, frozen: Arrays, batch: dict[str, Array]):
@@ -179,7 +188,7 @@ def make_step(
             "losses": figures["loss"],
             "accuracies": figures["accuracy"],
             "grad_norm": optax.tree.norm(gradients),
-        }
+        } | {name: figures[name] for name in ("distillation",) if name in figures}
         averages = moved(state.ema, params | stats, ema, state.step)
         return TrainState(state.step + 1, params, stats, opt, averages), figures
 

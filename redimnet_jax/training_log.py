@@ -46,6 +46,7 @@ class TrainingLog:
     def step(self, number: int, figures: Mapping[str, Any], learning_rate: float) -> None:
         """The figures of a training step, see `train_step.make_step`, as Python numbers."""
         scalars = {"loss": figures["loss"], "grad_norm": figures["grad_norm"], "learning_rate": learning_rate}
+        scalars |= {name: figures[name] for name in ("distillation",) if name in figures}
         for index, dim in enumerate(self.dims):
             scalars[f"loss/{dim}"] = figures["losses"][index]
             scalars[f"accuracy/{dim}"] = figures["accuracies"][index]

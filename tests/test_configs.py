@@ -15,6 +15,7 @@ PRESETS = {
     "from_scratch": [None, "small"],
     "two_stage": [None, "demo"],
     "large_margin": [None, "demo"],
+    "distill": [None, "demo"],
 }
 
 
