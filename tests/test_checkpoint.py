@@ -157,14 +157,14 @@ TENSORSTORE = "RESOURCE_EXHAUSTED: Failed writing: \"/x/d/7a\": No space left on
 )
 @pytest.mark.parametrize("written", [False, True])
 def test_nothing_is_left_when_saving_fails(model, tmp_path, monkeypatch, error, told, written):
-    save = ocp.PyTreeCheckpointer.save
+    save = ocp.Checkpointer.save
 
     def fail(self, path, item):
         if written:
             save(self, path, item)
         raise error
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     out = tmp_path / "out"
     assert refusal(checkpoint.save, model, out) == f"{out} cannot be written {told}"
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +177,7 @@ def test_nothing_is_left_when_saving_is_stopped(model, tmp_path, monkeypatch, er
         (path / "half").write_text("")
         raise error
 
-    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
     with pytest.raises(type(error)):
         checkpoint.save(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
