@@ -46,7 +46,8 @@ def levels(loss: Loss, classes: int, dim: int, *, margin: float, speakers: int, 
         batches, labels = [np.concatenate([half, -half])], np.tile(rng.integers(0, classes, ROWS // 2), 2)
         lowest = loss.lowest(classes, margin)
     values = [_evaluated(loss, embeddings, labels, parameters, np.float32(margin)) for embeddings in batches]
-    return Levels(float(np.mean(values)), lowest)
+    # No loss here is negative but by rounding.
+    return Levels(float(np.mean(values)), max(0.0, lowest))
 
 
 @functools.partial(jax.jit, static_argnums=0)
