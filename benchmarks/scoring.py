@@ -67,8 +67,7 @@ def measure(args) -> dict:
     embeddings, a, b, y = jax.device_put((host, left, right, labels), device)
 
     def rates(points) -> list[float]:
-        costs = [metrics.detection_cost(points.far, points.frr, p).min() for p in P_TARGETS]
-        return [points.eer(), *map(float, costs)]
+        return [points.eer(), *(points.min_dcf(p) for p in P_TARGETS)]
 
     def ours():
         scores = scoring.score_trials(embeddings, a, b, DIMS)

@@ -75,7 +75,7 @@ def _figures(scores: np.ndarray, labels: np.ndarray, interval: Sequence[float]) 
         "eer_ci95": [float(bound) for bound in interval],
         "threshold": threshold,
         "accuracy": metrics.accuracy(scores, labels, threshold),
-        "min_dcf": {f"{p:g}": metrics.min_dcf(scores, labels, p_target=p) for p in P_TARGETS},
+        "min_dcf": {f"{p:g}": curve.min_dcf(p) for p in P_TARGETS},
         "target_mean": float(np.mean(scores[labels], dtype=np.float64)),
         "nontarget_mean": float(np.mean(scores[~labels], dtype=np.float64)),
         "trials": len(labels),

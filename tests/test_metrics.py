@@ -1,5 +1,6 @@
 """Error rates against scikit-learn, brute force and closed forms."""
 
+import dataclasses
 from fractions import Fraction
 
 import jax
@@ -250,3 +251,15 @@ def test_bad_parameters():
     assert "far" in refusal(metrics.threshold_at_far, scores, labels, 1.5)
     assert "NaN" in refusal(metrics.accuracy, scores, labels, np.nan)
     assert "weights" in refusal(metrics.roc, scores, labels, [1, -1])
+
+
+def test_single_precision_gives_the_same_points():
+    rng = np.random.default_rng(5)
+    tiny = np.float32(1e-45)
+    odd = np.array([0.0, -0.0, tiny, -tiny, np.inf, -np.inf, 1.0, -1.0, 1.0, 3e38, -3e38], np.float32)
+    scores = np.concatenate([odd, odd, rng.integers(-3, 4, 200) / 2, rng.normal(size=500)]).astype(np.float32)
+    labels = rng.random(len(scores)) < 0.4
+    single, double = metrics.roc(scores, labels), metrics.roc(scores.astype(np.float64), labels)
+    assert single.thresholds.dtype == np.float64 and np.isin([0.0, tiny, -tiny], single.thresholds).all()
+    for ours, theirs in zip(dataclasses.astuple(single), dataclasses.astuple(double), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
