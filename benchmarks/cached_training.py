@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from variants import VARIANTS
 
 from redimnet_jax import feature_cache, matryoshka, model_config, optimizer, placement, pretrained
 from redimnet_jax.cached_steps import CachedSteps, Layout, choose_strata
@@ -28,25 +29,7 @@ from redimnet_jax.network import SpeakerNetwork
 from redimnet_jax.objective import Objective
 from redimnet_jax.train_step import Learner, Split, compile_step, initial_state, make_step
 
-B2 = {
-    "F": 72,
-    "C": 16,
-    "block_1d_type": "conv+att",
-    "block_2d_type": "convnext_like",
-    "group_divisor": 4,
-    "stages_setup": [
-        [1, 2, 1, [[3, 3]], 12],
-        [2, 2, 1, [[3, 3]], 12],
-        [1, 3, 1, [[3, 3]], 12],
-        [3, 4, 1, [[3, 3]], 8],
-        [1, 4, 1, [[3, 3]], 8],
-        [2, 4, 1, [[3, 3]], 4],
-    ],
-    "hop_length": 240,
-    "pooling_func": "ASTP",
-    "global_context_att": True,
-    "embed_dim": 192,
-}
+B2 = VARIANTS["b2"][1]
 
 
 def open_backbone(name: str, dtype: str) -> SpeakerModel:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax.losses import AAMSoftmax, check_labels, cosines, unit
+from redimnet_jax.distillation import score_distance
+from redimnet_jax.losses import AAMSoftmax, check_labels, unit
 from redimnet_jax.objective import Loss
 
 Array = jax.Array
@@ -102,12 +103,4 @@ def inconsistency(embedding: Array, dims: Sequence[int]) -> Array:
     The mean over the shorter `dims`, and over all pairs of different rows of `embedding` (batch, dims[-1]), of
     (cosine of the prefixes - cosine of the whole)^2. The whole is taught nothing: no gradient reaches its cosines.
     """
-    rows = len(embedding)
-    whole = jax.lax.stop_gradient(cosines(embedding, embedding))
-    # A row has the cosine 1 with itself everywhere, but for rounding.
-    others = ~jnp.eye(rows, dtype=bool)
-    total = jnp.zeros((), whole.dtype)
-    for dim in dims[:-1]:
-        prefix = embedding[:, :dim]
-        total += jnp.sum(jnp.where(others, jnp.square(cosines(prefix, prefix) - whole), 0.0))
-    return total / (len(dims) - 1) / (rows * (rows - 1))
+    return score_distance(embedding, embedding, dims[:-1])

@@ -84,17 +84,13 @@ def roc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
     `weights` (trials,), none negative, count a trial several times or not at all. Raises UserError on no trials, NaN
     scores, one class only, labels other than 0 and 1, and lengths that differ.
     """
-    single = np.asarray(scores).dtype == np.float32
     scores, labels = checked(scores, labels)
     if weights is not None:
         weights = _checked_weights(weights, labels)
         counted = weights > 0
         scores, labels, weights = scores[counted], labels[counted], weights[counted]
-    if single and weights is None:
-        falling, labels = _falling(scores.astype(np.float32), labels)
-    else:
-        order = np.argsort(-scores)
-        falling, labels = scores[order], labels[order]
+    order = np.argsort(-scores)
+    falling, labels = scores[order], labels[order]
     last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)
     if weights is None:
         accepted_targets, accepted = np.cumsum(labels)[last], last + 1
@@ -213,21 +209,6 @@ def cost_weights(p_target: float, c_miss: float, c_fa: float) -> tuple[float, fl
     if not (0 < c_miss < np.inf and 0 < c_fa < np.inf):
         raise UserError(f"c_miss is {c_miss} and c_fa is {c_fa} but costs must be positive numbers.")
     return c_miss * p_target, c_fa * (1 - p_target)
-
-
-def _falling(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Float32 `scores` (trials,) in float64, and bool `labels`, both by falling score.
-
-    One sort of integers, the score above the label, takes a fraction of the time of an order and two gathers. The
-    bits of a float are in the order of the floats, but for the sign: negative ones run the other way.
-    """
-    # Of the two zeros, which are one score, the sum leaves one.
-    bits = (scores + np.float32(0)).view(np.uint32)
-    rising = bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    keys = np.sort((rising.astype(np.uint64) << np.uint64(1)) | labels)[::-1]
-    rising = (keys >> np.uint64(1)).astype(np.uint32)
-    bits = rising ^ np.where(rising >> 31, np.uint32(0x80000000), np.uint32(0xFFFFFFFF))
-    return bits.view(np.float32).astype(np.float64), (keys & np.uint64(1)).astype(bool)
 
 
 def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

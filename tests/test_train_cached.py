@@ -4,11 +4,9 @@ import json
 import os
 import signal
 
-import jax
 import numpy as np
 import pytest
 import training_runs
-from jax.experimental.compilation_cache import compilation_cache
 from refusals import refusal
 from training_runs import config, history, saved
 
@@ -21,18 +19,8 @@ CACHED = {"cache__crops": 2, "cache__batch_size": 6, "checkpoint__every_steps": 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """All runs of this file share their compiled programs."""
-    keys = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in keys.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
+    with training_runs.compiled_in(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")
