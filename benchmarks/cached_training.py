@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from variants import VARIANTS
 
-from redimnet_jax import feature_cache, matryoshka, model_config, optimizer, placement, pretrained
+from redimnet_jax import class_sharding, feature_cache, matryoshka, model_config, optimizer, placement, pretrained
 from redimnet_jax.cached_steps import CachedSteps, Layout, choose_strata
 from redimnet_jax.heads import Heads
 from redimnet_jax.loading import open_model
@@ -88,7 +88,7 @@ def main() -> None:
     optimiser = optimizer.adamw(lambda step: 1e-4, weight_decay=1e-4, clip_norm=5.0)
     step = make_step(split, optimiser, Objective((1.0,) * len(dims), lambda step: 0.2), seed=0)
     mesh = placement.mesh()
-    frozen = placement.replicate(split.arrays("frozen"), mesh)
+    frozen = class_sharding.place(split.arrays("frozen"), mesh)
     results = vars(args) | {"machine": f"{jax.device_count()} {jax.devices()[0].device_kind}", "width": width}
     results["load"] = os.getloadavg()[0]
     dtype = np.dtype(jnp.dtype(args.dtype))
@@ -104,7 +104,7 @@ def main() -> None:
     share = 0.0 if args.streamed else 0.9
     steps = CachedSteps(step, mesh, layout, features, labels, batch_size=args.batch_size, seed=0, memory_share=share)
     results["to_devices_s"] = round(time.perf_counter() - start, 3)
-    held = {"state": placement.replicate(initial_state(split, optimiser), mesh), "step": 0}
+    held = {"state": class_sharding.place(initial_state(split, optimiser), mesh), "step": 0}
 
     def epoch():
         end = held["step"] + steps.epoch_steps

@@ -17,13 +17,14 @@ import math
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from redimnet_jax import placement
+from redimnet_jax import class_sharding, placement
 from redimnet_jax.errors import UserError
 from redimnet_jax.train_step import Arrays, TrainState
 
@@ -128,14 +129,14 @@ def choose_strata(batch_size: int, devices: int) -> int:
     return devices if strata % devices else strata
 
 
-def make_loop(step: Callable, mesh: Mesh, per_stratum: int, most: int) -> Callable:
+def compile_loop(step: Callable, mesh: Mesh, per_stratum: int, most: int, *arguments: Any) -> Callable:
     """loop(state, frozen, features, labels, rows, begin, count) -> (state, figures) of `count` <= `most` steps.
 
     `step` is that of `train_step.make_step`. `features` (strata, n, width), `labels` (strata, n) and `rows`
     (strata, m) are sharded by strata over the mesh; step `begin` + i takes the next `per_stratum` rows of every
     stratum from `(begin + i) * per_stratum` on. `figures` are those of the steps, each with a leading axis of
     `most`, and zeros beyond `count`. One program runs any number of steps, so no result depends on how many a
-    dispatch has.
+    dispatch has. It is compiled for `arguments`, where the state and what is frozen stay where they lie.
     """
 
     def batch(features: Array, labels: Array, rows: Array, number: Array) -> tuple[Array, Array]:
@@ -164,8 +165,11 @@ def make_loop(step: Callable, mesh: Mesh, per_stratum: int, most: int) -> Callab
         return jax.lax.fori_loop(0, count, body, (state, figures))
 
     whole, rows_on = placement.whole(mesh), placement.by_rows(mesh)
-    shardings = (whole, whole, rows_on, rows_on, rows_on, whole, whole)
-    return jax.jit(loop, in_shardings=shardings, out_shardings=(whole, whole), donate_argnums=0)
+    state, frozen = class_sharding.sharding_of(arguments[:2], mesh)
+    shardings = (state, frozen, rows_on, rows_on, rows_on, whole, whole)
+    jitted = jax.jit(loop, in_shardings=shardings, out_shardings=(state, whole), donate_argnums=0)
+    with jax.set_mesh(mesh):
+        return jitted.lower(*arguments).compile()
 
 
 class CachedSteps:
@@ -208,7 +212,7 @@ class CachedSteps:
                 layout, mesh, features, labels, seed, self.most * per_stratum, self.epoch_steps * per_stratum
             )
         self._mesh, self._per_stratum = mesh, per_stratum
-        self._loop = make_loop(step, mesh, per_stratum, self.most)
+        self._step = step
         self._compiled: Callable | None = None
         self._waited, self._since = 0.0, time.perf_counter()
 
@@ -238,7 +242,7 @@ class CachedSteps:
             *(jax.device_put(number, placement.whole(self._mesh)) for number in numbers),
         )
         if self._compiled is None:
-            self._compiled = self._loop.lower(*arguments).compile()
+            self._compiled = compile_loop(self._step, self._mesh, self._per_stratum, self.most, *arguments)
         return *self._compiled(*arguments), begin + steps
 
     def wait_fraction(self) -> float:

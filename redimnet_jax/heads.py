@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from redimnet_jax import class_sharding
 from redimnet_jax.distillation import score_distance
 from redimnet_jax.losses import AAMSoftmax, check_labels, unit
 from redimnet_jax.objective import Loss
@@ -85,9 +86,12 @@ class Heads(nnx.Module):
         their values are known.
         """
         check_labels(labels, self.classes)
+        rows = embedding
+        if self.have_prototypes and class_sharding.shards(self.classes) > 1:
+            rows, labels = class_sharding.everywhere(embedding), class_sharding.everywhere(labels)
         losses, accuracies = [], []
         for index, dim in enumerate(self.dims):
-            prefix, parameters = embedding[:, :dim], self.of(index)
+            prefix, parameters = rows[:, :dim], self.of(index)
             losses.append(self.criterion(prefix, labels, parameters, margin))
             accuracies.append(self.criterion.accuracy(prefix, labels, parameters))
         losses, share = jnp.stack(losses), jnp.asarray(weights, jnp.float32)

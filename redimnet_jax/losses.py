@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from redimnet_jax import class_sharding
 from redimnet_jax.convolution import exact
 from redimnet_jax.errors import UserError
 
@@ -166,15 +167,15 @@ class SubcenterAAM(AAMSoftmax):
         return {"prototypes": flat.reshape(classes, self.centers, dim)}
 
     def cosine(self, embeddings: Array, parameters: Parameters) -> Array:
-        prototypes = parameters["prototypes"]
-        each = cosines(embeddings, prototypes.reshape(-1, prototypes.shape[-1]))
-        return each.reshape(len(embeddings), *prototypes.shape[:2]).max(axis=2)
+        # Classes stay an axis by itself, by which prototypes may be dealt to devices.
+        units = unit(embeddings), unit(parameters["prototypes"])
+        return jnp.einsum("bd,knd->bkn", *units, precision=jax.lax.Precision.HIGHEST).max(axis=2)
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
         count = min(self.top_k, cosine.shape[1] - 1)
         if count:
             others = jnp.where(_is_target(cosine, labels), -jnp.inf, jax.lax.stop_gradient(cosine))
-            nearest = jax.lax.top_k(others, count)[1]
+            nearest = class_sharding.largest(others, count)
             hard = jnp.zeros(cosine.shape, bool).at[jnp.arange(len(cosine))[:, None], nearest].set(True)
             penalty = self.penalty * (margin / self.margin if self.margin else 1.0)
             cosine = jnp.where(hard, nearer(cosine, penalty), cosine)

@@ -50,6 +50,18 @@ def deal_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(rows, array) for name, array in batch.items()}
 
 
+def collected(tree: Any) -> Any:
+    """`tree` with the arrays that are dealt to the devices whole, in the host's memory.
+
+    All processes must call this together.
+    """
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(
+        lambda x: x if x.is_fully_replicated else multihost_utils.process_allgather(x, tiled=True), tree
+    )
+
+
 def local(tree: Any) -> Any:
-    """Replicated arrays as arrays of this process."""
-    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+    """The arrays of the mesh as arrays of this process; all processes must call this together."""
+    return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, collected(tree))

@@ -25,6 +25,7 @@ from flax import nnx
 
 from redimnet_jax import (
     checkpoint,
+    class_sharding,
     classification,
     early_stopping,
     evaluate,
@@ -145,9 +146,7 @@ class _Run:
             self.batches.set_state(saved["batches"])
         self.model_config, self.arch, self.source = model.model_config, model.arch, model.source
         self.stages = stages.stages(config)
-        self._begin_stage(Learner(model.network, heads, teacher))
-        if saved is not None:
-            self.state, self.frozen = checkpoints.restore(self.state, self.frozen)
+        self._begin_stage(Learner(model.network, heads, teacher), resumed=saved is not None)
         self.step = int(self.state.step)
 
     def _pooled_crops(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -184,8 +183,11 @@ class _Run:
             )
         return cache
 
-    def _begin_stage(self, learner: Learner) -> None:
-        """The first state of the current stage, which starts from `learner`, with its optimizer and schedule."""
+    def _begin_stage(self, learner: Learner, *, resumed: bool = False) -> None:
+        """The first state of the current stage, which starts from `learner`, with its optimizer and schedule.
+
+        If it is `resumed`, the state is that of the newest checkpoint.
+        """
         index, start = self.progress["stage"], self.progress["stage_start"]
         stage = self.stages[index]
         settings = stage.optimizer
@@ -203,8 +205,10 @@ class _Run:
             factors=stages.rate_factors(stage, self.split.names["params"], self.split.variables),
         )
         state = initial_state(self.split, self.optimizer, step=start, ema=bool(self.config.averaging.ema))
-        self.state = placement.replicate(state, self.mesh)
-        self.frozen: Arrays = placement.replicate(self.split.arrays("frozen"), self.mesh)
+        frozen: Arrays = self.split.arrays("frozen")
+        if resumed:
+            state, frozen = self.checkpoints.restore(state, frozen)
+        self.state, self.frozen = class_sharding.place((state, frozen), self.mesh)
         self.pooled = {}
 
     def close(self) -> None:
@@ -390,9 +394,11 @@ class _Run:
 
     def _keep_for_average(self) -> None:
         count = self.config.averaging.last
-        if count and self.first:
-            after = self.progress["stage_start"]
-            weight_average.keep_snapshot(self.model(), self.workdir, self.step, count=count, after=after)
+        if not count:
+            return
+        model, after = self.model(), self.progress["stage_start"]
+        if self.first:
+            weight_average.keep_snapshot(model, self.workdir, self.step, count=count, after=after)
 
     def _end_stage_when_due(self) -> None:
         """Stops the run, or begins the second stage from the weights that were just validated, with patience anew."""
@@ -408,7 +414,7 @@ class _Run:
         self.log.say(f"stage {stage + 2} starts after epoch {epoch}: {self._what_trains()}")
 
     def _what_trains(self) -> str:
-        count = sum(array.size for array in self.state.params.values())
+        count = sum(array.size for array in self.split.arrays("params").values())
         return f"{', '.join(self.stages[self.progress['stage']].filters)}: {count:,} parameters"
 
     def _averaged(self) -> dict[str, Any] | None:
@@ -527,7 +533,8 @@ class _Run:
             "batches": self.batches.get_state(),
             "progress": self.progress,
         }
-        self.checkpoints.save(self.state, self.frozen, everything, eer)
+        state, frozen = self.split.exact(placement.collected((self.state, self.frozen)))
+        self.checkpoints.save(state, frozen, everything, eer)
 
     def _check_finite(self, step: int, figures: dict[str, Any]) -> None:
         if not math.isfinite(figures["loss"]) or not math.isfinite(figures["grad_norm"]):
@@ -567,7 +574,7 @@ class _Run:
         if self.data.seen is not None:
             print(f"seen        {self.data.seen.description}")
         print(f"trained     {self._what_trains()}")
-        print(f"frozen      {sum(array.size for array in self.frozen.values()):,} values")
+        print(f"frozen      {sum(array.size for array in self.split.arrays('frozen').values()):,} values")
         print(f"devices     {jax.device_count()} {jax.devices()[0].device_kind}, {jax.process_count()} process(es)")
         print(f"steps       {self.total_steps:,} of {config.batch_size} crops, {self.epoch_steps:,} an epoch")
         self.log.say(self.levels.description())

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from redimnet_jax import class_sharding, placement
 from redimnet_jax.heads import Heads
 from redimnet_jax.layers import BatchNorm
 from redimnet_jax.network import SpeakerNetwork
@@ -103,9 +104,18 @@ class Split:
 
         With `training` its frozen batch norms stay in eval mode when the rest is in train mode.
         """
-        arrays = functools.reduce(lambda a, b: a | b, groups)
+        arrays = self.exact(functools.reduce(lambda a, b: a | b, groups))
         flat = [(path, leaf.replace(arrays[name])) for name, (path, leaf) in self.variables.items()]
         return nnx.merge(self._training_graph if training else self.graph, nnx.from_flat_state(flat), copy=True)
+
+    def exact(self, tree: Any) -> Any:
+        """`tree`, of arrays by the names of variables at any depth, without the rows that pad them on a mesh."""
+
+        def cut(path: tuple, x):
+            _, leaf = self.variables.get(getattr(path[-1], "key", None), (None, None))
+            return x if leaf is None or x.shape == leaf.shape else x[: leaf.shape[0]]
+
+        return jax.tree_util.tree_map_with_path(cut, tree)
 
     def stats_of(self, learner: Learner) -> Arrays:
         """The batch statistics of `learner` that train."""
@@ -199,8 +209,15 @@ def compile_step(step: Callable, mesh: Mesh, *arguments: Any) -> Callable:
     """`step` compiled once for `arguments` (state, frozen, batch), or their shapes.
 
     The batch is sharded over the mesh axis 'data', so batch statistics are those of the global batch; everything
-    else is replicated. The state is donated. What is returned accepts no other shapes: it never compiles again.
+    else stays where `class_sharding.place` has put it, or is replicated. The state is donated. What is returned
+    accepts no other shapes: it never compiles again.
     """
-    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    jitted = jax.jit(step, in_shardings=(whole, whole, rows), out_shardings=(whole, whole), donate_argnums=0)
-    return jitted.lower(*arguments).compile()
+    state, frozen = class_sharding.sharding_of(arguments[:2], mesh)
+    jitted = jax.jit(
+        step,
+        in_shardings=(state, frozen, placement.by_rows(mesh)),
+        out_shardings=(state, placement.whole(mesh)),
+        donate_argnums=0,
+    )
+    with jax.set_mesh(mesh):
+        return jitted.lower(*arguments).compile()

@@ -64,11 +64,9 @@ class TrainingCheckpoints:
             return self._manager.restore(step, args=args.Composite(progress=args.JsonRestore()))["progress"]
 
     def restore(self, state: TrainState, frozen: Arrays) -> tuple[TrainState, Arrays]:
-        """(state, frozen) of the newest checkpoint, with the shapes and shardings of the given ones."""
+        """(state, frozen) of the newest checkpoint in the host's memory, with the shapes of the given ones."""
         args, step = self._ocp.args, self.latest()
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(state, frozen)
-        )
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _tree(state, frozen))
         with self._readable_damage(step):
             tree = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(abstract)))["arrays"]
         frozen = tree.pop("frozen")

@@ -1,0 +1,176 @@
+"""Prototypes dealt to the devices by class: the same results as on one, nothing large goes between devices."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import training_runs
+from flax import nnx
+from jax.sharding import Mesh
+
+from redimnet_jax import class_sharding, matryoshka, optimizer, placement, plots, train
+from redimnet_jax.cached_steps import CachedSteps
+from redimnet_jax.heads import Heads
+from redimnet_jax.losses import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM
+from redimnet_jax.objective import Objective
+from redimnet_jax.train_step import Learner, Split, compile_step, initial_state, make_step
+
+# No multiple of 8, and a prototype for each is more than whatever else passes between devices.
+CLASSES, BATCH, WIDTH = 1027, 16, 24
+CASES = {
+    "aam": (AAMSoftmax(), (4, 8), {}),
+    "am, one matrix": (AMSoftmax(), (4, 8), {"shared": True}),
+    "subcenter": (SubcenterAAM(centers=2), (8,), {}),
+    "sphereface2": (SphereFace2(), (8,), {"accumulate": 2}),
+}
+
+
+def mesh(devices: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:devices]), (placement.AXIS,))
+
+
+def learner(criterion, dims: tuple[int, ...], *, accumulate: int = 1, shared: bool = False):
+    """(split, step, new state by call)."""
+    network = matryoshka.adapt(tiny.model(), dims, init="random").network
+    heads = Heads(CLASSES, dims, criterion, shared=shared, rngs=nnx.Rngs(1))
+    split = Split(Learner(network, heads), ("projection", "heads"))
+    optimiser = optimizer.adamw(lambda step: 1e-2, weight_decay=1e-2, clip_norm=0.5)
+    objective = Objective((1.0, 2.0)[: len(dims)], lambda step: 0.2, consistency=len(dims) - 1.0)
+    step = make_step(split, optimiser, objective, seed=0, accumulate=accumulate, ema=0.9)
+    return split, step, lambda: initial_state(split, optimiser, ema=True)
+
+
+def pooled(rows: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((rows, WIDTH), np.float32)
+    return {"pooled": features, "label": rng.integers(0, CLASSES, rows).astype(np.int32)}
+
+
+def largest_passed(program: str) -> int:
+    """Elements of the largest array that goes between devices."""
+    passed = re.findall(r"= (.*?) (?:all-|collective-|reduce-scatter)[a-z-]*\(", program)
+    shapes = [shape for found in passed for shape in re.findall(r"\w+\[([\d,]*)\]", found)]
+    assert shapes
+    return max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
+
+
+def exact(split: Split, tree):
+    return jax.tree.map(np.array, split.exact(placement.collected(tree)))
+
+
+def after_steps(made, devices: int, batches) -> dict[str, np.ndarray]:
+    """The figures of every step, the optimizer's arrays after the first, and all others after the last."""
+    split, step, new_state = made
+    state, frozen = class_sharding.place((new_state(), split.arrays("frozen")), mesh(devices))
+    compiled, found = compile_step(step, mesh(devices), state, frozen, batches[0]), {}
+    sharded = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
+    if devices > 1:
+        prototypes = [name for name in split.names["params"] if name.endswith(".prototypes")]
+        # The parameters, two moments and the average of each.
+        assert len(sharded) == 4 * len(prototypes) > 0
+        assert {x.addressable_data(0).shape[0] for x in sharded} == {-(-CLASSES // devices)}
+        assert largest_passed(compiled.as_text()) < CLASSES
+    else:
+        assert not sharded
+    for number, batch in enumerate(batches):
+        batch = placement.deal_rows(batch, mesh(devices))
+        state, figures = compiled(state, frozen, batch)
+        found |= {f"{number} {name}": np.array(value) for name, value in figures.items()}
+        if number == 0:
+            leaves = jax.tree_util.tree_leaves_with_path(exact(split, state.opt))
+            found |= {f"0 optimizer {jax.tree_util.keystr(path)}": x for path, x in leaves}
+    for x in jax.tree.leaves(state):
+        if not x.is_fully_replicated:
+            assert not np.asarray(x)[CLASSES:].any()
+    averages = {f"average of {name}": x for name, x in exact(split, state.ema).items()}
+    return found | averages | exact(split, state.params | state.stats)
+
+
+def agree(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> None:
+    """To float32 rounding, in the first step, whose figures and moments of gradients begin with "0 ".
+
+    Adam makes it larger where a gradient is almost zero.
+    """
+    assert one.keys() == many.keys()
+    for name, wanted in one.items():
+        tolerance = 2e-5 if name.startswith("0 ") else 2e-3
+        difference = np.abs(wanted - many[name]).max() / max(np.abs(wanted).max(), 1e-9)
+        assert difference < tolerance, (name, difference)
+
+
+def test_many_devices_agree_with_one(tmp_path):
+    """In a process of its own, since the number of devices is fixed when JAX starts."""
+    settings = {
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, __file__, str(tmp_path)]
+    subprocess.run(command, env=os.environ | settings, cwd=Path(__file__).parent, check=True)
+
+
+def steps_agree() -> None:
+    for name, (criterion, dims, options) in CASES.items():
+        print(name)
+        made = learner(criterion, dims, **options)
+        # The same batch again and again, so that soon some are classified right.
+        agree(*(after_steps(made, devices, [pooled(BATCH)] * 4) for devices in (1, 8)))
+
+
+def stop_at_third_dispatch(patch: pytest.MonkeyPatch) -> None:
+    original, calls = CachedSteps.run, []
+
+    def run(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    patch.setattr(CachedSteps, "run", run)
+
+
+def runs_go_on(folder: Path) -> None:
+    """A run of 6 speakers on 4 devices, of which one has no class, on 1, and on one after the other."""
+    changes = {"epochs": 2, "checkpoint.every_steps": 3, "cache.crops": 2, "cache.folder": str(folder / "cache")}
+    data = training_runs.write_data(folder) | changes | {"projection.mrl_dims": (8,), "loss.name": "sphereface2"}
+
+    def run(name: str, devices: int, stop: bool = False) -> Path:
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[train.Preempted] * stop):
+            patch.setattr(class_sharding, "FEWEST", 2)
+            patch.setattr(placement, "mesh", lambda: mesh(devices))
+            patch.setattr(plots, "save", lambda *_: None)
+            if stop:
+                stop_at_third_dispatch(patch)
+            train.train(training_runs.config(data), folder / name)
+        assert (folder / name / "results.json").exists() != stop
+        return folder / name
+
+    def arrays(name: str) -> dict[str, np.ndarray]:
+        found = training_runs.saved(folder / name, 8)[0]
+        assert {x.shape for key, x in found.items() if "prototypes" in key} == {(6, 8)}
+        return {key: x for key, x in found.items() if "frozen" not in key}
+
+    run("whole", 4)
+    shutil.copytree(run("on four", 4, stop=True), folder / "then one")
+    run("on four", 4)
+    run("then one", 1)
+    run("then four", 1, stop=True)
+    run("then four", 4)
+    training_runs.same_bits(arrays("whole"), arrays("on four"))
+    for name in ("then one", "then four"):
+        agree(arrays("whole"), arrays(name))
+
+
+if __name__ == "__main__":
+    steps_agree()
+    runs_go_on(Path(sys.argv[1]))
