@@ -1,17 +1,14 @@
 """Embeddings of many recordings: the same whatever the batches, the windows asked for, and clear errors."""
 
 import functools
-import pathlib
 
 import numpy as np
 import pytest
+import tiny
 from refusals import refusal
 
-import redimnet_jax as rj
 from redimnet_jax import embedding
 from redimnet_jax.embedding import Windows
-
-TINY = pathlib.Path(__file__).parent / "data" / "tiny.pt"
 
 
 class Signals:
@@ -33,7 +30,7 @@ class Signals:
 
 @functools.cache
 def model():
-    return rj.from_torch(TINY)
+    return tiny.model()
 
 
 @functools.cache

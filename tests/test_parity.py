@@ -1,8 +1,8 @@
 """Every golden case of the public PyTorch code, from a `.pt` file to the embedding, with the maps in between."""
 
 import checkpoints
+import compiling
 import golden
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -29,7 +29,7 @@ def test_agrees_with_pytorch(name, tmp_path):
     assert model.source.layout == case.arch
     graph, state = nnx.split(model.network)
 
-    @jax.jit
+    @compiling.jit
     def everything(state, audio):
         network = nnx.merge(graph, state)
         features, _ = network.features(audio)
