@@ -2,7 +2,7 @@
 
 Utterances are dealt to `strata`, utterance u to stratum u % strata, and a batch has as many of each: a stratified
 sample, for which every device needs its own rows alone. Nothing travels between devices but what the step itself
-reduces over the batch; its statistics are of the whole batch. In an epoch every stratum is permuted by (seed, epoch),
+passes; its statistics are of the whole batch. In an epoch every stratum is permuted by (seed, epoch),
 and an utterance goes through its crops from a random one on, so that it repeats none before it has had all.
 A batch is a function of the seed, the strata, the epoch and its place in it, and of nothing else.
 

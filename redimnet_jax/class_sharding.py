@@ -20,7 +20,7 @@ from redimnet_jax import placement
 
 Array = jax.Array
 
-# With fewer classes prototypes take less time to be updated on every device than embeddings to be passed round.
+# With fewer classes it takes less time to update all prototypes on every device (docs/training.md).
 FEWEST = 1024
 
 
