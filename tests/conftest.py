@@ -2,10 +2,31 @@
 
 import os
 
+import hypothesis
 import pytest
 
-if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# What a test draws is the same every time, and no machine is too slow for it.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
+
+CHEAPLY = "--xla_backend_optimization_level=0"
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu" and CHEAPLY not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAPLY}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one test compiles is there for the others of its worker, and for the processes that they start."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module", autouse=True)

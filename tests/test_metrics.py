@@ -50,7 +50,7 @@ def random_trials(seed, count, grid=None):
     return (scores if grid is None else np.round(scores * grid) / grid), labels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TRIALS)
 def test_operating_points_and_eer_by_counting(trials):
     scores, labels = columns(trials)
@@ -62,7 +62,7 @@ def test_operating_points_and_eer_by_counting(trials):
     assert metrics.eer(scores, labels) == pytest.approx(float(eer), abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TRIALS)
 def test_eer_is_that_of_scikit_learn(trials):
     scores, labels = columns(trials)
@@ -88,7 +88,7 @@ def test_many_trials_against_scikit_learn(grid):
     assert threshold == thresholds[after - 1 if abs(share) < 0.5 else after]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(TRIALS, st.randoms(use_true_random=False))
 def test_weights_are_repetitions(trials, random):
     scores, labels = columns(trials)
@@ -129,7 +129,7 @@ def test_accuracy_and_thresholds():
         assert metrics.threshold_at_frr(scores, labels, wanted) == max(t for t, _, frr in counted if frr <= wanted)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TRIALS)
 def test_convex_hull_by_brute_force(trials):
     """EER of the hull: the least that any mixture of two operating points reaches."""
@@ -147,7 +147,7 @@ def test_convex_hull_by_brute_force(trials):
         assert cost == pytest.approx(metrics.min_dcf(scores, labels, p), abs=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TRIALS)
 def test_min_cllr_is_cllr_after_isotonic_regression(trials):
     from sklearn.isotonic import IsotonicRegression

@@ -182,12 +182,6 @@ class Killed(Exception):
     pass
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    with training_runs.compiled_in(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return training_runs.write_data(tmp_path_factory.mktemp("data"))

@@ -19,13 +19,6 @@ from redimnet_jax import checkpoint, cli, plots, train, training_data
 PLOTS = ("det.png", "scores.png", "dimensions.png", "training.png")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All runs of this file share their compiled programs."""
-    with training_runs.compiled_in(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return training_runs.write_data(tmp_path_factory.mktemp("data"))

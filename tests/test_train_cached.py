@@ -16,13 +16,6 @@ from redimnet_jax.cached_steps import CachedSteps
 CACHED = {"cache__crops": 2, "cache__batch_size": 6, "checkpoint__every_steps": 3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All runs of this file share their compiled programs."""
-    with training_runs.compiled_in(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return training_runs.write_data(tmp_path_factory.mktemp("data"))

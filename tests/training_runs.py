@@ -1,6 +1,5 @@
 """Training runs of seconds, for the tests: artificial voices, the smallest network."""
 
-import contextlib
 import json
 import os
 import signal
@@ -9,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 
 import redimnet_jax as rj
 from redimnet_jax import checkpoint, synthesis, train, train_config
@@ -72,20 +70,6 @@ def saved(workdir: Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
     for entry in progress["progress"]["history"]:
         entry.pop("crops_per_second", None), entry.pop("input_wait", None)
     return arrays, progress
-
-
-@contextlib.contextmanager
-def compiled_in(folder: Path):
-    """All runs within share the compiled programs in `folder`."""
-    keys = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {key: getattr(jax.config, key) for key in keys}
-    for key, value in keys.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)
-    compilation_cache.reset_cache()
 
 
 def stop_at(monkeypatch, step: int):
