@@ -5,14 +5,16 @@ ConvNeXt, arXiv 2201.03545; frequency-wise squeeze-excitation, arXiv 1709.01507 
 Shapes, masks and dtypes are those of `layers.py`.
 """
 
-import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.convolution import exact, precision
+from redimnet_jax import convnext
+from redimnet_jax.activation import gelu, gelu_tanh
+from redimnet_jax.attention import attention
+from redimnet_jax.convolution import materialised
 from redimnet_jax.layers import (
     BatchNorm,
     Constant,
@@ -24,9 +26,6 @@ from redimnet_jax.layers import (
 )
 
 Array = jax.Array
-
-gelu = functools.partial(jax.nn.gelu, approximate=False)
-gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
 BLOCKS_2D = ("convnext_like", "convnext_like_relu", "basic_resnet", "basic_resnet_fwse")
 BLOCKS_1D = ("fc", "conv", "att", "conv+att")
@@ -45,7 +44,8 @@ class Aggregate(nnx.Module):
         if len(maps) == 1:
             return maps[0]
         weights = jax.nn.softmax(self.w[...], axis=0).astype(maps[0].dtype)
-        return sum(weight * x for weight, x in zip(weights, maps, strict=True))
+        # Computed once: of a sum that several reductions read XLA would read all maps for each of them.
+        return materialised(sum(weight * x for weight, x in zip(weights, maps, strict=True)))
 
 
 class ConvNeXtBlock(nnx.Module):
@@ -58,8 +58,22 @@ class ConvNeXtBlock(nnx.Module):
         self.pwconv1 = Dense(channels * len(convolutions), channels, rngs=rngs)
 
     def __call__(self, x: Array, mask: Array | None, *, train: bool) -> Array:
-        h = jnp.concatenate([convolution(x, mask) for convolution in self.dwconvs], axis=-1)
+        if self.activation is gelu and x.dtype == jnp.bfloat16:
+            return self._in_bfloat16(x, mask, train)
+        h = self._convolutions(x, mask)
         return x + self.pwconv1(self.activation(self.norm(h, mask, train=train)))
+
+    def _convolutions(self, x: Array, mask: Array | None) -> Array:
+        return jnp.concatenate([convolution(x, mask) for convolution in self.dwconvs], axis=-1)
+
+    def _in_bfloat16(self, x: Array, mask: Array | None, train: bool) -> Array:
+        offset_and_pointwise = (v[...] for v in (self.norm.bias, self.pwconv1.kernel, self.pwconv1.bias))
+        if x.ndim == 4 and len(self.dwconvs) == 1 and (self.norm.frozen or not train):
+            taps = self.dwconvs[0]
+            statistics = self.norm.mean_and_gain(x, mask)
+            return convnext.block_2d(x, mask, taps.kernel[...], taps.bias[...], *statistics, *offset_and_pointwise)
+        h = self._convolutions(x, mask)
+        return convnext.mix_channels(x, h, *self.norm.mean_and_gain(h, mask, train=train), *offset_and_pointwise)
 
 
 def convnext_1d(channels: int, taps: Sequence[int], *, rngs: nnx.Rngs) -> ConvNeXtBlock:
@@ -143,14 +157,8 @@ class Attention(nnx.Module):
         )
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
-        size = x.shape[-1] // self.heads
-        q, k, v = (p(x).reshape(*x.shape[:-1], self.heads, size) for p in (self.q_proj, self.k_proj, self.v_proj))
-        product = functools.partial(jnp.einsum, precision=precision(x.dtype))
-        logits = product("bqhd,bkhd->bhqk", q * size**-0.5, k, preferred_element_type=exact(x).dtype)
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
-        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-        return self.out_proj(product("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.out_proj(attention(q, k, v, mask, self.heads))
 
 
 class FeedForward(nnx.Module):

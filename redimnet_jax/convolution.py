@@ -19,6 +19,8 @@ Array = jax.Array
 MAX_SHIFTED_GROUP = 4
 # Input channels of a product in the gradient of a grouped kernel.
 GRADIENT_BLOCK = 32
+# Frames of a product in the gradient of a depthwise 1-D kernel.
+GRADIENT_FRAMES = 64
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
@@ -52,21 +54,41 @@ def _depthwise_conv1d_fwd(x: Array, kernel: Array):
     return depthwise_conv1d(x, kernel), (x, kernel)
 
 
+def _kernel_gradient_1d_by_taps(x: Array, dy: Array, taps: int) -> Array:
+    """Sum over batch and time of `x` (batch, time + taps - 1, channels), shifted by each tap, times `dy`."""
+
+    def tap(k):
+        window = lax.dynamic_slice_in_dim(x, k, dy.shape[1], axis=1)
+        return jnp.sum(exact(window) * dy, axis=(0, 1))
+
+    return lax.map(tap, jnp.arange(taps))
+
+
+def _kernel_gradient_1d_by_products(x: Array, dy: Array) -> Array:
+    """The same as products: of a block of frames every frame with every other, of which the diagonals are summed."""
+    (batch, frames, channels), taps = dy.shape, x.shape[1] - dy.shape[1] + 1
+    blocks = -(-frames // GRADIENT_FRAMES)
+    extra = blocks * GRADIENT_FRAMES - frames
+    x, dy = (jnp.pad(y, ((0, 0), (0, extra), (0, 0))) for y in (x, dy))
+    width = GRADIENT_FRAMES + taps - 1
+    starts = range(0, blocks * GRADIENT_FRAMES, GRADIENT_FRAMES)
+    windows = jnp.stack([x[:, start : start + width] for start in starts])
+    dy = dy.reshape(batch, blocks, GRADIENT_FRAMES, channels)
+    products = jnp.einsum(
+        "nbsc,bntc->cts", windows, dy, precision=precision(dy.dtype), preferred_element_type=exact(dy).dtype
+    )
+    # Rows one column longer move row t by t places, and the diagonal s = t + k becomes column k.
+    rows = jnp.pad(products.reshape(channels, -1), ((0, 0), (0, GRADIENT_FRAMES)))
+    return rows.reshape(channels, GRADIENT_FRAMES, width + 1).sum(axis=1)[:, :taps].T
+
+
 def _depthwise_conv1d_bwd(residuals, dy: Array):
     x, kernel = residuals
     dy = materialised(dy)
-    taps, frames = kernel.shape[0], x.shape[1]
-
-    def tap(padded, dy, k):
-        window = lax.dynamic_slice_in_dim(padded, k, frames, axis=1)
-        return jnp.sum(exact(window) * dy, axis=(0, 1))
-
-    # A loop compiles and runs faster than 59 fused reductions on a CPU; an accelerator is the other way round.
+    taps = kernel.shape[0]
+    x = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
     dkernel = lax.platform_dependent(
-        jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0))),
-        dy,
-        cpu=lambda padded, dy: lax.map(functools.partial(tap, padded, dy), jnp.arange(taps)),
-        default=lambda padded, dy: jnp.stack([tap(padded, dy, k) for k in range(taps)]),
+        x, dy, cpu=functools.partial(_kernel_gradient_1d_by_taps, taps=taps), default=_kernel_gradient_1d_by_products
     )
     return _shifted_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
 
@@ -145,9 +167,37 @@ def _shifted_2d_bwd(groups: int, residuals, dy: Array):
 _shifted_2d.defvjp(_shifted_2d_fwd, _shifted_2d_bwd)
 
 
+@jax.custom_vjp
+def _spread_2d(x: Array, kernel: Array) -> Array:
+    """The convolution of one input channel, for which matrix units have no use."""
+    kt, kf, _, _ = kernel.shape
+    windows = _windows_2d(x, kt, kf)
+    return sum(windows[t][f] * kernel[t, f, 0] for t in range(kt) for f in range(kf))
+
+
+def _spread_2d_fwd(x: Array, kernel: Array):
+    return _spread_2d(x, kernel), (x, kernel)
+
+
+def _spread_2d_bwd(residuals, dy: Array):
+    x, kernel = residuals
+    kt, kf, _, _ = kernel.shape
+    windows = jnp.concatenate([window for row in _windows_2d(x, kt, kf) for window in row], axis=-1)
+    product = functools.partial(jnp.einsum, precision=precision(x.dtype))
+    dkernel = product("btfk,btfo->ko", windows, dy).reshape(kernel.shape)
+    taps = _windows_2d(product("btfo,klio->btfkl", dy, kernel).reshape(*x.shape[:3], -1), kt, kf)
+    dx = sum(taps[kt - 1 - t][kf - 1 - f][..., t * kf + f] for t in range(kt) for f in range(kf))
+    return dx[..., None], dkernel
+
+
+_spread_2d.defvjp(_spread_2d_fwd, _spread_2d_bwd)
+
+
 def grouped_conv2d(x: Array, kernel: Array, groups: int) -> Array:
     """`x` (batch, time, freq, in) and `kernel` (kt, kf, in/groups, out) -> (batch, time, freq, out)."""
     kt, kf, n, _ = kernel.shape
+    if groups == n == 1 and kt % 2 and kf % 2:
+        return lax.platform_dependent(x, kernel, cpu=functools.partial(_dense_2d, groups=1), default=_spread_2d)
     if groups == 1 or n > MAX_SHIFTED_GROUP or kt % 2 == 0 or kf % 2 == 0:
         return _dense_2d(x, kernel, groups)
     return lax.platform_dependent(

@@ -196,9 +196,7 @@ class TorchMel(FrontEnd):
         count = self.frames(x.shape[1])
         x = reflect(x, p.n_fft // 2, lengths)[:, (p.n_fft - p.win_length) // 2 :]
         x = frame(x, p.win_length, self.hop, count) * self.window[...]
-        # The power does not depend on where in the FFT's window the frame stands.
-        cosine, sine = dft(p.win_length, p.n_fft, p.n_fft // 2 + 1)
-        return jnp.log(matmul(power(x, cosine, sine), self.filter_bank[...]) + 1e-6)
+        return jnp.log(matmul(power_spectrum(x, p.n_fft), self.filter_bank[...]) + 1e-6)
 
     def normalise(self, x: Array, mask: Array | None, train: bool) -> Array:
         if self.spec_norm is not None:
@@ -246,6 +244,20 @@ def matmul(x: Array, y: Array) -> Array:
 def power(x: Array, cosine: Array, sine: Array) -> Array:
     """Power spectrum (batch, frames, bins) of windowed frames (batch, frames, samples)."""
     return jnp.square(matmul(x, cosine)) + jnp.square(matmul(x, sine))
+
+
+def power_spectrum(x: Array, n_fft: int) -> Array:
+    """Power (batch, frames, n_fft // 2 + 1) of windowed frames (batch, frames, samples), of at most n_fft samples.
+
+    On a GPU an FFT: float32 products, which no matrix unit takes whole, need 3.5 times as long there.
+    """
+    # The power does not depend on where in the FFT's window the frame stands.
+    cosine, sine = dft(x.shape[-1], n_fft, n_fft // 2 + 1)
+    return jax.lax.platform_dependent(
+        x,
+        cuda=lambda x: jnp.square(jnp.abs(jnp.fft.rfft(x, n_fft))),
+        default=lambda x: power(x, cosine, sine),
+    )
 
 
 FRONT_ENDS = {"pt": TorchMel, "pt_mel": TorchMel, "tf": TensorFlowMel, "tf_mel": TensorFlowMel}

@@ -157,6 +157,11 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features))
 
     def __call__(self, x: Array, mask: Array | None = None, *, train: bool = False) -> Array:
+        mean, gain = self.mean_and_gain(x, mask, train=train)
+        return ((exact(x) - mean) * gain + self.bias[...]).astype(x.dtype)
+
+    def mean_and_gain(self, x: Array, mask: Array | None = None, *, train: bool = False) -> tuple[Array, Array]:
+        """What `x` is normalised by, each (features,), float32; in train mode the running statistics move on."""
         mean, var = self.mean[...], self.var[...]
         if train and not self.frozen:
             axes = tuple(range(x.ndim - 1))
@@ -167,8 +172,7 @@ class BatchNorm(nnx.Module):
             keep = 1 - BATCH_NORM_MOMENTUM
             self.mean[...] = jax.lax.stop_gradient(keep * self.mean[...] + BATCH_NORM_MOMENTUM * mean)
             self.var[...] = jax.lax.stop_gradient(keep * self.var[...] + BATCH_NORM_MOMENTUM * unbiased)
-        gain = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        return ((exact(x) - mean) * gain + self.bias[...]).astype(x.dtype)
+        return mean, self.scale[...] * jax.lax.rsqrt(var + self.eps)
 
 
 class LayerNorm(nnx.Module):

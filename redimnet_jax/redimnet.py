@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import jax
 from flax import nnx
 
-from redimnet_jax.blocks import Aggregate, block_2d, gelu, time_context
+from redimnet_jax.activation import gelu
+from redimnet_jax.blocks import Aggregate, block_2d, time_context
 from redimnet_jax.layers import BatchNorm, Conv2d, Dense, LayerNorm, PatchConv2d, dropout
 from redimnet_jax.model_config import ModelConfig
 

@@ -59,10 +59,21 @@ def test_grouped_conv2d(kernel_size, channels_in, channels_out, groups):
     close(value_and_gradients(functools.partial(convolution._dense_2d, groups=groups), x, kernel), theirs)
 
 
+@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 5)])
+def test_convolution_of_one_channel(kernel_size):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((2, 7, 6, 1)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((*kernel_size, 1, 8)), jnp.float32)
+    theirs = value_and_gradients(functools.partial(native_2d, groups=1), x, kernel)
+    close(value_and_gradients(functools.partial(convolution.grouped_conv2d, groups=1), x, kernel), theirs)
+    close(value_and_gradients(convolution._spread_2d, x, kernel), theirs)
+
+
+@pytest.mark.parametrize("frames", [30, 64, 150])
 @pytest.mark.parametrize("taps", [1, 7, 59])
-def test_depthwise_conv1d(taps):
+def test_depthwise_conv1d(taps, frames):
     rng = np.random.default_rng(1)
-    x = jnp.asarray(rng.standard_normal((2, 30, 5)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((2, frames, 5)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((taps, 5)), jnp.float32)
 
     def native(x, kernel):
@@ -71,6 +82,11 @@ def test_depthwise_conv1d(taps):
         )
 
     close(value_and_gradients(convolution.depthwise_conv1d, x, kernel), value_and_gradients(native, x, kernel))
+    # The gradient of accelerators runs on a CPU too.
+    dy = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+    padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+    by_products = convolution._kernel_gradient_1d_by_products(padded, dy)
+    close(by_products, convolution._kernel_gradient_1d_by_taps(padded, dy, taps))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

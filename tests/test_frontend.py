@@ -112,3 +112,13 @@ def test_spec_augment_stays_inside_each_utterance():
     zero = np.asarray(frontend.spec_augment(jnp.ones((40, 30, 8)), lengths, params, jax.random.key(0))) == 0
     ends = 30 - zero.all(axis=2)[:, ::-1].argmax(1)
     assert (ends <= np.asarray(lengths)).all()
+
+
+@pytest.mark.parametrize(("samples", "n_fft"), [(400, 512), (80, 96), (15, 15)])
+def test_power_spectrum_by_fft_is_that_by_products(samples, n_fft, monkeypatch):
+    frames = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, samples)), jnp.float32)
+    by_products = frontend.power_spectrum(frames, n_fft)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, *, cuda, default: cuda(x))
+    by_fft = frontend.power_spectrum(frames, n_fft)
+    assert by_fft.shape == (2, 3, n_fft // 2 + 1)
+    np.testing.assert_allclose(by_fft, by_products, rtol=1e-4, atol=1e-5 * float(by_products.max()))

@@ -1,0 +1,32 @@
+"""GELU of bfloat16 maps against the exact one in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from redimnet_jax.activation import gelu
+from redimnet_jax.convnext_kernel import normal_cdf
+
+X = jnp.linspace(-12, 12, 4801)
+
+
+def exact_gelu(x):
+    return jax.nn.gelu(x, approximate=False)
+
+
+def test_values_and_derivatives():
+    rounded = X.astype(jnp.bfloat16)
+    value, backward = jax.vjp(gelu, rounded)
+    expected, expected_backward = jax.vjp(exact_gelu, rounded.astype(jnp.float32))
+    assert value.dtype == jnp.bfloat16
+    np.testing.assert_allclose(value.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
+    (ours,), (theirs,) = backward(jnp.ones_like(rounded)), expected_backward(jnp.ones_like(X))
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=2**-8, atol=1e-6)
+
+
+def test_float32_is_the_library_s():
+    np.testing.assert_array_equal(gelu(X), exact_gelu(X))
+
+
+def test_normal_distribution_of_the_kernels():
+    np.testing.assert_allclose(normal_cdf(X), jax.scipy.stats.norm.cdf(X), atol=2e-7)
