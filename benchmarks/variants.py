@@ -1,6 +1,6 @@
 """The published variants by name: (architecture, model_config).
 
-b2 and b5 reproduce the tensor and element counts of the released files; b0, b1 and b3 are a public recipe's and
+b2 and b5 reproduce the tensor and element counts of the released files; b0, b1, b3 and b6 are a public recipe's and
 unconfirmed, and so are those of ReDimNet2. A network is always built from the model_config in its checkpoint, never
 from this table; it serves benchmarks.
 """
@@ -112,6 +112,23 @@ VARIANTS = {
                 [2, 6, 1, _K, 32],
                 [1, 8, 1, _K, 24],
                 [2, 4, 1, _K, 16],
+            ],
+        },
+    ),
+    "b6": (
+        "redimnet",
+        _V1
+        | {
+            "C": 32,
+            "block_2d_type": "basic_resnet",
+            "group_divisor": 32,
+            "stages_setup": [
+                [1, 4, 4, _K, 32],
+                [2, 6, 2, _K, 32],
+                [1, 6, 2, _K, 24],
+                [3, 8, 1, _K, 24],
+                [1, 8, 1, _K, 16],
+                [2, 8, 1, _K, 16],
             ],
         },
     ),
