@@ -16,6 +16,25 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu" and CHEAPLY not in os.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAPLY}"
 
 
+# The longest files come first, so that no worker is left alone with one at the end.
+LONGEST = (
+    "test_parity",
+    "test_train",
+    "test_kernels",
+    "test_train_processes",
+    "test_class_sharding",
+    "test_stages",
+    "test_training",
+    "test_lengths",
+    "test_train_cached",
+    "test_train_step",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
     """What one test compiles is there for the others of its worker, and for the processes that they start."""

@@ -73,19 +73,21 @@ def block(channels: int, members: int) -> list:
     ]
 
 
-@pytest.mark.parametrize(("channels", "bins", "members"), [(16, 12, 4), (32, 5, 16), (48, 3, 1), (96, 2, 4)])
-def test_convnext_block(channels, bins, members, monkeypatch):
+@pytest.mark.parametrize(
+    ("channels", "bins", "members", "masked"), [(16, 12, 4, False), (32, 5, 16, True), (48, 3, 1, True)]
+)
+def test_convnext_block(channels, bins, members, masked, monkeypatch):
     x, dout = (normal(i, (2, 9, bins, channels), jnp.bfloat16) for i in (0, 8))
-    for frames in (None, mask(2, 9)):
-        with cuda_forms.chosen(monkeypatch) as kernels:
-            agree(
-                lambda x, *rest, frames=frames: convnext.block_2d(x, frames, *rest),
-                lambda x, *rest, frames=frames: convnext._block_2d_plain(x, frames, *rest),
-                (x,),
-                block(channels, members),
-                dout,
-            )
-            assert kernels == ["_body"]
+    frames = mask(2, 9) if masked else None
+    with cuda_forms.chosen(monkeypatch) as kernels:
+        agree(
+            lambda x, *rest: convnext.block_2d(x, frames, *rest),
+            lambda x, *rest: convnext._block_2d_plain(x, frames, *rest),
+            (x,),
+            block(channels, members),
+            dout,
+        )
+        assert kernels == ["_body"]
 
 
 def test_blocks_that_the_kernel_does_not_take(monkeypatch):
@@ -112,9 +114,9 @@ def test_a_network_in_bfloat16(tmp_path, monkeypatch):
     case = checkpoints.case("v1_base")
     with cuda_forms.chosen(monkeypatch) as kernels:
         model = from_torch(checkpoints.save(tmp_path / "x.pt", "v1_base"), dtype=jnp.bfloat16)
-        for audio, key in zip(case.audio, ("embedding0", "embedding1"), strict=True):
-            ours, theirs = model.embed(golden.audio(*audio)), case.arrays[key]
-            assert np.min(np.sum(ours * theirs, -1) / np.linalg.norm(theirs, axis=-1)) > 0.9995
+        # 11,777 samples are padded to 12,000 and masked.
+        ours, theirs = model.embed(golden.audio(*case.audio[1])), case.arrays["embedding1"]
+        assert np.min(np.sum(ours * theirs, -1) / np.linalg.norm(theirs, axis=-1)) > 0.9995
     assert {"_body", "_forward_kernel"} == set(kernels)
 
 
@@ -123,8 +125,8 @@ def test_a_network_in_float32_holds_the_thresholds(tmp_path, monkeypatch):
     case = checkpoints.case("v1_base")
     with cuda_forms.chosen(monkeypatch) as kernels:
         model = from_torch(checkpoints.save(tmp_path / "x.pt", "v1_base"))
-        for audio, key in zip(case.audio, ("embedding0", "embedding1"), strict=True):
-            assert relative(model.embed(golden.audio(*audio), normalize=False), case.arrays[key]) <= 5e-5
+        ours = model.embed(golden.audio(*case.audio[1]), normalize=False)
+        assert relative(ours, case.arrays["embedding1"]) <= 5e-5
     assert not kernels
 
 
