@@ -10,6 +10,7 @@ from jax import lax
 
 from redimnet_jax.activation import gelu, gelu_derivative
 from redimnet_jax.convolution import exact, grouped_conv2d
+from redimnet_jax.layers import masked
 
 Array = jax.Array
 
@@ -78,8 +79,7 @@ def block_2d(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_
 
 
 def _block_2d_plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    inside = x if mask is None else jnp.where(mask[:, :, None, None], x, jnp.zeros((), x.dtype))
-    y = grouped_conv2d(inside, taps.astype(x.dtype), taps.shape[3] // taps.shape[2])
+    y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype), taps.shape[3] // taps.shape[2])
     mean, *rest = norm_and_pointwise
     return mix_channels(x, y, mean - taps_bias, *rest)
 

@@ -14,6 +14,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from redimnet_jax.convolution import block_diagonal
+
 Array = jax.Array
 
 TAPS = tuple((time, freq) for time in (-1, 0, 1) for freq in (-1, 0, 1))
@@ -38,9 +40,8 @@ def normal_cdf(x: Array) -> Array:
 def block_diagonal_taps(kernel: Array, block: int) -> Array:
     """(3, 3, in/groups, out) -> (9, out / block, block, block): of every block of channels the dense kernel."""
     members, out = kernel.shape[2:]
-    groups = block // members
-    split = kernel.reshape(9, members, out // block, groups, members)
-    dense = jnp.einsum("kibgo,hg->kbhigo", split, jnp.eye(groups, dtype=kernel.dtype))
+    blocks = kernel.reshape(3, 3, members, out // block, block)
+    dense = jax.vmap(lambda kernel: block_diagonal(kernel, block // members), in_axes=3, out_axes=2)(blocks)
     return dense.reshape(9, out // block, block, block)
 
 

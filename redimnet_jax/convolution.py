@@ -54,14 +54,14 @@ def _depthwise_conv1d_fwd(x: Array, kernel: Array):
     return depthwise_conv1d(x, kernel), (x, kernel)
 
 
-def _kernel_gradient_1d_by_taps(x: Array, dy: Array, taps: int) -> Array:
+def _kernel_gradient_1d_by_taps(x: Array, dy: Array) -> Array:
     """Sum over batch and time of `x` (batch, time + taps - 1, channels), shifted by each tap, times `dy`."""
 
     def tap(k):
         window = lax.dynamic_slice_in_dim(x, k, dy.shape[1], axis=1)
         return jnp.sum(exact(window) * dy, axis=(0, 1))
 
-    return lax.map(tap, jnp.arange(taps))
+    return lax.map(tap, jnp.arange(x.shape[1] - dy.shape[1] + 1))
 
 
 def _kernel_gradient_1d_by_products(x: Array, dy: Array) -> Array:
@@ -87,9 +87,7 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
     dy = materialised(dy)
     taps = kernel.shape[0]
     x = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
-    dkernel = lax.platform_dependent(
-        x, dy, cpu=functools.partial(_kernel_gradient_1d_by_taps, taps=taps), default=_kernel_gradient_1d_by_products
-    )
+    dkernel = lax.platform_dependent(x, dy, cpu=_kernel_gradient_1d_by_taps, default=_kernel_gradient_1d_by_products)
     return _shifted_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
 
 
