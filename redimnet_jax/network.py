@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from redimnet_jax.activation import gelu
 from redimnet_jax.frontend import FRONT_ENDS, frame_mask
 from redimnet_jax.layers import BatchNorm, Dense, dropout
 from redimnet_jax.model_config import ModelConfig, pooled_channels
@@ -20,7 +21,7 @@ ACTIVATIONS = {
     "ReLU": jax.nn.relu,
     "Tanh": jnp.tanh,
     "Sigmoid": jax.nn.sigmoid,
-    "GELU": lambda x: jax.nn.gelu(x, approximate=False),
+    "GELU": gelu,
 }
 
 
