@@ -89,14 +89,14 @@ def roc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
         weights = _checked_weights(weights, labels)
         counted = weights > 0
         scores, labels, weights = scores[counted], labels[counted], weights[counted]
-    order = np.argsort(-scores)
-    falling, labels = scores[order], labels[order]
-    last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)
+    order = _falling_order(scores)
+    falling = scores[order]
+    last = np.append(falling[1:] != falling[:-1], True)
     if weights is None:
-        accepted_targets, accepted = np.cumsum(labels)[last], last + 1
+        accepted_targets, accepted = np.cumsum(labels[order])[last], np.flatnonzero(last) + 1
     else:
         weights = weights[order]
-        accepted_targets, accepted = np.cumsum(weights * labels)[last], np.cumsum(weights)[last]
+        accepted_targets, accepted = np.cumsum(weights * labels[order])[last], np.cumsum(weights)[last]
     accepted_nontargets = accepted - accepted_targets
     return Roc(
         np.concatenate([[np.inf], falling[last]]),
@@ -244,6 +244,29 @@ def checked_labels(labels: ArrayLike) -> np.ndarray:
         only = "target" if labels.all() else "non-target"
         raise UserError(f"All {len(labels)} trials are {only} trials; error rates need both classes.")
     return labels
+
+
+def _falling_order(scores: np.ndarray) -> np.ndarray:
+    """Indices of `scores` (float64, no NaN) from the highest score to the lowest.
+
+    Scores that single precision holds are sorted as integers that have the score's bits above the index, which takes
+    about a third of the time of `argsort`.
+    """
+    # Not the negative: of 0 it is -0, whose bits are others.
+    rising = 0.0 - scores
+    with np.errstate(over="ignore"):
+        single = rising.astype(np.float32)
+    if len(scores) >= 2**32 or not np.array_equal(single, rising):
+        return np.argsort(rising)
+    bits = single.view(np.int32)
+    # The bits of a negative number fall as it rises.
+    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)
+    # In place: a fresh array of this size takes longer to get than to fill.
+    keys <<= 32
+    keys |= np.arange(len(scores))
+    keys.sort()
+    keys &= 0xFFFFFFFF
+    return keys
 
 
 def _checked_weights(weights: ArrayLike, labels: np.ndarray) -> np.ndarray:

@@ -37,10 +37,16 @@ def score_trials(
     over `devices` (by default all of this process) and scored `block_size` at a time. Raises UserError on a dimension
     beyond the embedding, an index beyond the utterances, lengths that differ, and embeddings that are not finite.
     """
-    embeddings = checked_embeddings(embeddings)
+    embeddings = _checked_shape(embeddings)
     dims = checked_dims(dims, embeddings.shape[1])
     trials = checked_pairs(left, right, embeddings.shape[0])
-    inverse = _inverse_norms(embeddings, dims)
+    # Every utterance with itself: one pass for all norms, and the whole row's shows whether an element is not finite.
+    every = jnp.arange(len(embeddings), dtype=jnp.int32)
+    squares = by_blocks(_products, (embeddings,), (every, every), block_size, devices, (*dims, embeddings.shape[1]))
+    if not jnp.isfinite(squares[:, -1]).all():
+        # Finite elements may have an infinite square.
+        _check_finite(embeddings)
+    inverse = _inverse_roots(squares[:, :-1])
     scored = by_blocks(_cosines, (embeddings, inverse), trials, block_size, devices, dims)
     return scored.T
 
@@ -116,25 +122,33 @@ def score_crops(
     scores = []
     for dim in checked_dims(dims, crops.shape[2]):
         means = _crop_means(jnp.asarray(crops[..., :dim]))
-        scores.append(by_blocks(_products, (means,), trials, block_size, devices))
+        scores.append(by_blocks(_products, (means,), trials, block_size, devices, (dim,))[:, 0])
     return jnp.stack(scores)
 
 
 def checked_embeddings(embeddings: np.ndarray | Array) -> Array:
     """`embeddings` on the device if they are finite floats (utterances, width); raises UserError if not."""
+    embeddings = _checked_shape(embeddings)
+    _check_finite(embeddings)
+    return embeddings
+
+
+def _checked_shape(embeddings: np.ndarray | Array) -> Array:
     if embeddings.ndim != 2 or 0 in embeddings.shape or not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise UserError(
             f"Embeddings have shape {embeddings.shape} and dtype {embeddings.dtype} but must be floats "
             "(utterances, width)."
         )
-    embeddings = jnp.asarray(embeddings)
+    return jnp.asarray(embeddings)
+
+
+def _check_finite(embeddings: Array) -> None:
     finite = np.asarray(jnp.all(jnp.isfinite(embeddings), axis=1))
     if not finite.all():
         raise UserError(
             f"Embedding {int(np.argmin(finite))} of {len(finite)} has NaN or Inf; check that utterance and the "
             "weights."
         )
-    return embeddings
 
 
 def checked_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
@@ -207,13 +221,13 @@ def _mapped(function, static, mesh: Mesh, block_size: int, tables, rows) -> Arra
 def _cosines(dims: tuple[int, ...], tables, pair) -> Array:
     embeddings, inverse = tables
     left, right = pair
-    products = _prefix_sums(embeddings[left].astype(jnp.float32) * embeddings[right].astype(jnp.float32), dims)
-    return products * (inverse[left] * inverse[right])
+    return _products(dims, (embeddings,), pair) * (inverse[left] * inverse[right])
 
 
-def _products(tables, pair) -> Array:
-    (means,) = tables
-    return jnp.sum(means[pair[0]] * means[pair[1]], axis=1)
+def _products(dims: tuple[int, ...], tables, pair) -> Array:
+    (vectors,) = tables
+    left, right = pair
+    return _prefix_sums(vectors[left].astype(jnp.float32) * vectors[right].astype(jnp.float32), dims)
 
 
 @jax.jit
@@ -240,7 +254,10 @@ def _matrix(enrolments: Array, tests: Array, inverse: Array, dims: tuple[int, ..
 @functools.partial(jax.jit, static_argnums=1)
 def _inverse_norms(embeddings: Array, dims: tuple[int, ...]) -> Array:
     """One over the length of every prefix, float32 (utterances, dims); 0 for a prefix of zeros."""
-    squares = _prefix_sums(jnp.square(embeddings.astype(jnp.float32)), dims)
+    return _inverse_roots(_prefix_sums(jnp.square(embeddings.astype(jnp.float32)), dims))
+
+
+def _inverse_roots(squares: Array) -> Array:
     return jnp.where(squares > 0, 1.0 / jnp.sqrt(squares), 0.0)
 
 

@@ -263,3 +263,12 @@ def test_single_precision_gives_the_same_points():
     assert single.thresholds.dtype == np.float64 and np.isin([0.0, tiny, -tiny], single.thresholds).all()
     for ours, theirs in zip(dataclasses.astuple(single), dataclasses.astuple(double), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    # One score that single precision does not hold has all of them sorted as they are.
+    scores = scores.astype(np.float64)
+    for some in (scores, np.append(scores[1:], 1e300)):
+        curve = metrics.roc(some, labels)
+        # Without the first, which accepts nothing: some scores are infinite too.
+        counted = points(some, labels)[1:]
+        assert curve.thresholds.tolist()[1:] == [t for t, _, _ in counted]
+        assert curve.far.tolist()[1:] == [float(far) for _, far, _ in counted]
+        assert curve.frr.tolist()[1:] == [float(frr) for _, _, frr in counted]

@@ -95,6 +95,14 @@ def test_a_prefix_of_zeros_scores_zero():
     np.testing.assert_allclose(scores[:, 0], [0, 1], atol=1e-6)
 
 
+def test_finite_elements_with_infinite_squares_are_no_error():
+    embeddings, left, right = example(utterances=5, width=16)
+    large = embeddings.copy()
+    large[:, 8:] = 1e30
+    scores = scoring.score_trials(large, left[:9] % 5, right[:9] % 5, (8,))
+    np.testing.assert_array_equal(scores, scoring.score_trials(embeddings, left[:9] % 5, right[:9] % 5, (8,)))
+
+
 def test_score_matrix():
     embeddings, _, _ = example(utterances=20, width=32)
     blocks = list(scoring.score_matrix(embeddings[:7], embeddings, (32, 8, 16), block_size=3))
@@ -128,6 +136,8 @@ def test_bad_input():
     ok = np.array([0, 1])
     broken = embeddings.copy()
     broken[3, 2] = np.nan
+    behind = embeddings.copy()
+    behind[2, 12] = -np.inf
     for arguments, word in (
         ((embeddings, ok, ok, (8, 17)), "17"),
         ((embeddings, ok, ok, (0,)), "dims has 0"),
@@ -139,6 +149,7 @@ def test_bad_input():
         ((embeddings, ok[:0], ok[:0], (8,)), "no trials"),
         ((embeddings, ok * 1.0, ok, (8,)), "integers"),
         ((broken, ok, ok, (8,)), "Embedding 3 of 5"),
+        ((behind, ok, ok, (8,)), "Embedding 2 of 5"),
         ((embeddings[0], ok, ok, (8,)), "shape (16,)"),
         ((embeddings.astype(int), ok, ok, (8,)), "floats"),
     ):
