@@ -68,10 +68,10 @@ class ConvNeXtBlock(nnx.Module):
 
     def _in_bfloat16(self, x: Array, mask: Array | None, train: bool) -> Array:
         offset_and_pointwise = (v[...] for v in (self.norm.bias, self.pwconv1.kernel, self.pwconv1.bias))
-        if x.ndim == 4 and len(self.dwconvs) == 1 and (self.norm.frozen or not train):
+        if len(self.dwconvs) == 1 and (self.norm.frozen or not train):
             taps = self.dwconvs[0]
             statistics = self.norm.mean_and_gain(x, mask)
-            return convnext.block_2d(x, mask, taps.kernel[...], taps.bias[...], *statistics, *offset_and_pointwise)
+            return convnext.block(x, mask, taps.kernel[...], taps.bias[...], *statistics, *offset_and_pointwise)
         h = self._convolutions(x, mask)
         return convnext.mix_channels(x, h, *self.norm.mean_and_gain(h, mask, train=train), *offset_and_pointwise)
 

@@ -1,7 +1,8 @@
 """The arithmetic of ConvNeXt-like blocks in bfloat16: x + gelu(batchnorm(convolution of x)) W + b.
 
 Bound by memory, it keeps few maps for the backward pass, which computes the others again: of a block in train mode
-`x` and the convolution, of a 2-D block in eval mode `x` alone. The latter is one kernel on CUDA GPUs.
+`x` and the convolution, of a block in eval mode `x` alone. In eval mode, on CUDA GPUs, a 2-D block is one kernel, and
+the convolution of a 1-D block with normalisation and GELU.
 """
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.activation import gelu, gelu_derivative
-from redimnet_jax.convolution import exact, grouped_conv2d
+from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d
 from redimnet_jax.layers import masked
 
 Array = jax.Array
@@ -65,42 +66,56 @@ def _mix_channels_bwd(arrays, dout: Array):
 mix_channels.defvjp(_mix_channels_fwd, _mix_channels_bwd)
 
 
-def block_2d(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    """`mix_channels` of `x` (batch, time, freq, channels) and its grouped convolution, with given statistics.
+def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
+    """`mix_channels` of `x` and its convolution, in one or two dimensions, with given statistics.
 
-    `taps` (kt, kf, channels/groups, channels), `taps_bias` (channels,), float32; `mask` (batch, time) or None.
+    `x` (batch, time, [freq,] channels), `mask` (batch, time) or None; `taps` (kt, kf, channels/groups, channels) or
+    (taps, channels), `taps_bias` (channels,), float32.
     """
-    from redimnet_jax.convnext_kernel import suits
-
     arrays = x, mask, taps, taps_bias, *norm_and_pointwise
-    if not suits(x.shape[-1], taps.shape):
-        return _block_2d_plain(*arrays)
-    return lax.platform_dependent(*arrays, cuda=_block_2d_fused, default=_block_2d_plain)
+    if not _suits_kernel(x, taps):
+        return _plain(*arrays)
+    return lax.platform_dependent(*arrays, cuda=_fused, default=_plain)
 
 
-def _block_2d_plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype), taps.shape[3] // taps.shape[2])
+def _suits_kernel(x: Array, taps: Array) -> bool:
+    from redimnet_jax.cuda import kernels
+
+    return kernels.suits_depthwise(x.shape[2]) if x.ndim == 3 else kernels.suits_convnext(x.shape[2], taps.shape)
+
+
+def _plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
+    inside, narrow = masked(x, mask), taps.astype(x.dtype)
+    y = (
+        depthwise_conv1d(inside, narrow)
+        if x.ndim == 3
+        else grouped_conv2d(inside, narrow, x.shape[3] // taps.shape[2])
+    )
     mean, *rest = norm_and_pointwise
     return mix_channels(x, y, mean - taps_bias, *rest)
 
 
 @jax.custom_vjp
-def _block_2d_fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    from redimnet_jax.convnext_kernel import convnext
+def _fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
+    from redimnet_jax.cuda import kernels
 
     mean, gain, offset, kernel, bias = norm_and_pointwise
-    return convnext(x, mask, taps, gain, (taps_bias - mean) * gain + offset, kernel, bias)
+    scaled, shift = taps * gain, (taps_bias - mean) * gain + offset
+    if x.ndim == 4:
+        return kernels.convnext_2d(x, mask, scaled, shift, kernel, bias)
+    activated = kernels.depthwise_conv1d(x, mask, scaled, shift)
+    return x + (jnp.matmul(activated, kernel.astype(x.dtype)) + bias.astype(x.dtype))
 
 
-def _block_2d_fused_fwd(*arrays):
-    return _block_2d_fused(*arrays), arrays
+def _fused_fwd(*arrays):
+    return _fused(*arrays), arrays
 
 
-def _block_2d_fused_bwd(arrays, dout: Array):
+def _fused_bwd(arrays, dout: Array):
     x, mask, *rest = arrays
-    _, backward = jax.vjp(lambda x, *rest: _block_2d_plain(x, mask, *rest), x, *rest)
+    _, backward = jax.vjp(lambda x, *rest: _plain(x, mask, *rest), x, *rest)
     dx, *drest = backward(dout)
     return dx, None, *drest
 
 
-_block_2d_fused.defvjp(_block_2d_fused_fwd, _block_2d_fused_bwd)
+_fused.defvjp(_fused_fwd, _fused_bwd)

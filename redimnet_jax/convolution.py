@@ -2,7 +2,8 @@
 
 Both networks are full of grouped 3x3 and depthwise 1-D convolutions. No backend runs XLA's own grouped convolution
 well, and its gradient on a CPU is slower by orders of magnitude, so the same sums are written here as shifted
-multiply-adds or as one dense convolution with block-diagonal weights. Maps are channels last; padding is zero and
+multiply-adds or as one dense convolution with block-diagonal weights, and in bfloat16 on CUDA GPUs as kernels
+(`cuda`). Maps are channels last; padding is zero and
 keeps the size ("same", as in PyTorch).
 """
 
@@ -44,10 +45,20 @@ def _shifted_1d(x: Array, kernel: Array) -> Array:
     return sum(x[:, k : k + frames] * kernel[k] for k in range(taps))
 
 
+def _fused_1d(x: Array, kernel: Array) -> Array:
+    from redimnet_jax.cuda import kernels
+
+    if x.dtype != jnp.bfloat16 or not kernels.suits_depthwise(x.shape[2]):
+        return _shifted_1d(x, kernel)
+    return lax.platform_dependent(
+        x, kernel, cuda=lambda x, kernel: kernels.depthwise_conv1d(x, None, kernel), default=_shifted_1d
+    )
+
+
 @jax.custom_vjp
 def depthwise_conv1d(x: Array, kernel: Array) -> Array:
     """One filter a channel: `x` (batch, time, channels) and `kernel` (taps, channels), an odd number of taps."""
-    return _shifted_1d(x, kernel)
+    return _fused_1d(x, kernel)
 
 
 def _depthwise_conv1d_fwd(x: Array, kernel: Array):
@@ -88,7 +99,7 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
     taps = kernel.shape[0]
     x = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
     dkernel = lax.platform_dependent(x, dy, cpu=_kernel_gradient_1d_by_taps, default=_kernel_gradient_1d_by_products)
-    return _shifted_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
+    return _fused_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
 
 
 depthwise_conv1d.defvjp(_depthwise_conv1d_fwd, _depthwise_conv1d_bwd)
@@ -120,6 +131,13 @@ def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
     # made it into the loop over all shifts, which then takes several times as long on a CPU.
     x = materialised(jnp.pad(x, ((0, 0), (kt // 2, kt // 2), (kf // 2, kf // 2), (0, 0))))
     return [[x[:, t : t + frames, f : f + bins] for f in range(kf)] for t in range(kt)]
+
+
+def _transposed(kernel: Array, groups: int) -> Array:
+    """The grouped kernel whose convolution of an output's gradient is that of the input."""
+    kt, kf, n, out = kernel.shape
+    swapped = jnp.einsum("tfigo->tfogi", kernel[::-1, ::-1].reshape(kt, kf, n, groups, out // groups))
+    return swapped.reshape(kt, kf, out // groups, groups * n)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -157,9 +175,7 @@ def _shifted_2d_bwd(groups: int, residuals, dy: Array):
         return jnp.einsum("bgogi->ibgo", full).reshape(n, out)
 
     dkernel = jnp.stack([jnp.stack([tap(window) for window in row]) for row in _windows_2d(x, kt, kf)])
-    transposed = jnp.einsum("tfigo->tfogi", kernel[::-1, ::-1].reshape(kt, kf, n, groups, out // groups))
-    transposed = materialised(transposed.reshape(kt, kf, out // groups, groups * n))
-    return materialised(_shifted_2d(dy, transposed, groups)), dkernel
+    return materialised(_shifted_2d(dy, materialised(_transposed(kernel, groups)), groups)), dkernel
 
 
 _shifted_2d.defvjp(_shifted_2d_fwd, _shifted_2d_bwd)
@@ -191,16 +207,46 @@ def _spread_2d_bwd(residuals, dy: Array):
 _spread_2d.defvjp(_spread_2d_fwd, _spread_2d_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _fused_2d(x: Array, kernel: Array, groups: int) -> Array:
+    from redimnet_jax.cuda import kernels
+
+    return kernels.grouped_conv2d(x, kernel)
+
+
+def _fused_2d_fwd(x: Array, kernel: Array, groups: int):
+    return _fused_2d(x, kernel, groups), (x, kernel)
+
+
+def _fused_2d_bwd(groups: int, residuals, dy: Array):
+    from redimnet_jax.cuda import kernels
+
+    x, kernel = residuals
+    dx = kernels.grouped_conv2d(dy, _transposed(kernel, groups))
+    if kernels.suits_gradient(kernel.shape):
+        dkernel = kernels.grouped_kernel_gradient(x, dy, kernel.shape[2])
+    else:
+        (dkernel,) = jax.linear_transpose(lambda kernel: _dense_2d(x, kernel, groups), kernel)(dy)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+_fused_2d.defvjp(_fused_2d_fwd, _fused_2d_bwd)
+
+
+def _suits_kernel(x: Array, kernel: Array) -> bool:
+    from redimnet_jax.cuda import kernels
+
+    same_channels = x.shape[3] == kernel.shape[3]
+    return x.dtype == jnp.bfloat16 and same_channels and kernels.suits_conv(x.shape[2], kernel.shape)
+
+
 def grouped_conv2d(x: Array, kernel: Array, groups: int) -> Array:
     """`x` (batch, time, freq, in) and `kernel` (kt, kf, in/groups, out) -> (batch, time, freq, out)."""
     kt, kf, n, _ = kernel.shape
     if groups == n == 1 and kt % 2 and kf % 2:
         return lax.platform_dependent(x, kernel, cpu=functools.partial(_dense_2d, groups=1), default=_spread_2d)
-    if groups == 1 or n > MAX_SHIFTED_GROUP or kt % 2 == 0 or kf % 2 == 0:
-        return _dense_2d(x, kernel, groups)
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_shifted_2d, groups=groups),
-        default=functools.partial(_dense_2d, groups=groups),
-    )
+    dense = functools.partial(_dense_2d, groups=groups)
+    shifted = groups > 1 and n <= MAX_SHIFTED_GROUP and kt % 2 and kf % 2
+    on_cpu = functools.partial(_shifted_2d, groups=groups) if shifted else dense
+    on_cuda = functools.partial(_fused_2d, groups=groups) if _suits_kernel(x, kernel) else dense
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=dense)

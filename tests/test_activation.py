@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from redimnet_jax.activation import gelu
-from redimnet_jax.convnext_kernel import normal_cdf
 
 X = jnp.linspace(-12, 12, 4801)
 
@@ -29,7 +28,3 @@ def test_float32_is_the_library_s():
     expected, expected_backward = jax.vjp(exact_gelu, X)
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_allclose(backward(jnp.cos(X))[0], expected_backward(jnp.cos(X))[0], rtol=0, atol=5e-7)
-
-
-def test_normal_distribution_of_the_kernels():
-    np.testing.assert_allclose(normal_cdf(X), jax.scipy.stats.norm.cdf(X), atol=2e-7)

@@ -1,0 +1,224 @@
+"""The kernels as functions of arrays. Their plain forms are in `convolution` and `convnext`.
+
+Maps are bfloat16 and channels last: (batch, time, freq, channels) or (batch, time, channels). Frames outside `mask`
+(batch, time) count as zeros, as beyond the ends.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from redimnet_jax.convolution import block_diagonal
+from redimnet_jax.cuda import program
+from redimnet_jax.cuda.sharding import by_batch
+
+Array = jax.Array
+
+WARPS, FRAMES = 8, 16
+# Of a multiprocessor, less what CUDA keeps.
+SHARED_BYTES = 227 * 1024
+# Products' operands of 16 x 8 that a warp can hold of a pointwise kernel.
+HELD = 36
+# Odd, so that threads side by side read different banks.
+FRAMES_A_THREAD = 13
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _masks(mask: Array | None) -> list[Array]:
+    return [] if mask is None else [mask.astype(jnp.int32)]
+
+
+def _lane_order(kernel: Array) -> Array:
+    """(..., in, out) float32 -> bfloat16, (..., in / 16, out / 8, 32 lanes, 4): what a lane holds of a product."""
+    *_, rows, columns = kernel.shape
+    split = kernel.astype(jnp.bfloat16).reshape(*kernel.shape[:-2], rows // 16, 2, 4, 2, columns // 8, 8)
+    # (in / 16, half, pair, one, out / 8, group) -> (in / 16, out / 8, group, pair, half, one)
+    ordered = jnp.moveaxis(split, (-2, -1, -4, -5, -3), (-5, -4, -3, -2, -1))
+    return ordered.reshape(*kernel.shape[:-2], rows // 16, columns // 8, 32, 4)
+
+
+def _taps_in_lane_order(kernel: Array, block: int) -> Array:
+    """Grouped (3, 3, in/groups, out) -> (9, out / 16, block / 16, 32 lanes, 8) bfloat16."""
+    members, out = kernel.shape[2:]
+    blocks = kernel.reshape(3, 3, members, out // block, block)
+    dense = jax.vmap(lambda kernel: block_diagonal(kernel, block // members), in_axes=3, out_axes=2)(blocks)
+    ordered = _lane_order(dense.reshape(9, out // block, block, block))
+    ordered = ordered.reshape(9, out // block, block // 16, block // 16, 2, 32, 4)
+    return ordered.transpose(0, 1, 3, 2, 5, 4, 6).reshape(9, out // 16, block // 16, 32, 8)
+
+
+def _strip(bins: int, blocks: int) -> int:
+    """Of 1 to 9 bins the number that shares the work most evenly, where neighbours count a third."""
+    return min(range(1, 10), key=lambda n: math.ceil(blocks * math.ceil(bins / n) / WARPS) * (n + (n + 2) / 3))
+
+
+def _n_warps(bins: int, channels: int) -> int:
+    """Of the divisors of 8 the number of warps to share the output channels of a bin."""
+    tiles = channels // 8
+
+    def cost(n: int) -> tuple[bool, int]:
+        return channels // 16 * (tiles // n) > HELD, math.ceil(bins / (WARPS // n)) * (tiles // n)
+
+    return min((n for n in (1, 2, 4, 8) if tiles % n == 0), key=cost)
+
+
+def _block(members: int) -> int:
+    return max(16, members)
+
+
+def _conv_bytes(bins: int, channels: int, all_bins: bool) -> int:
+    loaded = bins if all_bins else bins + 2
+    return 2 * ((FRAMES + 2) * (loaded * channels + 8) + FRAMES * (bins * channels + 8))
+
+
+def suits_conv(bins: int, kernel_shape: tuple[int, ...]) -> bool:
+    """Whether `grouped_conv2d` takes maps of `bins` and a grouped kernel (kt, kf, in/groups, out)."""
+    kt, kf, members, out = kernel_shape
+    return bins > 2 and (kt, kf) == (3, 3) and members in (1, 2, 4, 8, 16, 32) and out % _block(members) == 0
+
+
+def suits_gradient(kernel_shape: tuple[int, ...]) -> bool:
+    """Whether `grouped_kernel_gradient` takes what `grouped_conv2d` does: at most 16 channels a group."""
+    return kernel_shape[2] <= 16
+
+
+def suits_convnext(bins: int, kernel_shape: tuple[int, ...]) -> bool:
+    """Whether `convnext_2d` takes maps of `bins` and a grouped kernel (kt, kf, in/groups, out)."""
+    channels = kernel_shape[3]
+    return (
+        suits_conv(bins, kernel_shape)
+        and channels // 16 * (channels // 8 // _n_warps(bins, channels)) <= HELD
+        and _conv_bytes(bins, channels, True) <= SHARED_BYTES // 2
+    )
+
+
+def suits_depthwise(channels: int) -> bool:
+    """Whether `depthwise_conv1d` takes maps of `channels`."""
+    return channels % 8 == 0
+
+
+def convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
+    """x + gelu(conv(x) + shift) kernel + bias.
+
+    Float32 `taps` (3, 3, channels/groups, channels), `shift` and `bias` (channels,), `kernel` (channels, channels).
+    """
+    return by_batch(_convnext_2d, x, mask, taps, shift, kernel, bias, batched=2)
+
+
+def _convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
+    batch, frames, bins, channels = x.shape
+    block = _block(taps.shape[2])
+    return program.launch(
+        "grouped_conv2d",
+        [x, *_masks(mask), _taps_in_lane_order(taps, block), shift, _lane_order(kernel), bias],
+        _like(x),
+        grid=(batch * math.ceil(frames / FRAMES), 1),
+        threads=32 * WARPS,
+        shared_bytes=_conv_bytes(bins, channels, True),
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        TILE_BINS=bins,
+        TILE_CHANNELS=channels,
+        KERNEL_CHANNELS=block,
+        STRIP=_strip(bins, channels // 16),
+        N_WARPS=_n_warps(bins, channels),
+        POINTWISE=1,
+        MASKED=int(mask is not None),
+    )
+
+
+def grouped_conv2d(x: Array, kernel: Array) -> Array:
+    """The convolution of `x` with a grouped kernel (3, 3, channels/groups, channels)."""
+    return by_batch(_grouped_conv2d, x, kernel, batched=1)
+
+
+def _grouped_conv2d(x: Array, kernel: Array) -> Array:
+    batch, frames, bins, channels = x.shape
+    block = _block(kernel.shape[2])
+    tile_channels = max(n for n in range(block, channels + 1, block) if channels % n == 0 and n <= 192)
+    tile_bins = bins
+    while _conv_bytes(tile_bins, tile_channels, tile_bins == bins) > SHARED_BYTES // 2:
+        tile_bins = math.ceil(tile_bins / 2)
+    return program.launch(
+        "grouped_conv2d",
+        [x, _taps_in_lane_order(kernel, block)],
+        _like(x),
+        grid=(batch * math.ceil(frames / FRAMES), math.ceil(bins / tile_bins) * (channels // tile_channels)),
+        threads=32 * WARPS,
+        shared_bytes=_conv_bytes(tile_bins, tile_channels, tile_bins == bins),
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        TILE_BINS=tile_bins,
+        TILE_CHANNELS=tile_channels,
+        KERNEL_CHANNELS=block,
+        STRIP=_strip(tile_bins, tile_channels // 16),
+        N_WARPS=1,
+        POINTWISE=0,
+        MASKED=0,
+    )
+
+
+def grouped_kernel_gradient(x: Array, dy: Array, members: int) -> Array:
+    """The gradient of the kernel (3, 3, members, channels), float32, from the input and the output's gradient."""
+    channels, groups = x.shape[3], 16 // members
+    partial = by_batch(_partial_gradients, x, dy, batched=2)
+    full = partial.sum((0, 1)).reshape(channels // 16, 9, groups, members, groups, members)
+    return jnp.einsum("btgigo->tibgo", full).reshape(3, 3, members, channels)
+
+
+def _partial_gradients(x: Array, dy: Array) -> Array:
+    batch, frames, bins, channels = x.shape
+    # Sixteen channels and three bins for each of eight warps.
+    blocks = next(n for n in (4, 2, 1) if channels // 16 % n == 0)
+    tile_channels, tile_bins = 16 * blocks, min(bins, WARPS // blocks * 3)
+    bin_tiles, sums = math.ceil(bins / tile_bins), 4 * WARPS * 9 * 16 * 16
+    return program.launch(
+        "grouped_kernel_gradient",
+        [x, dy],
+        jax.ShapeDtypeStruct((batch, bin_tiles, channels // 16, 9, 16, 16), jnp.float32),
+        grid=(batch, bin_tiles * channels // tile_channels),
+        threads=32 * WARPS,
+        shared_bytes=max(sums, 2 * _conv_bytes(tile_bins, tile_channels, False)),
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        TILE_BINS=tile_bins,
+        TILE_CHANNELS=tile_channels,
+    )
+
+
+def depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array | None = None) -> Array:
+    """The convolution of `x` (batch, time, channels) with `kernel` (taps, channels), an odd number of taps.
+
+    Where `shift` (channels,), float32, is given, gelu(conv + shift).
+    """
+    return by_batch(_depthwise_conv1d, x, mask, kernel.astype(jnp.float32), shift, batched=2)
+
+
+def _depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array | None) -> Array:
+    (batch, frames, channels), taps = x.shape, kernel.shape[0]
+    tile = next(n for n in (48, 32, 24, 16, 8) if channels % n == 0)
+    strips = min(16, math.ceil(frames / FRAMES_A_THREAD))
+    rows = strips * FRAMES_A_THREAD
+    return program.launch(
+        "depthwise_conv1d",
+        [x, *_masks(mask), kernel, *([] if shift is None else [shift])],
+        _like(x),
+        grid=(batch * math.ceil(frames / rows), channels // tile),
+        threads=tile // 2 * strips,
+        shared_bytes=2 * (rows + taps - 1) * tile + 4 * taps * tile,
+        FRAMES=frames,
+        CHANNELS=channels,
+        TILE_CHANNELS=tile,
+        TAPS=taps,
+        STRIPS=strips,
+        FRAMES_A_THREAD=FRAMES_A_THREAD,
+        ACTIVATED=int(shift is not None),
+        MASKED=int(mask is not None),
+    )
