@@ -31,6 +31,7 @@ from flax import nnx
 from variants import VARIANTS
 
 from redimnet_jax import model_config
+from redimnet_jax.compilation import jit
 from redimnet_jax.network import SpeakerNetwork
 
 COLUMNS = ("variant", "part", "code", "ms", "utterances_per_s", "speed_over_pytorch", "compile_s", "memory_gib")
@@ -58,7 +59,7 @@ def jax_parts(variant: str, audio: np.ndarray, dtype: str) -> dict[str, Measured
 
     def compiled(function, *arguments, donate=()):
         start = time.perf_counter()
-        program = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+        program = jit(function, donate_argnums=donate).lower(*arguments).compile()
         memory = program.memory_analysis()
         peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
         peak -= memory.alias_size_in_bytes

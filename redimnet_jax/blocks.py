@@ -22,6 +22,7 @@ from redimnet_jax.layers import (
     Dense,
     DepthwiseConv1d,
     LayerNorm,
+    batch_statistics,
     masked_mean,
 )
 
@@ -68,12 +69,24 @@ class ConvNeXtBlock(nnx.Module):
 
     def _in_bfloat16(self, x: Array, mask: Array | None, train: bool) -> Array:
         offset_and_pointwise = (v[...] for v in (self.norm.bias, self.pwconv1.kernel, self.pwconv1.bias))
-        if len(self.dwconvs) == 1 and (self.norm.frozen or not train):
-            taps = self.dwconvs[0]
-            statistics = self.norm.mean_and_gain(x, mask)
-            return convnext.block(x, mask, taps.kernel[...], taps.bias[...], *statistics, *offset_and_pointwise)
-        h = self._convolutions(x, mask)
-        return convnext.mix_channels(x, h, *self.norm.mean_and_gain(h, mask, train=train), *offset_and_pointwise)
+        biases = jnp.concatenate([convolution.bias[...] for convolution in self.dwconvs])
+        of_batch = train and not self.norm.frozen
+        alone = self.dwconvs[0].kernel[...] if len(self.dwconvs) == 1 else None
+        if alone is not None and not of_batch:
+            return convnext.block(x, mask, alone, biases, *self.norm.mean_and_gain(), *offset_and_pointwise)
+        # A bias before a normalisation moves the mean and nothing else, so no map has it.
+        if alone is not None and alone.ndim == 4 and mask is None:
+            h, mean, var = convnext.convolution_and_statistics(x, alone)
+            count = h.size // h.shape[-1]
+        else:
+            h = jnp.concatenate([convolution.without_bias(x, mask) for convolution in self.dwconvs], axis=-1)
+            mean, var, count = batch_statistics(h, mask)
+        if of_batch:
+            gain = self.norm.gain_of_batch(mean + biases, var, count)
+        else:
+            mean, gain = self.norm.mean_and_gain()
+            mean = mean - biases
+        return convnext.mix_channels(x, h, mean, gain, *offset_and_pointwise)
 
 
 def convnext_1d(channels: int, taps: Sequence[int], *, rngs: nnx.Rngs) -> ConvNeXtBlock:

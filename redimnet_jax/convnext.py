@@ -5,13 +5,15 @@ Bound by memory, it keeps few maps for the backward pass, which computes the oth
 the convolution of a 1-D block with normalisation and GELU.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.activation import gelu, gelu_derivative
-from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d
-from redimnet_jax.layers import masked
+from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, materialised, suits_kernel
+from redimnet_jax.layers import batch_statistics, masked
 
 Array = jax.Array
 
@@ -40,16 +42,16 @@ def _mix_channels_bwd(arrays, dout: Array):
     wide = _normalised(y, mean, gain, offset)
     activated = gelu(wide.astype(y.dtype))
     dactivated = jnp.matmul(dout, kernel.astype(y.dtype).T)
-    # In bfloat16, as three sums and a map are made of it.
-    dnormalised = (exact(dactivated) * gelu_derivative(wide)).astype(y.dtype)
+    # In bfloat16, as three sums and a map are made of it: XLA would keep float32, were it free to.
+    dnormalised = materialised((exact(dactivated) * gelu_derivative(wide)).astype(y.dtype))
     positions = tuple(range(y.ndim - 1))
     doffset = exact(dnormalised).sum(positions)
-    # One product an utterance: one over all positions would be cut up, after copies with padding.
-    per_utterance = (y.shape[0], -1)
+    # A product for every eight utterances: XLA would cut up one over all positions, and pad what eight do not divide.
+    products = y.shape[0] // math.gcd(y.shape[0], 8)
     dkernel = jnp.einsum(
         "bpi,bpo->bio",
-        activated.reshape(*per_utterance, y.shape[-1]),
-        dout.reshape(*per_utterance, dout.shape[-1]),
+        activated.reshape(products, -1, y.shape[-1]),
+        dout.reshape(products, -1, dout.shape[-1]),
         preferred_element_type=jnp.float32,
     )
     return (
@@ -64,6 +66,50 @@ def _mix_channels_bwd(arrays, dout: Array):
 
 
 mix_channels.defvjp(_mix_channels_fwd, _mix_channels_bwd)
+
+
+@jax.custom_vjp
+def convolution_and_statistics(x: Array, taps: Array) -> tuple[Array, Array, Array]:
+    """(grouped convolution of `x`, mean of every channel over all positions, its biased variance).
+
+    `x` (batch, time, freq, channels), bfloat16, and `taps` (kt, kf, channels/groups, channels), float32; the
+    statistics (channels,), float32.
+    """
+
+    def plain(x: Array, taps: Array):
+        y = grouped_conv2d(x, taps.astype(x.dtype), x.shape[3] // taps.shape[2])
+        return y, *batch_statistics(y, None)[:2]
+
+    def fused(x: Array, taps: Array):
+        from redimnet_jax.cuda import kernels
+
+        y, total, squares = kernels.grouped_conv2d_and_sums(x, taps)
+        count = math.prod(y.shape[:-1])
+        # Of sums in float32, before the convolution is rounded: where the mean is not many deviations large.
+        return y, total / count, jnp.maximum(squares / count - jnp.square(total / count), 0.0)
+
+    if not suits_kernel(x, taps):
+        return plain(x, taps)
+    return lax.platform_dependent(x, taps, cuda=fused, default=plain)
+
+
+def _convolution_and_statistics_fwd(x: Array, taps: Array):
+    y, mean, var = convolution_and_statistics(x, taps)
+    return (y, mean, var), (x, taps, y, mean)
+
+
+def _convolution_and_statistics_bwd(residuals, cotangents):
+    x, taps, y, mean = residuals
+    dy, dmean, dvar = cotangents
+    count = math.prod(y.shape[:-1])
+    dy = (exact(dy) + dmean / count + (exact(y) - mean) * (2 / count * dvar)).astype(y.dtype)
+    _, backward = jax.vjp(
+        lambda x, taps: grouped_conv2d(x, taps.astype(x.dtype), x.shape[3] // taps.shape[2]), x, taps
+    )
+    return backward(materialised(dy))
+
+
+convolution_and_statistics.defvjp(_convolution_and_statistics_fwd, _convolution_and_statistics_bwd)
 
 
 def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:

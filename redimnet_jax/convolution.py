@@ -94,11 +94,26 @@ def _kernel_gradient_1d_by_products(x: Array, dy: Array) -> Array:
 
 
 def _depthwise_conv1d_bwd(residuals, dy: Array):
+    from redimnet_jax.cuda import kernels
+
     x, kernel = residuals
     dy = materialised(dy)
     taps = kernel.shape[0]
-    x = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
-    dkernel = lax.platform_dependent(x, dy, cpu=_kernel_gradient_1d_by_taps, default=_kernel_gradient_1d_by_products)
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+
+    def by_products(x: Array, dy: Array) -> Array:
+        return _kernel_gradient_1d_by_products(padded(x), dy)
+
+    fused = x.dtype == jnp.bfloat16 and kernels.suits_depthwise(x.shape[2])
+    dkernel = lax.platform_dependent(
+        x,
+        dy,
+        cpu=lambda x, dy: _kernel_gradient_1d_by_taps(padded(x), dy),
+        cuda=functools.partial(kernels.depthwise_kernel_gradient, taps=taps) if fused else by_products,
+        default=by_products,
+    )
     return _fused_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
 
 
@@ -233,7 +248,8 @@ def _fused_2d_bwd(groups: int, residuals, dy: Array):
 _fused_2d.defvjp(_fused_2d_fwd, _fused_2d_bwd)
 
 
-def _suits_kernel(x: Array, kernel: Array) -> bool:
+def suits_kernel(x: Array, kernel: Array) -> bool:
+    """Whether there is a kernel for CUDA GPUs that convolves `x` with the grouped `kernel`."""
     from redimnet_jax.cuda import kernels
 
     same_channels = x.shape[3] == kernel.shape[3]
@@ -248,5 +264,5 @@ def grouped_conv2d(x: Array, kernel: Array, groups: int) -> Array:
     dense = functools.partial(_dense_2d, groups=groups)
     shifted = groups > 1 and n <= MAX_SHIFTED_GROUP and kt % 2 and kf % 2
     on_cpu = functools.partial(_shifted_2d, groups=groups) if shifted else dense
-    on_cuda = functools.partial(_fused_2d, groups=groups) if _suits_kernel(x, kernel) else dense
+    on_cuda = functools.partial(_fused_2d, groups=groups) if suits_kernel(x, kernel) else dense
     return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=dense)

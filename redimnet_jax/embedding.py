@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from redimnet_jax import audio, buckets, embedding_cache
+from redimnet_jax.compilation import jit
 from redimnet_jax.embedding_cache import PooledCache
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
@@ -232,7 +233,7 @@ def pool_recordings(
     return _gathered(pooled, len(pieces)).reshape(len(recordings), pieces.crops, -1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _pooled(graph, state, waveform, lengths):
     network = nnx.merge(graph, state)
     return network.pooled(*network.features(waveform, lengths))
@@ -251,7 +252,7 @@ def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8
     return whole.reshape(*pooled.shape[:-1], -1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def _embedded(graph, state, pooled):
     return nnx.merge(graph, state).embed(pooled)
 

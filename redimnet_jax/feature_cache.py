@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import files, input_pipeline, placement
 from redimnet_jax.augment import Speed, Step
+from redimnet_jax.compilation import jit
 from redimnet_jax.embedding_cache import backbone_digest
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
@@ -252,4 +253,4 @@ def _pooled(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable:
         return features, batch["label"], jnp.isfinite(features).all(axis=1)
 
     whole = placement.whole(mesh)
-    return jax.jit(pooled, in_shardings=(whole, placement.by_rows(mesh)), out_shardings=whole)
+    return jit(pooled, in_shardings=(whole, placement.by_rows(mesh)), out_shardings=whole)

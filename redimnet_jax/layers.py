@@ -81,8 +81,10 @@ class DepthwiseConv1d(nnx.Module):
         self.bias = _uniform(rngs, (channels,), taps)
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
-        x = depthwise_conv1d(masked(x, mask), self.kernel[...].astype(x.dtype))
-        return x + self.bias[...].astype(x.dtype)
+        return self.without_bias(x, mask) + self.bias[...].astype(x.dtype)
+
+    def without_bias(self, x: Array, mask: Array | None) -> Array:
+        return depthwise_conv1d(masked(x, mask), self.kernel[...].astype(x.dtype))
 
 
 class Conv2d(nnx.Module):
@@ -105,8 +107,11 @@ class Conv2d(nnx.Module):
         self.bias = _uniform(rngs, (features_out,), fan_in) if bias else None
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
-        x = grouped_conv2d(masked(x, mask), self.kernel[...].astype(x.dtype), self.groups)
-        return x if self.bias is None else x + self.bias[...].astype(x.dtype)
+        y = self.without_bias(x, mask)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def without_bias(self, x: Array, mask: Array | None) -> Array:
+        return grouped_conv2d(masked(x, mask), self.kernel[...].astype(x.dtype), self.groups)
 
 
 class PatchConv2d(nnx.Module):
@@ -203,22 +208,48 @@ class BatchNorm(nnx.Module):
             y, statistics = normalised_by_batch(x, mask, self.scale[...], self.bias[...], self.eps)
             self._keep(*statistics)
             return y
-        mean, gain = self.mean_and_gain(x, mask)
+        mean, gain = self.mean_and_gain()
         return ((exact(x) - mean) * gain + self.bias[...]).astype(x.dtype)
 
-    def mean_and_gain(self, x: Array, mask: Array | None = None, *, train: bool = False) -> tuple[Array, Array]:
-        """What `x` is normalised by, each (features,), float32; in train mode the running statistics move on."""
-        mean, var = self.mean[...], self.var[...]
-        if train and not self.frozen:
-            mean, var, count = batch_statistics(x, mask)
-            self._keep(mean, var, count)
-        return mean, self.scale[...] * jax.lax.rsqrt(var + self.eps)
+    def mean_and_gain(self) -> tuple[Array, Array]:
+        """What is subtracted and what that is multiplied by in eval mode, each (features,), float32."""
+        return self.mean[...], self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
 
-    def _keep(self, mean: Array, var: Array, count: Array) -> None:
+    def gain_of_batch(self, mean: Array, var: Array, count: Array | int) -> Array:
+        """The gain in train mode, given a batch's statistics, towards which the running ones move."""
+        self._keep(mean, var, count)
+        return self.scale[...] * jax.lax.rsqrt(var + self.eps)
+
+    def _keep(self, mean: Array, var: Array, count: Array | int) -> None:
         keep = 1 - BATCH_NORM_MOMENTUM
         unbiased = var * (count / (count - 1))
         self.mean[...] = jax.lax.stop_gradient(keep * self.mean[...] + BATCH_NORM_MOMENTUM * mean)
         self.var[...] = jax.lax.stop_gradient(keep * self.var[...] + BATCH_NORM_MOMENTUM * unbiased)
+
+
+def _normalised_rows(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    h = exact(x)
+    h = h - h.mean(-1, keepdims=True)
+    h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + eps)
+    return (h * scale + bias).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalised_rows_fused(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    from redimnet_jax.cuda import kernels
+
+    return kernels.layer_norm(x, scale, bias, eps)
+
+
+def _normalised_rows_fused_fwd(*arguments):
+    return _normalised_rows_fused(*arguments), arguments[:3]
+
+
+def _normalised_rows_fused_bwd(eps: float, residuals, dy: Array):
+    return jax.vjp(functools.partial(_normalised_rows, eps=eps), *residuals)[1](dy)
+
+
+_normalised_rows_fused.defvjp(_normalised_rows_fused_fwd, _normalised_rows_fused_bwd)
 
 
 class LayerNorm(nnx.Module):
@@ -230,10 +261,16 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Array) -> Array:
-        h = exact(x)
-        h = h - h.mean(-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.eps)
-        return (h * self.scale[...] + self.bias[...]).astype(x.dtype)
+        from redimnet_jax.cuda import kernels
+
+        arrays = x, self.scale[...], self.bias[...]
+        plain = functools.partial(_normalised_rows, eps=self.eps)
+        if x.dtype != jnp.bfloat16 or not kernels.suits_layer_norm(x.shape[-1]):
+            return plain(*arrays)
+        # The options of a derivative of one's own are given by place.
+        return jax.lax.platform_dependent(
+            *arrays, cuda=lambda *arrays: _normalised_rows_fused(*arrays, self.eps), default=plain
+        )
 
 
 class GroupNorm(nnx.Module):

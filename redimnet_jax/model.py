@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax import buckets
+from redimnet_jax.compilation import jit
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses import unit
 from redimnet_jax.network import SpeakerNetwork
@@ -28,7 +29,7 @@ class Source:
     licence: str | None = None
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jit, static_argnums=(0, 4))
 def forward(graph, state, waveform: Array, lengths: Array | None, classify: bool) -> Array:
     """What `SpeakerNetwork.__call__` gives, of a network taken apart by `nnx.split`; compiled once a shape."""
     return nnx.merge(graph, state)(waveform, lengths, classify=classify)

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from redimnet_jax import matryoshka, model_config, placement
+from redimnet_jax.compilation import jit
 from redimnet_jax.embedding import embed_pooled
 from redimnet_jax.errors import UserError
 from redimnet_jax.heads import Heads
@@ -96,7 +97,7 @@ def pooled_crops(
         return network.pooled(*network.features(batch["waveform"])), batch["label"]
 
     whole = placement.whole(mesh)
-    compiled = jax.jit(pooled, in_shardings=(whole, placement.by_rows(mesh)), out_shardings=whole)
+    compiled = jit(pooled, in_shardings=(whole, placement.by_rows(mesh)), out_shardings=whole)
     state, found = placement.replicate(state, mesh), []
     with contextlib.closing(batches), log.bar("features", count) as bar:
         for _ in range(count):

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from redimnet_jax import class_sharding, placement
+from redimnet_jax.compilation import jit
 from redimnet_jax.heads import Heads
 from redimnet_jax.layers import BatchNorm
 from redimnet_jax.network import SpeakerNetwork
@@ -213,7 +214,7 @@ def compile_step(step: Callable, mesh: Mesh, *arguments: Any) -> Callable:
     accepts no other shapes: it never compiles again.
     """
     state, frozen = class_sharding.sharding_of(arguments[:2], mesh)
-    jitted = jax.jit(
+    jitted = jit(
         step,
         in_shardings=(state, frozen, placement.by_rows(mesh)),
         out_shardings=(state, placement.whole(mesh)),

@@ -8,7 +8,8 @@
 // output channels of a bin.
 //
 // taps (9, CHANNELS / 16, KERNEL_CHANNELS / 16) and kernel (CHANNELS / 16, CHANNELS / 8) are in the order in which
-// the lanes of a warp take them.
+// the lanes of a warp take them. Where STATISTICS is 1, sums (batch, FRAME_TILES x bin tiles, channel tiles, BLOCKS,
+// STRIPS, 2, 16) are those of the convolution and of its squares, of every strip.
 
 constexpr int THREADS = 256, WARPS = THREADS / LANES, TILE_FRAMES = 16;
 constexpr int FRAME_TILES = (FRAMES + TILE_FRAMES - 1) / TILE_FRAMES;
@@ -29,7 +30,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #if POINTWISE
     const float* shift, const uint2* kernel, const float* bias,
 #endif
-    bf16* out) {
+    bf16* out
+#if STATISTICS
+    , float* statistics
+#endif
+    ) {
     bf16* in_tile = (bf16*)shared_memory;
     bf16* out_tile = in_tile + (TILE_FRAMES + 2) * IN_PITCH;
     const int utterance = blockIdx.x / FRAME_TILES, frame0 = blockIdx.x % FRAME_TILES * TILE_FRAMES;
@@ -78,6 +83,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
     wait_for_copies<0>();
     __syncthreads();
 
+#if STATISTICS
+    constexpr int CHANNEL_TILES = CHANNELS / TILE_CHANNELS;
+    constexpr int BIN_TILES = (BINS + TILE_BINS - 1) / TILE_BINS;
+    statistics += ((blockIdx.x * BIN_TILES + blockIdx.y / CHANNEL_TILES) * CHANNEL_TILES + blockIdx.y % CHANNEL_TILES) *
+                  (BLOCKS * STRIPS * 32);
+    const bool exist[2] = {frame0 + group < FRAMES, frame0 + group + 8 < FRAMES};
+#endif
     for (; task < (warp + 1) * TASKS && task < BLOCKS * STRIPS; task++) {
         const int block = task / STRIPS, first = task % STRIPS * STRIP;
         if (block != taps_of) load_taps(taps_of = block);
@@ -93,6 +105,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
             for (int i = 0; i < STRIP; i++) sums[i][j >> 1][j & 1] = sums[i][j >> 1][(j & 1) + 2] = start;
         }
         const bf16* rows = in_tile + row * IN_PITCH + half + block / KS * KERNEL_CHANNELS;
+#if STATISTICS
+        float totals[2][4] = {};
+#endif
         u32 a[2][KS][3][4];
         auto exists = [&](int i) { return (u32)(bin0 + first + i) < (u32)BINS; };
         auto load_bin = [&](int i) {
@@ -133,11 +148,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #pragma unroll
                     for (int e = 0; e < 4; e++) s[e] = gelu(s[e]);
 #endif
+#if STATISTICS
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        const float v = exist[e >> 1] && bin0 + first + done < BINS ? s[e] : 0.0f;
+                        totals[0][2 * j + (e & 1)] += v, totals[1][2 * j + (e & 1)] += v * v;
+                    }
+#endif
                     *(u32*)(to + 8 * j) = packed(s[0], s[1]);
                     *(u32*)(to + 8 * j + 8 * OUT_PITCH) = packed(s[2], s[3]);
                 }
             }
         }
+#if STATISTICS
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float total = totals[i >> 2][i & 3];
+            for (int lanes = 4; lanes < LANES; lanes *= 2) total += __shfl_xor_sync(~0u, total, lanes);
+            if (group == 0) statistics[task * 32 + (i >> 2) * 16 + (i >> 1 & 1) * 8 + pair * 2 + (i & 1)] = total;
+        }
+#endif
     }
 
 #if POINTWISE

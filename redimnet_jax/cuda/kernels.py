@@ -112,7 +112,7 @@ def convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel:
 def _convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
     batch, frames, bins, channels = x.shape
     block = _block(taps.shape[2])
-    return program.launch(
+    (out,) = program.launch(
         "grouped_conv2d",
         [x, *_masks(mask), _taps_in_lane_order(taps, block), shift, _lane_order(kernel), bias],
         _like(x),
@@ -128,27 +128,40 @@ def _convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel
         STRIP=_strip(bins, channels // 16),
         N_WARPS=_n_warps(bins, channels),
         POINTWISE=1,
+        STATISTICS=0,
         MASKED=int(mask is not None),
     )
+    return out
 
 
 def grouped_conv2d(x: Array, kernel: Array) -> Array:
     """The convolution of `x` with a grouped kernel (3, 3, channels/groups, channels)."""
-    return by_batch(_grouped_conv2d, x, kernel, batched=1)
+    return by_batch(lambda *arrays: _grouped_conv2d(*arrays, statistics=False), x, kernel, batched=1)[0]
 
 
-def _grouped_conv2d(x: Array, kernel: Array) -> Array:
+def grouped_conv2d_and_sums(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
+    """The same, and of every channel the sums over all positions of its values and of their squares, float32."""
+    y, sums = by_batch(lambda *arrays: _grouped_conv2d(*arrays, statistics=True), x, kernel, batched=1)
+    # (batch, programs of an utterance, tiles of channels, their blocks, strips, what, 16 channels)
+    return y, *sums.sum((0, 1, 4)).transpose(2, 0, 1, 3).reshape(2, x.shape[3])
+
+
+def _grouped_conv2d(x: Array, kernel: Array, *, statistics: bool) -> list[Array]:
     batch, frames, bins, channels = x.shape
     block = _block(kernel.shape[2])
     tile_channels = max(n for n in range(block, channels + 1, block) if channels % n == 0 and n <= 192)
     tile_bins = bins
     while _conv_bytes(tile_bins, tile_channels, tile_bins == bins) > SHARED_BYTES // 2:
         tile_bins = math.ceil(tile_bins / 2)
+    strip, blocks, tiles = _strip(tile_bins, tile_channels // 16), tile_channels // 16, channels // tile_channels
+    frame_tiles, bin_tiles = math.ceil(frames / FRAMES), math.ceil(bins / tile_bins)
+    sums = batch, frame_tiles * bin_tiles, tiles, blocks, math.ceil(tile_bins / strip), 2, 16
     return program.launch(
         "grouped_conv2d",
         [x, _taps_in_lane_order(kernel, block)],
         _like(x),
-        grid=(batch * math.ceil(frames / FRAMES), math.ceil(bins / tile_bins) * (channels // tile_channels)),
+        *([jax.ShapeDtypeStruct(sums, jnp.float32)] if statistics else []),
+        grid=(batch * frame_tiles, bin_tiles * tiles),
         threads=32 * WARPS,
         shared_bytes=_conv_bytes(tile_bins, tile_channels, tile_bins == bins),
         FRAMES=frames,
@@ -157,9 +170,10 @@ def _grouped_conv2d(x: Array, kernel: Array) -> Array:
         TILE_BINS=tile_bins,
         TILE_CHANNELS=tile_channels,
         KERNEL_CHANNELS=block,
-        STRIP=_strip(tile_bins, tile_channels // 16),
+        STRIP=strip,
         N_WARPS=1,
         POINTWISE=0,
+        STATISTICS=int(statistics),
         MASKED=0,
     )
 
@@ -178,7 +192,7 @@ def _partial_gradients(x: Array, dy: Array) -> Array:
     blocks = next(n for n in (4, 2, 1) if channels // 16 % n == 0)
     tile_channels, tile_bins = 16 * blocks, min(bins, WARPS // blocks * 3)
     bin_tiles, sums = math.ceil(bins / tile_bins), 4 * WARPS * 9 * 16 * 16
-    return program.launch(
+    (partial,) = program.launch(
         "grouped_kernel_gradient",
         [x, dy],
         jax.ShapeDtypeStruct((batch, bin_tiles, channels // 16, 9, 16, 16), jnp.float32),
@@ -191,6 +205,11 @@ def _partial_gradients(x: Array, dy: Array) -> Array:
         TILE_BINS=tile_bins,
         TILE_CHANNELS=tile_channels,
     )
+    return partial
+
+
+def _depthwise_tile(channels: int) -> int:
+    return next(n for n in (48, 32, 24, 16, 8) if channels % n == 0)
 
 
 def depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array | None = None) -> Array:
@@ -203,10 +222,10 @@ def depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array |
 
 def _depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array | None) -> Array:
     (batch, frames, channels), taps = x.shape, kernel.shape[0]
-    tile = next(n for n in (48, 32, 24, 16, 8) if channels % n == 0)
+    tile = _depthwise_tile(channels)
     strips = min(16, math.ceil(frames / FRAMES_A_THREAD))
     rows = strips * FRAMES_A_THREAD
-    return program.launch(
+    (out,) = program.launch(
         "depthwise_conv1d",
         [x, *_masks(mask), kernel, *([] if shift is None else [shift])],
         _like(x),
@@ -222,3 +241,57 @@ def _depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array 
         ACTIVATED=int(shift is not None),
         MASKED=int(mask is not None),
     )
+    return out
+
+
+def suits_layer_norm(channels: int) -> bool:
+    """Whether `layer_norm` takes maps of `channels`."""
+    return channels % 4 == 0 and channels <= 1024
+
+
+def layer_norm(x: Array, scale: Array, shift: Array, eps: float) -> Array:
+    """The last axis of `x` (batch, ..., channels) normalised, times `scale`, plus `shift` (channels,), float32."""
+    return by_batch(_layer_norm, x, jnp.float32(eps), scale, shift, batched=1)
+
+
+def _layer_norm(x: Array, eps: Array, scale: Array, shift: Array) -> Array:
+    channels, rows = x.shape[-1], math.prod(x.shape[:-1])
+    lanes = min(32, 1 << (channels // 4 - 1).bit_length())
+    (out,) = program.launch(
+        "layer_norm",
+        [x, eps, scale, shift],
+        _like(x),
+        grid=(math.ceil(rows / (32 * WARPS // lanes)), 1),
+        threads=32 * WARPS,
+        shared_bytes=0,
+        ROWS=rows,
+        CHANNELS=channels,
+        LANES_A_ROW=lanes,
+    )
+    return out
+
+
+def depthwise_kernel_gradient(x: Array, dy: Array, taps: int) -> Array:
+    """The gradient of a depthwise kernel (taps, channels), float32, from the input and the output's gradient."""
+    return by_batch(lambda *maps: _depthwise_kernel_gradient(*maps, taps=taps), x, dy, batched=2).sum(0)
+
+
+def _depthwise_kernel_gradient(x: Array, dy: Array, *, taps: int) -> Array:
+    batch, frames, channels = x.shape
+    tile, part = _depthwise_tile(channels), min(8, 1 << (taps - 1).bit_length())
+    parts, rows = math.ceil(taps / part), min(208, math.ceil(frames / part) * part)
+    (partial,) = program.launch(
+        "depthwise_kernel_gradient",
+        [x, dy],
+        jax.ShapeDtypeStruct((batch, taps, channels), jnp.float32),
+        grid=(batch, channels // tile),
+        threads=tile // 2 * parts,
+        shared_bytes=2 * tile * (2 * rows + parts * part - 1),
+        FRAMES=frames,
+        CHANNELS=channels,
+        TILE_CHANNELS=tile,
+        TILE_FRAMES=rows,
+        TAPS=taps,
+        TAPS_A_THREAD=part,
+    )
+    return partial

@@ -75,14 +75,15 @@ def ptx(name: str, defines: Defines) -> str:
 
 
 _launch = Primitive("cuda_launch")
+_launch.multiple_results = True
 
 
 @_launch.def_abstract_eval
-def _(*_, result: jax.ShapeDtypeStruct, **__):
-    return jax.core.ShapedArray(result.shape, result.dtype)
+def _(*_, results: tuple[jax.ShapeDtypeStruct, ...], **__):
+    return [jax.core.ShapedArray(result.shape, result.dtype) for result in results]
 
 
-def _lower(ctx, *operands, name: str, result, grid: tuple[int, int], threads: int, shared_bytes: int, defines):
+def _lower(ctx, *operands, name: str, results, grid: tuple[int, int], threads: int, shared_bytes: int, defines):
     numbers = {
         "grid_x": grid[0],
         "grid_y": grid[1],
@@ -99,7 +100,7 @@ def _lower(ctx, *operands, name: str, result, grid: tuple[int, int], threads: in
         name=name,
         kernel_type="ptx",
         kernel_data=ptx(name, defines),
-        output_indices=[np.int32(len(operands))],
+        output_indices=[np.int32(len(operands) + i) for i in range(len(results))],
         **{key: np.int32(number) for key, number in numbers.items()},
     )
 
@@ -111,18 +112,17 @@ mlir.register_lowering(_launch, _lower, platform="cuda")
 def launch(
     name: str,
     operands: Sequence[Array],
-    result: jax.ShapeDtypeStruct,
-    *,
+    *results: jax.ShapeDtypeStruct,
     grid: tuple[int, int],
     threads: int,
     shared_bytes: int,
     **defines: int,
-) -> Array:
+) -> list[Array]:
     """What the kernel `name` (of the file of that name) writes, given `operands` and macros `defines`."""
     return _launch.bind(
         *operands,
         name=name,
-        result=result,
+        results=results,
         grid=grid,
         threads=threads,
         shared_bytes=shared_bytes,

@@ -10,32 +10,29 @@ from jax.sharding import PartitionSpec as P
 Array = jax.Array
 
 
-def by_batch(function: Callable[..., Array], *operands: Array | None, batched: int) -> Array:
-    """`function(*operands)`, whose first `batched` operands, and whose result, have the batch as their first axis."""
-    leaves = [i < batched for i, operand in enumerate(operands) if operand is not None]
+def by_batch(function: Callable, *operands: Array | None, batched: int):
+    """`function(*operands)`, whose first `batched` operands and all results have the batch as their first axis."""
+    of_batch = [i < batched for i, operand in enumerate(operands) if operand is not None]
+    results = jax.eval_shape(function, *operands)
 
-    def partition(mesh, arguments, result):
-        axis = jax.tree.leaves(arguments)[0].sharding.spec[:1]
-        shardings = [NamedSharding(mesh, P(*axis) if of_batch else P()) for of_batch in leaves]
-        return (
-            mesh,
-            function,
-            NamedSharding(mesh, P(*axis)),
-            jax.tree.unflatten(jax.tree.structure(arguments), shardings),
-        )
+    def partition(mesh, arguments, _):
+        batch = P(*jax.tree.leaves(arguments)[0].sharding.spec[:1])
+        shardings = [NamedSharding(mesh, batch if first else P()) for first in of_batch]
+        of_results = jax.tree.map(lambda _: NamedSharding(mesh, batch), results)
+        return mesh, function, of_results, jax.tree.unflatten(jax.tree.structure(arguments), shardings)
 
-    result = jax.eval_shape(function, *operands)
-    ranks = [operand.ndim for operand in operands if operand is not None]
-    letters = iter(f"i{i}" for i in range(sum(ranks) + result.ndim))
     whole = []
 
-    def axes(rank: int, of_batch: bool) -> str:
-        names = [next(letters) for _ in range(rank - of_batch)]
-        whole.extend(names)
-        return " ".join([*(["b"] if of_batch else []), *names])
+    def axes(rank: int, first: bool) -> str:
+        others = [f"i{len(whole) + i}" for i in range(rank - first)]
+        whole.extend(others)
+        return " ".join(["b"] * first + others)
 
-    terms = ", ".join(axes(rank, of_batch) for rank, of_batch in zip(ranks, leaves, strict=True))
-    rule = f"{terms} -> {axes(result.ndim, True)}"
+    arrays = [operand for operand in operands if operand is not None]
+    before = ", ".join(axes(array.ndim, first) for array, first in zip(arrays, of_batch, strict=True))
+    after = ", ".join(axes(result.ndim, True) for result in jax.tree.leaves(results))
     partitioned = custom_partitioning(function)
-    partitioned.def_partition(partition=partition, sharding_rule=rule, need_replication_factors=tuple(whole))
+    partitioned.def_partition(
+        partition=partition, sharding_rule=f"{before} -> {after}", need_replication_factors=tuple(whole)
+    )
     return partitioned(*operands)

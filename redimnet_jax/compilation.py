@@ -1,0 +1,28 @@
+"""`jax.jit` for programs that hold a network."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# On a GPU cuBLAS adds biases and residuals in its products, where a product of XLA's own (Triton) is followed by a
+# pass over the map for them; and to try out the latter takes most of the time of compiling.
+OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
+
+def jit(function: Callable, **arguments: Any) -> Callable:
+    """`jax.jit(function, **arguments)` with the compiler's options for a network on this backend."""
+
+    @functools.cache
+    def jitted() -> Callable:
+        # Not before the first call, as it starts the backend.
+        return jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()), **arguments)
+
+    @functools.wraps(function)
+    def call(*operands: Any) -> Any:
+        return jitted()(*operands)
+
+    call.jitted = jitted
+    call.lower = lambda *operands: jitted().lower(*operands)
+    return call
