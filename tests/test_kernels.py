@@ -1,8 +1,14 @@
-"""The kernels for CUDA GPUs, interpreted, against the plain forms in float32, and lowered as for a GPU."""
+"""The kernels for CUDA GPUs against the plain forms in float32: their own source on a CPU, and made for a GPU."""
 
+import functools
 import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
 
 import checkpoints
+import compiling
 import cuda_forms
 import golden
 import jax
@@ -11,7 +17,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from redimnet_jax import attention, convnext, from_torch
+from redimnet_jax import attention, convnext, convolution, from_torch
+from redimnet_jax.cuda import kernels, program
 
 # Of bfloat16 results, whose rounding alone is up to 2e-3.
 ROUNDING = 6e-3
@@ -32,11 +39,17 @@ def exact(arrays):
 
 def agree(ours, theirs, inputs, others, dout) -> None:
     """Values and gradients in `inputs`, bfloat16, against those of float32; `others` are float32 on both sides."""
-    value, backward = jax.vjp(ours, *inputs, *others)
-    expected, expected_backward = jax.vjp(theirs, *exact(inputs), *others)
+
+    @functools.partial(compiling.jit, static_argnums=0)
+    def value_and_gradients(function, arrays, dout):
+        value, backward = jax.vjp(function, *arrays)
+        return value, backward(dout)
+
+    value, gradients = value_and_gradients(ours, (*inputs, *others), dout)
+    expected, expected_gradients = value_and_gradients(theirs, (*exact(inputs), *others), dout.astype(jnp.float32))
     assert value.dtype == jnp.bfloat16
     assert relative(value, expected) < ROUNDING
-    for a, b in zip(backward(dout), expected_backward(dout.astype(jnp.float32)), strict=True):
+    for a, b in zip(gradients, expected_gradients, strict=True):
         assert relative(a, b) < 2 * ROUNDING
 
 
@@ -48,7 +61,7 @@ def mask(batch: int, frames: int):
 def test_attention(frames, channels, masked, monkeypatch):
     q, k, v, dout = (normal(i, (2, frames, channels), jnp.bfloat16) for i in range(4))
     keys = mask(2, frames) if masked else None
-    with cuda_forms.chosen(monkeypatch) as kernels:
+    with cuda_forms.chosen(monkeypatch) as names:
         agree(
             lambda *x: attention.attention(*x, keys, 4),
             lambda *x: attention._plain(*x, keys, 4),
@@ -56,13 +69,12 @@ def test_attention(frames, channels, masked, monkeypatch):
             (),
             dout,
         )
-        assert kernels == ["_forward_kernel", "_backward_kernel"]
+        assert names == ["_forward_kernel", "_backward_kernel"]
 
 
-def block(channels: int, members: int) -> list:
+def mixing(channels: int) -> list:
+    """Mean, gain, offset, kernel and bias."""
     return [
-        normal(1, (3, 3, members, channels)) / 6,
-        0.1 * normal(2, (channels,)),
         0.1 * normal(3, (channels,)),
         1 + 0.1 * normal(4, (channels,)),
         normal(5, (channels,)),
@@ -71,34 +83,91 @@ def block(channels: int, members: int) -> list:
     ]
 
 
+def block(channels: int, *taps: int) -> list:
+    return [normal(1, (*taps, channels)) / np.prod(taps) ** 0.5, 0.1 * normal(2, (channels,)), *mixing(channels)]
+
+
+GRADIENTS = ["grouped_conv2d", "grouped_conv2d", "grouped_kernel_gradient"]
+
+
 @pytest.mark.parametrize(
-    ("channels", "bins", "members", "masked"), [(16, 12, 4, False), (32, 5, 16, True), (48, 3, 1, True)]
+    ("bins", "channels", "taps", "masked", "run"),
+    [
+        (12, 16, (3, 3, 4), False, ["grouped_conv2d", *GRADIENTS]),
+        (5, 32, (3, 3, 16), True, ["grouped_conv2d", *GRADIENTS]),
+        (3, 48, (3, 3, 1), True, ["grouped_conv2d", *GRADIENTS]),
+        (None, 16, (7,), False, ["depthwise_conv1d"] * 3),
+        (None, 40, (19,), True, ["depthwise_conv1d"] * 3),
+    ],
 )
-def test_convnext_block(channels, bins, members, masked, monkeypatch):
-    x, dout = (normal(i, (2, 9, bins, channels), jnp.bfloat16) for i in (0, 8))
-    frames = mask(2, 9) if masked else None
-    with cuda_forms.chosen(monkeypatch) as kernels:
+def test_block(bins, channels, taps, masked, run, monkeypatch):
+    """Several tiles of frames, the last of which is not full."""
+    shape = (2, 41, bins, channels) if bins else (2, 230, channels)
+    x, dout = (normal(i, shape, jnp.bfloat16) for i in (0, 8))
+    frames = mask(2, shape[1]) if masked else None
+    with cuda_forms.chosen(monkeypatch) as names:
         agree(
-            lambda x, *rest: convnext.block_2d(x, frames, *rest),
-            lambda x, *rest: convnext._block_2d_plain(x, frames, *rest),
+            lambda x, *rest: convnext.block(x, frames, *rest),
+            lambda x, *rest: convnext._plain(x, frames, *rest),
             (x,),
-            block(channels, members),
+            block(channels, *taps),
             dout,
         )
-        assert kernels == ["_body"]
+        assert Counter(run) <= Counter(names)
 
 
-def test_blocks_that_the_kernel_does_not_take(monkeypatch):
-    with cuda_forms.chosen(monkeypatch) as kernels:
-        for channels, members in ((12, 4), (24, 24), (48, 48)):
-            x = normal(0, (1, 4, 3, channels), jnp.bfloat16)
-            convnext.block_2d(x, None, *block(channels, members))
-        assert not kernels
+@pytest.mark.parametrize(
+    ("bins", "channels", "members", "shared_bytes"),
+    [
+        (3, 32, 1, None),
+        (4, 256, 32, None),
+        (5, 208, 16, None),
+        (11, 32, 4, 40_000),
+        (7, 48, 8, 30_000),
+    ],
+)
+def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
+    """Several tiles of channels, and of bins where there is little shared memory."""
+    if shared_bytes:
+        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+    x, dout = (normal(i, (2, 19, bins, channels), jnp.bfloat16) for i in (0, 1))
+    kernel = (normal(2, (3, 3, members, channels)) / (3 * members**0.5)).astype(jnp.bfloat16)
+    convolve = functools.partial(convolution.grouped_conv2d, groups=channels // members)
+    with cuda_forms.chosen(monkeypatch) as names:
+        agree(convolve, convolve, (x, kernel), (), dout)
+        assert sorted(names) == (GRADIENTS if members < 32 else GRADIENTS[:2])
+
+
+@pytest.mark.parametrize(("frames", "channels", "taps"), [(5, 8, 3), (230, 24, 5), (41, 96, 59)])
+def test_depthwise_conv1d(frames, channels, taps, monkeypatch):
+    x, dout = (normal(i, (2, frames, channels), jnp.bfloat16) for i in (0, 1))
+    kernel = (normal(2, (taps, channels)) / taps**0.5).astype(jnp.bfloat16)
+    with cuda_forms.chosen(monkeypatch) as names:
+        agree(convolution.depthwise_conv1d, convolution.depthwise_conv1d, (x, kernel), (), dout)
+        assert names.count("depthwise_conv1d") == 2
+
+
+def test_gelu():
+    """To 3e-5, and x or 0 where the polynomial in it would turn or overflow."""
+    # The exact one in float64.
+    from scipy.special import ndtr
+
+    x = np.concatenate([np.linspace(-12, 12, 100_001), [-1e4, -1e30, 0, 1e4, 1e30]]).astype(np.float32)
+    loop = """
+    extern "C" __global__ void every(const float* x, float* y) {
+        for (int i = 0; i < COUNT; i++) y[i] = gelu(x[i]);
+    }
+    """
+    gelu = Path(program.__file__).with_name("gelu.cuh")
+    source = cuda_forms.EMULATION.read_text() + gelu.read_text() + loop
+    (y,) = cuda_forms.emulated(source, "every", [x], [x], (1, 1, 1, 0), (("COUNT", x.size),))
+    assert np.abs(y - x * ndtr(x.astype(np.float64)))[:-5].max() <= 3e-5
+    np.testing.assert_array_equal(y[-5:], [0, 0, 0, 1e4, np.float32(1e30)])
 
 
 def test_mixing_channels_keeps_its_gradient():
     x, y, dout = (normal(i, (2, 7, 3, c), jnp.bfloat16) for i, c in ((0, 8), (1, 24), (2, 8)))
-    *_, mean, gain, offset, _, bias = block(24, 1)
+    mean, gain, offset, _, bias = mixing(24)
     others = mean, gain, offset, normal(6, (24, 8)) / 5, bias[:8]
 
     def plain(x, y, mean, gain, offset, kernel, bias):
@@ -110,42 +179,119 @@ def test_mixing_channels_keeps_its_gradient():
 
 def test_a_network_in_bfloat16(tmp_path, monkeypatch):
     case = checkpoints.case("v1_base")
-    with cuda_forms.chosen(monkeypatch) as kernels:
+    with cuda_forms.chosen(monkeypatch) as names:
         model = from_torch(checkpoints.save(tmp_path / "x.pt", "v1_base"), dtype=jnp.bfloat16)
         # 11,777 samples are padded to 12,000 and masked.
         ours, theirs = model.embed(golden.audio(*case.audio[1])), case.arrays["embedding1"]
         assert np.min(np.sum(ours * theirs, -1) / np.linalg.norm(theirs, axis=-1)) > 0.9995
-    assert {"_body", "_forward_kernel"} == set(kernels)
+    assert {"grouped_conv2d", "depthwise_conv1d", "_forward_kernel"} <= set(names)
 
 
 def test_a_network_in_float32_holds_the_thresholds(tmp_path, monkeypatch):
     """The FFT, the convolutions as dense ones and the stem: no kernel has a part in float32."""
     case = checkpoints.case("v1_base")
-    with cuda_forms.chosen(monkeypatch) as kernels:
+    with cuda_forms.chosen(monkeypatch) as names:
         model = from_torch(checkpoints.save(tmp_path / "x.pt", "v1_base"))
         ours = model.embed(golden.audio(*case.audio[1]), normalize=False)
         assert relative(ours, case.arrays["embedding1"]) <= 5e-5
-    assert not kernels
+    assert not names
+
+
+def on_a_gpu(monkeypatch, function, *arguments) -> tuple[str, dict[str, program.Defines]]:
+    """The program for a GPU, in which a kernel's code is its macros; the kernels and macros of which it consists."""
+    made = {}
+    monkeypatch.setattr(program, "ptx", lambda name, defines: str(made.setdefault(name, defines)))
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text(), made
+
+
+def launches(text: str) -> list[tuple[str, int, int, int]]:
+    """(kernel, programs, threads, bytes of shared memory), in order."""
+    calls = re.findall(r"custom_call @__gpu\$xla.gpu.ptx\(.*?\) \{(.*)\}", text)
+    numbers = r"block_x = (\d+) : .*grid_x = (\d+) : .*grid_y = (\d+) : .*name = \"(\w+)\".*shared_mem_bytes = (\d+)"
+    found = [re.search(numbers, call).groups() for call in calls]
+    return [(name, int(x) * int(y), int(threads), int(size)) for threads, x, y, name, size in found]
+
+
+def of(shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def shapes(channels: int, *taps: int) -> list:
+    return jax.eval_shape(lambda: block(channels, *taps))
+
+
+def squares(function):
+    return lambda *x: jnp.square(function(*x).astype(jnp.float32)).sum()
+
+
+B2 = [(72, 16), (36, 32), (12, 96), (6, 192)]
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("channels", "bins"), [(16, 72), (32, 36), (96, 12), (192, 6)])
-def test_blocks_of_b2_are_lowered_for_a_gpu(channels, bins, masked):
-    x = jax.ShapeDtypeStruct((2, 201, bins, channels), jnp.bfloat16)
-    frames = jax.ShapeDtypeStruct((2, 201), bool) if masked else None
-    assert triton_calls(convnext.block_2d, x, frames, *block(channels, 4)) == 1
+@pytest.mark.parametrize(("bins", "channels"), B2)
+def test_blocks_of_b2_are_lowered_for_a_gpu(bins, channels, masked, monkeypatch):
+    frames = of((2, 201), bool) if masked else None
+    x = of((2, 201, bins, channels))
+    text, made = on_a_gpu(monkeypatch, convnext.block, x, frames, *shapes(channels, 3, 3, 4))
+    ((name, programs, threads, size),) = launches(text)
+    # Of 201 frames a program takes 16, of which a multiprocessor has two.
+    assert (name, programs, threads) == ("grouped_conv2d", 2 * 13, 256)
+    assert size <= 227 * 1024 // 2
+    assert dict(made[name])["MASKED"] == masked and str(made[name]) in text
+
+
+@pytest.mark.parametrize(("channels", "programs"), [(96, 2 * 1 * 2), (144, 2 * 1 * 3), (20, 0)])
+def test_1d_blocks_are_lowered_for_a_gpu(channels, programs, monkeypatch):
+    text, _ = on_a_gpu(monkeypatch, convnext.block, of((2, 201, channels)), None, *shapes(channels, 7))
+    assert [launch[:2] for launch in launches(text)] == ([("depthwise_conv1d", programs)] if programs else [])
+
+
+def test_shapes_that_no_kernel_takes(monkeypatch):
+    for bins, channels, *taps in ((3, 12, 3, 3, 4), (3, 24, 3, 3, 24), (2, 16, 3, 3, 4), (4, 16, 3, 5, 4)):
+        x = of((1, 4, bins, channels))
+        assert not launches(on_a_gpu(monkeypatch, convnext.block, x, None, *shapes(channels, *taps))[0])
+    x, kernel = of((1, 4, 12)), of((3, 12))
+    assert not launches(on_a_gpu(monkeypatch, jax.grad(squares(convolution.depthwise_conv1d)), x, kernel)[0])
+
+
+def test_the_gradient_of_a_convolution_is_lowered_for_a_gpu(monkeypatch):
+    x, kernel = of((2, 201, 36, 32)), of((3, 3, 4, 32))
+    convolve = functools.partial(convolution.grouped_conv2d, groups=8)
+    text, _ = on_a_gpu(monkeypatch, jax.grad(squares(convolve), (0, 1)), x, kernel)
+    # A program of the gradient has 12 of 36 bins of an utterance.
+    conv = ("grouped_conv2d", 26)
+    assert [launch[:2] for launch in launches(text)] == [conv, conv, ("grouped_kernel_gradient", 6)]
+    assert not launches(on_a_gpu(monkeypatch, convolve, *(of(y.shape, jnp.float32) for y in (x, kernel)))[0])
 
 
 @pytest.mark.parametrize("channels", [96, 144, 288])
-def test_attention_of_b2_is_lowered_for_a_gpu(channels):
-    q = jax.ShapeDtypeStruct((2, 201, channels), jnp.bfloat16)
-
-    def squares(*x):
-        return jnp.square(attention.attention(*x, None, 4).astype(jnp.float32)).sum()
-
-    assert triton_calls(jax.grad(squares, (0, 1, 2)), q, q, q) == (2 if channels < 288 else 0)
+def test_attention_of_b2_is_lowered_for_a_gpu(channels, monkeypatch):
+    q = of((2, 201, channels))
+    attend = squares(lambda *x: attention.attention(*x, None, 4))
+    text, _ = on_a_gpu(monkeypatch, jax.grad(attend, (0, 1, 2)), q, q, q)
+    assert len(re.findall(r"custom_call @\S*triton", text)) == (2 if channels < 288 else 0)
 
 
-def triton_calls(function, *arguments) -> int:
-    program = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-    return len(re.findall(r"custom_call @\S*triton", program))
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="CUDA's compiler nvcc is not there")
+def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
+    """For shapes of b2, and keep their variables in registers."""
+    made = []
+    for bins, channels in B2[::3]:
+        made.append(
+            on_a_gpu(monkeypatch, convnext.block, of((2, 201, bins, channels)), None, *shapes(channels, 3, 3, 4))
+        )
+    convolve = squares(functools.partial(convolution.grouped_conv2d, groups=8))
+    made.append(on_a_gpu(monkeypatch, jax.grad(convolve, 1), of((2, 201, 36, 32)), of((3, 3, 4, 32))))
+    made.append(on_a_gpu(monkeypatch, convnext.block, of((2, 201, 96)), None, *shapes(96, 7)))
+    processes = []
+    for i, (name, defines) in enumerate(pair for _, found in made for pair in found.items()):
+        path = tmp_path / f"{i}.cu"
+        path.write_text(program.source(name))
+        options = ["-gencode=arch=compute_80,code=sm_80", "-std=c++17", "-cubin", "-Xptxas", "-v", "-o", f"{path}bin"]
+        command = ["nvcc", *options, *(f"-D{key}={value}" for key, value in defines), path]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    for process in processes:
+        report, _ = process.communicate()
+        assert process.returncode == 0, report
+        (spilled,) = re.findall(r"(\d+) bytes spill stores", report)
+        assert int(spilled) <= 64, report
