@@ -1,8 +1,8 @@
 """Softmax attention over time: softmax(Q K^T / sqrt(d)) V of every head, masked keys left out.
 
-The plain form writes the attention weights to memory. On CUDA GPUs, in bfloat16, kernels (Pallas, Triton) keep them
-on the chip (`attention_kernels`). cuDNN's, behind `jax.nn.dot_product_attention`, cannot take their place: it refuses
-heads of 36 channels and, in the backward pass, an odd number of frames.
+The plain form writes the attention weights to memory. On CUDA GPUs, in bfloat16, kernels keep them on the chip
+(`cuda`). cuDNN's, behind `jax.nn.dot_product_attention`, cannot take their place: it refuses heads of 36 channels,
+and in the backward pass an odd number of frames.
 """
 
 import functools
@@ -15,17 +15,16 @@ from redimnet_jax.convolution import exact, precision
 
 Array = jax.Array
 
-# Frames, and channels of a head, that the kernels hold on the chip; with more they run out of registers.
-MAX_FRAMES = 256
-MAX_SIZE = 64
-
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:
     """`q`, `k`, `v` (batch, time, channels), `mask` (batch, time) of the keys or None -> (batch, time, channels)."""
+    from redimnet_jax.cuda import kernels
+
     plain = functools.partial(_plain, heads=heads)
-    if q.dtype != jnp.bfloat16 or q.shape[1] > MAX_FRAMES or q.shape[2] // heads > MAX_SIZE:
+    if q.dtype != jnp.bfloat16 or not kernels.suits_attention(*q.shape[1:], heads):
         return plain(q, k, v, mask)
-    return lax.platform_dependent(q, k, v, mask, cuda=functools.partial(_fused, heads=heads), default=plain)
+    # The options of a derivative of one's own are given by place.
+    return lax.platform_dependent(q, k, v, mask, cuda=lambda *arrays: _fused(*arrays, heads), default=plain)
 
 
 def _plain(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:
@@ -39,9 +38,23 @@ def _plain(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Arra
     return product("bhqk,bkhd->bqhd", weights, v_heads).reshape(q.shape)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _fused(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:
-    # Not above: Pallas takes a while to import.
-    from redimnet_jax.attention_kernels import attend
+    return _fused_fwd(q, k, v, mask, heads)[0]
 
-    mask = jnp.ones(q.shape[:2], bool) if mask is None else mask
-    return attend(q, k, v, mask.astype(jnp.int32), heads)
+
+def _fused_fwd(q: Array, k: Array, v: Array, mask: Array | None, heads: int):
+    from redimnet_jax.cuda import kernels
+
+    out, log_sums = kernels.attention(q, k, v, mask, heads)
+    return out, (q, k, v, mask, out, log_sums)
+
+
+def _fused_bwd(heads: int, residuals, dout: Array):
+    from redimnet_jax.cuda import kernels
+
+    q, k, v, mask, out, log_sums = residuals
+    return *kernels.attention_gradient(q, k, v, out, log_sums, dout, mask), None
+
+
+_fused.defvjp(_fused_fwd, _fused_bwd)

@@ -17,7 +17,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
     for (int i = 0; i < STEPS; i++) {
         const int quad = first + i * LANES_A_ROW;
         uint2 both = {0, 0};
-        if (row < ROWS && quad < QUADS) both = x[row * QUADS + quad];
+        if (row < MAP_ROWS && quad < QUADS) both = x[row * QUADS + quad];
         v[i][0] = low(both.x), v[i][1] = high(both.x), v[i][2] = low(both.y), v[i][3] = high(both.y);
 #pragma unroll
         for (int e = 0; e < 4; e++) sum += v[i][e];
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm(
 #pragma unroll
     for (int i = 0; i < STEPS; i++) {
         const int quad = first + i * LANES_A_ROW;
-        if (row >= ROWS || quad >= QUADS) continue;
+        if (row >= MAP_ROWS || quad >= QUADS) continue;
         const float4 gain = scale[quad], offset = shift[quad];
         uint2 both;
         both.x = packed(v[i][0] * inverse * gain.x + offset.x, v[i][1] * inverse * gain.y + offset.y);
