@@ -1,4 +1,4 @@
-"""The forms that the library keeps for CUDA GPUs, here: chosen on a CPU, their kernels interpreted or emulated."""
+"""The forms that the library keeps for CUDA GPUs, here: chosen on a CPU, their kernels emulated."""
 
 import contextlib
 import ctypes
@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 from jax import lax
-from jax.experimental import pallas as pl
 
 from redimnet_jax.cuda import program
 
@@ -105,23 +104,16 @@ def launched(names: list[str]):
             names.append(name)
             return emulated(source, name, operands, results, (*grid, threads, shared_bytes), defines)
 
-        written = jax.pure_callback(call, list(results), *operands)
-        return written if program._launch.multiple_results else written[0]
+        return jax.pure_callback(call, list(results), *operands)
 
     return launch
 
 
 @contextlib.contextmanager
 def chosen(monkeypatch):
-    """Gives the list of the names of kernels that programs traced within it consist of or, of CUDA C++, have run."""
-    names, pallas_call = [], pl.pallas_call
-
-    def interpreted(body, *, compiler_params, **arguments):
-        names.append(body.func.__name__)
-        return pallas_call(body, interpret=True, **arguments)
-
+    """Gives the list of the names of kernels that have run."""
+    names = []
     with monkeypatch.context() as patch:
-        patch.setattr(pl, "pallas_call", interpreted)
         patch.setattr(program, "launch", launched(names))
         patch.setattr(lax, "platform_dependent", lambda *x, default, **forms: forms.get("cuda", default)(*x))
         # What was traced before holds the other forms, and the kernels as a GPU takes them.

@@ -146,6 +146,7 @@ inline u32 bf16_bits(float x) {
 // Not those of <math.h>, which takes longer to read than a kernel.
 DEVICE float fminf(float x, float y) { return __builtin_fminf(x, y); }
 DEVICE float fmaxf(float x, float y) { return __builtin_fmaxf(x, y); }
+DEVICE float log2f(float x) { return __builtin_log2f(x); }
 DEVICE float rsqrtf(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 inline void __syncthreads() {
