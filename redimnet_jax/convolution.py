@@ -34,9 +34,27 @@ def exact(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+@jax.custom_vjp
 def materialised(x: Array) -> Array:
-    """`x`, computed once: without this XLA may fuse, and so repeat, what made it into each of many shifts."""
-    return lax.optimization_barrier(x)
+    """`x`, computed once: without this XLA may fuse, and so repeat, what made it into all that reads it."""
+    return lax.platform_dependent(x, cpu=_start_of_a_loop, default=lax.optimization_barrier)
+
+
+def _start_of_a_loop(x: Array) -> Array:
+    # XLA for CPU drops barriers before it fuses. What a loop starts from it computes, and it does not see that this
+    # loop has no turns, since nothing is above infinity.
+    return lax.while_loop(lambda x: x[(0,) * x.ndim] > jnp.inf, jnp.negative, x)
+
+
+def _materialised_fwd(x: Array):
+    return materialised(x), None
+
+
+def _materialised_bwd(_, dy: Array):
+    return (materialised(dy),)
+
+
+materialised.defvjp(_materialised_fwd, _materialised_bwd)
 
 
 def _shifted_1d(x: Array, kernel: Array) -> Array:
@@ -157,6 +175,10 @@ def _transposed(kernel: Array, groups: int) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _shifted_2d(x: Array, kernel: Array, groups: int) -> Array:
+    return materialised(_shifted(x, kernel, groups))
+
+
+def _shifted(x: Array, kernel: Array, groups: int) -> Array:
     kt, kf, n, out = kernel.shape
     members = x.reshape(*x.shape[:-1], groups, n)
     total = jnp.zeros((), x.dtype)
@@ -174,7 +196,17 @@ def _shifted_2d_fwd(x: Array, kernel: Array, groups: int):
 
 def _shifted_2d_bwd(groups: int, residuals, dy: Array):
     x, kernel = residuals
-    dy = materialised(dy)
+
+    def of_one(maps):
+        x, dy = maps
+        return _shifted_2d_gradients(x[None], dy[None], kernel, groups)
+
+    # One utterance at a time: what the shifts and their products read stays in the cache.
+    dx, dkernel = lax.map(of_one, (x, dy))
+    return dx.reshape(x.shape), dkernel.sum(axis=0)
+
+
+def _shifted_2d_gradients(x: Array, dy: Array, kernel: Array, groups: int) -> tuple[Array, Array]:
     kt, kf, n, out = kernel.shape
     # A product of all channels would multiply every group with every other, so it is a few groups at a time. One
     # transpose serves all products: each is then (out, positions) x (positions, in), as a CPU likes it.
@@ -190,7 +222,7 @@ def _shifted_2d_bwd(groups: int, residuals, dy: Array):
         return jnp.einsum("bgogi->ibgo", full).reshape(n, out)
 
     dkernel = jnp.stack([jnp.stack([tap(window) for window in row]) for row in _windows_2d(x, kt, kf)])
-    return materialised(_shifted_2d(dy, materialised(_transposed(kernel, groups)), groups)), dkernel
+    return _shifted(dy, materialised(_transposed(kernel, groups)), groups), dkernel
 
 
 _shifted_2d.defvjp(_shifted_2d_fwd, _shifted_2d_bwd)
