@@ -1,10 +1,10 @@
 // softmax(q k^T / sqrt(SIZE)) v of one head of an utterance, of q, k, v (batch, FRAMES, CHANNELS); and the logarithm, to
 // base 2, of what every query's weights are divided by: (batch, HEADS, FRAMES).
 //
-// A warp takes 16 queries after the other, and 64 keys at a time, with the largest logit so far (FlashAttention,
+// Each of WARPS warps takes 16 queries after the other, and 64 keys at a time, with the largest logit so far (FlashAttention,
 // arXiv 2205.14135).
 
-constexpr int WARPS = 4, KEYS = 64;
+constexpr int KEYS = 64;
 using Tile = Head<FRAMES, CHANNELS, SIZE>;
 
 extern "C" __global__ void __launch_bounds__(WARPS* LANES) attention(
@@ -28,6 +28,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES) attention(
 #endif
         bias[key] = counts ? 0.0f : NO_KEY;
     }
+    end_of_copies();
+    wait_for_copies<0>();
     __syncthreads();
 
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, group = lane >> 2, pair = lane & 3;

@@ -6,13 +6,11 @@ struct Head {
     static constexpr int STEPS = COLUMNS / 16;
 
     static DEVICE void load(bf16* to, const bf16* from) {
-        constexpr int QUADS = COLUMNS / 4;
-#pragma unroll 4
-        for (int i = threadIdx.x; i < ROWS * QUADS; i += blockDim.x) {
-            const int row = i / QUADS, column = i % QUADS * 4;
-            uint2 v = {0, 0};
-            if (row < FRAMES_ && column < SIZE_) v = *(const uint2*)(from + row * CHANNELS_ + column);
-            *(uint2*)(to + row * PITCH + column) = v;
+        constexpr int CHUNK = SIZE_ % 8 ? 4 : 8, CHUNKS = COLUMNS / CHUNK;
+        for (int i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
+            const int row = i / CHUNKS, column = i % CHUNKS * CHUNK;
+            const bool valid = row < FRAMES_ && column < SIZE_;
+            copy_async<2 * CHUNK>(to + row * PITCH + column, from + (valid ? row * CHANNELS_ + column : 0), valid);
         }
     }
 

@@ -1,7 +1,6 @@
 // The gradients of attention.cu in q, k and v, from its output and the logarithms it gives: the weights are computed
 // again, of 16 keys with all queries for the gradients in k and v, of 16 queries with all keys for that in q.
 
-constexpr int WARPS = 8;
 using Tile = Head<FRAMES, CHANNELS, SIZE>;
 
 // p and p (dp - delta), packed as left operands of 16 x 16.
@@ -68,6 +67,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES, Tile::COLUMNS <= 48 ?
 #endif
         bias[row] = counts ? 0.0f : NO_KEY;
     }
+    end_of_copies();
+    wait_for_copies<0>();
     __syncthreads();
 
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, group = lane >> 2, pair = lane & 3;

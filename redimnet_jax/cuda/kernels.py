@@ -308,6 +308,12 @@ def _head_bytes(frames: int, size: int, *, tiles: int, rows: int) -> int:
     return length * (2 * tiles * (math.ceil(size / 16) * 16 + 8) + 4 * rows)
 
 
+def _warps_of_rows(frames: int) -> int:
+    """Of at most eight warps as many as share tiles of 16 rows evenly."""
+    tiles = math.ceil(frames / 16)
+    return math.ceil(tiles / math.ceil(tiles / 8))
+
+
 def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> tuple[Array, Array]:
     """(softmax(q k^T / sqrt(channels / heads)) v, log2 of the sums of weights (batch, heads, time), float32)."""
     out, log_sums = by_batch(lambda *arrays: _attention(*arrays, heads=heads), q, k, v, mask, batched=4)
@@ -322,12 +328,13 @@ def _attention(q: Array, k: Array, v: Array, mask: Array | None, *, heads: int) 
         _like(q),
         jax.ShapeDtypeStruct((batch, heads, frames), jnp.float32),
         grid=(batch * heads, 1),
-        threads=128,
+        threads=32 * _warps_of_rows(frames),
         shared_bytes=_head_bytes(frames, channels // heads, tiles=3, rows=1),
         FRAMES=frames,
         CHANNELS=channels,
         SIZE=channels // heads,
         HEADS=heads,
+        WARPS=_warps_of_rows(frames),
         MASKED=int(mask is not None),
     )
 
@@ -348,11 +355,36 @@ def _attention_gradient(
         [q, k, v, out, log_sums, dout, *_masks(mask)],
         *[_like(q)] * 3,
         grid=(batch * heads, 1),
-        threads=32 * WARPS,
+        threads=32 * _warps_of_rows(frames),
         shared_bytes=_head_bytes(frames, channels // heads, tiles=4, rows=3),
         FRAMES=frames,
         CHANNELS=channels,
         SIZE=channels // heads,
         HEADS=heads,
+        WARPS=_warps_of_rows(frames),
         MASKED=int(mask is not None),
     )
+
+
+def attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:
+    """(mean, standard deviation) (batch, 2 channels), float32, of `x` over time under softmax of `logits` like it.
+
+    An even number of channels.
+    """
+    return by_batch(_attentive_statistics, x, logits, mask, batched=3)
+
+
+def _attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:
+    batch, frames, channels = x.shape
+    (out,) = program.launch(
+        "attentive_statistics",
+        [x, logits, *_masks(mask)],
+        jax.ShapeDtypeStruct((batch, 2 * channels), jnp.float32),
+        grid=(batch, math.ceil(channels / 64)),
+        threads=32 * WARPS,
+        shared_bytes=3 * 8 * 32 * WARPS,
+        FRAMES=frames,
+        CHANNELS=channels,
+        MASKED=int(mask is not None),
+    )
+    return out

@@ -9,10 +9,15 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// 16 bytes from global to shared memory; zeros where they are not `valid`.
+// 16 (or 8) bytes from global to shared memory; zeros where they are not `valid`.
+template <int BYTES = 16>
 DEVICE void copy_async(void* to, const void* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(valid ? 16 : 0));
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                     "r"(valid ? 16 : 0));
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from),
+                     "r"(valid ? 8 : 0));
 }
 
 // Ends a group of copies.
