@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # PyTorch needs memory beside JAX.
@@ -38,8 +38,8 @@ COLUMNS = ("variant", "part", "code", "ms", "utterances_per_s", "speed_over_pyto
 Measured = tuple[Callable[[], object], dict]
 
 
-def jax_parts(variant: str, audio: np.ndarray, dtype: str) -> dict[str, Measured]:
-    """Of "forward" and "step": (a call that waits for its result, what is known of its program)."""
+def jax_parts(variant: str, audio: np.ndarray, dtype: str, parts: Sequence[str]) -> dict[str, Measured]:
+    """Of each of `parts`, "forward" and "step": (a call that waits for its result, what is known of its program)."""
     config = model_config.parse(*VARIANTS[variant])
     graph, parameters, rest = nnx.split(SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)), nnx.Param, ...)
     optimiser = optax.adamw(1e-5)
@@ -67,23 +67,27 @@ def jax_parts(variant: str, audio: np.ndarray, dtype: str) -> dict[str, Measured
         return program, known
 
     audio = jnp.asarray(audio)
-    forward_program, forward_known = compiled(forward, parameters, rest, audio)
-    moments = optimiser.init(parameters)
-    step_program, step_known = compiled(step, parameters, rest, moments, audio, donate=(0, 1, 2))
-    # The step is given its buffers away, so it has its own.
-    held = [jax.tree.map(jnp.copy, (parameters, rest, moments))]
+    found = {}
+    if "forward" in parts:
+        forward_program, known = compiled(forward, parameters, rest, audio)
+        found["forward"] = lambda: jax.block_until_ready(forward_program(parameters, rest, audio)), known
+    if "step" in parts:
+        moments = optimiser.init(parameters)
+        step_program, known = compiled(step, parameters, rest, moments, audio, donate=(0, 1, 2))
+        # The step is given its buffers away, so it has its own.
+        held = [jax.tree.map(jnp.copy, (parameters, rest, moments))]
 
-    def run_step():
-        held[0] = step_program(*held[0], audio)
-        jax.block_until_ready(held[0])
+        def run_step():
+            held[0] = step_program(*held[0], audio)
+            jax.block_until_ready(held[0])
 
-    return {
-        "forward": (lambda: jax.block_until_ready(forward_program(parameters, rest, audio)), forward_known),
-        "step": (run_step, step_known),
-    }
+        found["step"] = run_step, known
+    return found
 
 
-def torch_parts(repo: str, variant: str, audio: np.ndarray, dtype: str, compiled: bool) -> dict[str, Measured]:
+def torch_parts(
+    repo: str, variant: str, audio: np.ndarray, dtype: str, parts: Sequence[str], compiled: bool
+) -> dict[str, Measured]:
     """The same of the public PyTorch code."""
     sys.path.insert(0, repo)
     import torch
@@ -117,16 +121,18 @@ def torch_parts(repo: str, variant: str, audio: np.ndarray, dtype: str, compiled
         optimiser.step()
         wait()
 
-    parts = {}
+    found = {}
     for name, run in (("forward", forward), ("step", step)):
+        if name not in parts:
+            continue
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         run()
         known = {"compile_s": round(time.perf_counter() - start, 1) if compiled else None}
         known["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2) if device == "cuda" else None
-        parts[name] = run, known
-    return parts
+        found[name] = run, known
+    return found
 
 
 def medians_ms(runs: list[Callable[[], object]], repeat: int) -> list[float]:
@@ -145,14 +151,16 @@ def measure(variant: str, args) -> list[dict]:
     """The rows of one variant."""
     audio = 0.1 * np.random.default_rng(0).standard_normal((args.batch, int(16000 * args.seconds)))
     audio = audio.astype(np.float32)
-    codes = {"JAX": jax_parts(variant, audio, args.dtype)}
+    codes = {"JAX": jax_parts(variant, audio, args.dtype, args.parts)}
     if args.torch_repo and VARIANTS[variant][0] == "redimnet":
-        codes["PyTorch"] = torch_parts(args.torch_repo, variant, audio, args.dtype, compiled=False)
+        codes["PyTorch"] = torch_parts(args.torch_repo, variant, audio, args.dtype, args.parts, compiled=False)
         if jax.default_backend() == "gpu":
-            codes["PyTorch, compiled"] = torch_parts(args.torch_repo, variant, audio, args.dtype, compiled=True)
+            codes["PyTorch, compiled"] = torch_parts(
+                args.torch_repo, variant, audio, args.dtype, args.parts, compiled=True
+            )
     reference = list(codes)[-1]
     rows = []
-    for part in ("forward", "step"):
+    for part in args.parts:
         times = dict(zip(codes, medians_ms([code[part][0] for code in codes.values()], args.repeat), strict=True))
         for code, ms in times.items():
             rate = {"ms": round(ms, 2), "utterances_per_s": round(1e3 * args.batch / ms, 1)}
@@ -170,6 +178,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["b0", "b2", "b5", "b6"], choices=VARIANTS)
+    parser.add_argument("--parts", nargs="+", default=["forward", "step"], choices=["forward", "step"])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
