@@ -43,6 +43,10 @@ def compiled_once(tmp_path_factory):
 
     folder = str(tmp_path_factory.mktemp("compiled"))
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    # Kernels for CUDA GPUs, compiled for a CPU, are there for all workers.
+    of_worker = tmp_path_factory.getbasetemp()
+    of_all = of_worker.parent if "PYTEST_XDIST_WORKER" in os.environ else of_worker
+    os.environ["COMPILED_KERNELS"] = str(of_all / "kernels")
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()

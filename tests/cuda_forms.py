@@ -30,17 +30,6 @@ EDGE, NAN_BYTE, ALIGNMENT = 1 << 16, 0xFF, 128
 
 
 @functools.cache
-def folder() -> Path:
-    """Of the compiled kernels: of all workers of a run of the tests, or of this process."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run is None:
-        return Path(tempfile.mkdtemp(prefix="cuda_on_cpu_"))
-    path = Path(tempfile.gettempdir(), f"cuda_on_cpu_{run}")
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
-@functools.cache
 def compiler() -> str:
     path = shutil.which("g++")
     version = subprocess.run([path, "-dumpversion"], capture_output=True, text=True).stdout if path else "0"
@@ -53,9 +42,11 @@ def compiler() -> str:
 def compiled(source: str, defines: program.Defines) -> ctypes.PyDLL:
     options = [*OPTIONS, *(f"-D{key}={value}" for key, value in defines)]
     name = hashlib.sha256("\0".join([source, *options]).encode()).hexdigest()
-    library = folder() / f"{name}.so"
+    folder = Path(os.environ["COMPILED_KERNELS"])
+    folder.mkdir(exist_ok=True)
+    library = folder / f"{name}.so"
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder()) as own:
+        with tempfile.TemporaryDirectory(dir=folder) as own:
             new = Path(own, "new.so")
             command = [compiler(), *options, "-x", "c++", "-", "-o", new]
             done = subprocess.run(command, input=source, text=True, capture_output=True)

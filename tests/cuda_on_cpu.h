@@ -31,7 +31,7 @@ struct alignas(16) float4 { float x, y, z, w; };
 namespace emulated {
 constexpr int MAX_THREADS = 1024, STACK = 1 << 16, MAX_COPIES = 512, EDGE = 4096, NAN_BYTE = 0xff;
 
-struct Copy { byte* to; const void* from; bool valid; int group; };
+struct Copy { byte* to; const void* from; bool valid; int group, bytes; };
 
 struct Thread {
     ucontext_t start;
@@ -147,6 +147,7 @@ inline u32 bf16_bits(float x) {
 DEVICE float fminf(float x, float y) { return __builtin_fminf(x, y); }
 DEVICE float fmaxf(float x, float y) { return __builtin_fmaxf(x, y); }
 DEVICE float log2f(float x) { return __builtin_log2f(x); }
+DEVICE float sqrtf(float x) { return __builtin_sqrtf(x); }
 DEVICE float rsqrtf(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 inline void __syncthreads() {
@@ -176,13 +177,14 @@ template <class T> T __shfl_down_sync(u32, T x, int by) {
     return from_lane(x, lane + by < LANES ? lane + by : lane);
 }
 
+template <int BYTES = 16>
 DEVICE void copy_async(void* to, const void* from, bool valid) {
-    emulated::check_shared(to, 16, 16);
-    if (valid) emulated::check_global(from, 16);
+    emulated::check_shared(to, BYTES, BYTES);
+    if (valid) emulated::check_global(from, BYTES);
     auto& t = emulated::threads[threadIdx.x];
     if (t.n_copies == emulated::MAX_COPIES) emulated::fail("more copies than the emulation keeps");
-    memset(to, emulated::NAN_BYTE, 16);
-    t.copies[t.n_copies++] = {(byte*)to, from, valid, t.groups};
+    memset(to, emulated::NAN_BYTE, BYTES);
+    t.copies[t.n_copies++] = {(byte*)to, from, valid, t.groups, BYTES};
 }
 
 DEVICE void end_of_copies() { emulated::threads[threadIdx.x].groups++; }
@@ -194,8 +196,8 @@ DEVICE void wait_for_copies() {
     for (int i = 0; i < t.n_copies; i++) {
         const auto copy = t.copies[i];
         if (copy.group >= t.groups - PENDING) t.copies[left++] = copy;
-        else if (copy.valid) memcpy(copy.to, copy.from, 16);
-        else memset(copy.to, 0, 16);
+        else if (copy.valid) memcpy(copy.to, copy.from, copy.bytes);
+        else memset(copy.to, 0, copy.bytes);
     }
     t.n_copies = left;
 }
