@@ -1,8 +1,8 @@
-// softmax(q k^T / sqrt(SIZE)) v of one head of an utterance, of q, k, v (batch, FRAMES, CHANNELS); and the logarithm, to
-// base 2, of what every query's weights are divided by: (batch, HEADS, FRAMES).
+// softmax(q k^T / sqrt(SIZE)) v of one head of an utterance, of q, k, v (batch, FRAMES, CHANNELS); and the logarithm,
+// to base 2, of what every query's weights are divided by: (batch, HEADS, FRAMES).
 //
-// Each of WARPS warps takes 16 queries after the other, and 64 keys at a time, with the largest logit so far (FlashAttention,
-// arXiv 2205.14135).
+// Each of WARPS warps takes 16 queries after the other, and 64 keys at a time, with the largest logit so far
+// (FlashAttention, arXiv 2205.14135).
 
 constexpr int KEYS = 64;
 using Tile = Head<FRAMES, CHANNELS, SIZE>;
@@ -68,7 +68,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES) attention(
                 const float factor = power_of_two(top[half] - highest[half]);
                 top[half] = highest[half], total[half] *= factor;
 #pragma unroll
-                for (int n = 0; n < 2 * Tile::STEPS; n++) sums[n][2 * half] *= factor, sums[n][2 * half + 1] *= factor;
+                for (int n = 0; n < 2 * Tile::STEPS; n++)
+                    sums[n][2 * half] *= factor, sums[n][2 * half + 1] *= factor;
             }
 #pragma unroll
             for (int n = 0; n < KEYS / 8; n++)
@@ -81,8 +82,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES) attention(
             for (int part = 0; part < KEYS / 16; part++) {
                 if (key0 + part * 16 >= Tile::ROWS) continue;
                 const float(&left)[4] = logits[2 * part], (&right)[4] = logits[2 * part + 1];
-                const u32 weights[4] = {packed(left[0], left[1]), packed(left[2], left[3]), packed(right[0], right[1]),
-                                        packed(right[2], right[3])};
+                const u32 weights[4] = {packed(left[0], left[1]), packed(left[2], left[3]),
+                                        packed(right[0], right[1]), packed(right[2], right[3])};
 #pragma unroll
                 for (int i = 0; i < Tile::STEPS; i++) {
                     u32 b[4];

@@ -1,5 +1,5 @@
-// What the two kernels of attention share: a head's part of a map (batch, frames, channels) in shared memory, frames and
-// channels filled up with zeros to multiples of 16, rows 16 bytes longer so that they lie in different banks.
+// What the two kernels of attention share: a head's part of a map (batch, frames, channels) in shared memory, frames
+// and channels filled up with zeros to multiples of 16, rows 16 bytes longer so that they lie in different banks.
 template <int FRAMES_, int CHANNELS_, int SIZE_>
 struct Head {
     static constexpr int ROWS = (FRAMES_ + 15) / 16 * 16, COLUMNS = (SIZE_ + 15) / 16 * 16, PITCH = COLUMNS + 8;
@@ -14,8 +14,8 @@ struct Head {
         }
     }
 
-    // Where a lane reads 16 rows x 16 columns: as a left operand or, summed over the rows, as a right one (by_rows); as
-    // a right operand summed over the columns (by_columns).
+    // Where a lane reads 16 rows x 16 columns: as a left operand or, summed over the rows, as a right one (by_rows);
+    // as a right operand summed over the columns (by_columns).
     static DEVICE const bf16* by_rows(const bf16* tile, int row) {
         const int lane = threadIdx.x % LANES;
         return tile + (row + (lane & 15)) * PITCH + (lane >> 4 << 3);
@@ -26,14 +26,16 @@ struct Head {
     }
 
     // 16 rows times `factor` to the map, of the sums that the lanes hold.
-    static DEVICE void store(bf16* to, int row, const float (&sums)[2 * STEPS][4], float low_factor, float high_factor) {
+    static DEVICE void store(bf16* to, int row, const float (&sums)[2 * STEPS][4], float low_factor,
+                             float high_factor) {
         const int lane = threadIdx.x % LANES, group = lane >> 2, pair = lane & 3;
 #pragma unroll
         for (int n = 0; n < 2 * STEPS; n++) {
             const int column = n * 8 + pair * 2;
             if (column >= SIZE_) continue;
             if (row + group < FRAMES_)
-                *(u32*)(to + (row + group) * CHANNELS_ + column) = packed(sums[n][0] * low_factor, sums[n][1] * low_factor);
+                *(u32*)(to + (row + group) * CHANNELS_ + column) =
+                    packed(sums[n][0] * low_factor, sums[n][1] * low_factor);
             if (row + group + 8 < FRAMES_)
                 *(u32*)(to + (row + group + 8) * CHANNELS_ + column) =
                     packed(sums[n][2] * high_factor, sums[n][3] * high_factor);

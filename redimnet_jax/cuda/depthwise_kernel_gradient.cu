@@ -1,5 +1,5 @@
-// The gradient of a depthwise kernel of TAPS from x and dy (batch, FRAMES, CHANNELS): of every utterance (batch, TAPS,
-// CHANNELS), to be summed.
+// The gradient of a depthwise kernel of TAPS from x and dy (batch, FRAMES, CHANNELS): of every utterance (batch,
+// TAPS, CHANNELS), to be summed.
 //
 // A program has TILE_CHANNELS channels of an utterance and takes TILE_FRAMES frames after the other; a thread has two
 // channels and TAPS_A_THREAD consecutive taps, of which a frame of dy meets as many frames of x, one of them new.

@@ -1,5 +1,5 @@
-// x times the normal distribution's cumulative function, to 3e-5, where a bfloat16 near 1 has 2e-3: the function is the
-// logistic one of an odd polynomial, here of degree 5, least squares with the largest errors weighted up.
+// x times the normal distribution's cumulative function, to 3e-5, where a bfloat16 near 1 has 2e-3: the function is
+// the logistic one of an odd polynomial, here of degree 5, least squares with the largest errors weighted up.
 DEVICE float gelu(float x) {
     const float minus_log2_e = -1.44269504f;
     float square = fminf(x * x, 50.0f);  // beyond it the polynomial turns, and the result is x or 0

@@ -86,8 +86,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #if STATISTICS
     constexpr int CHANNEL_TILES = CHANNELS / TILE_CHANNELS;
     constexpr int BIN_TILES = (BINS + TILE_BINS - 1) / TILE_BINS;
-    statistics += ((blockIdx.x * BIN_TILES + blockIdx.y / CHANNEL_TILES) * CHANNEL_TILES + blockIdx.y % CHANNEL_TILES) *
-                  (BLOCKS * STRIPS * 32);
+    const int bin_tile = blockIdx.y / CHANNEL_TILES, channel_tile = blockIdx.y % CHANNEL_TILES;
+    statistics += ((blockIdx.x * BIN_TILES + bin_tile) * CHANNEL_TILES + channel_tile) * (BLOCKS * STRIPS * 32);
     const bool exist[2] = {frame0 + group < FRAMES, frame0 + group + 8 < FRAMES};
 #endif
     for (; task < (warp + 1) * TASKS && task < BLOCKS * STRIPS; task++) {

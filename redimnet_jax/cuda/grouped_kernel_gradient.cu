@@ -2,7 +2,8 @@
 // themselves: partial sums (batch, bin tiles, CHANNELS / 16, 9, 16 in, 16 out), to be summed over the first two axes.
 //
 // A program has TILE_BINS bins of TILE_CHANNELS channels of an utterance and takes 16 frames after the other, copying
-// the next while it multiplies. Each of its 8 warps has 16 channels and STRIP bins. Frames are what products sum over.
+// the next while it multiplies. Each of its 8 warps has 16 channels and STRIP bins. Frames are what products sum
+// over.
 
 constexpr int THREADS = 256, TILE_FRAMES = 16, FRAME_TILES = (FRAMES + TILE_FRAMES - 1) / TILE_FRAMES;
 constexpr int BLOCKS = TILE_CHANNELS / 16, STRIPS = THREADS / LANES / BLOCKS;
