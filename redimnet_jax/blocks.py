@@ -89,6 +89,18 @@ class ConvNeXtBlock(nnx.Module):
         return convnext.mix_channels(x, h, mean, gain, *offset_and_pointwise)
 
 
+def in_turn(blocks: Sequence[nnx.Module], x: Array, mask: Array | None, *, train: bool, remat: bool) -> Array:
+    """`x` through `blocks`; with `remat` nothing within a block is kept, and the backward pass does it again."""
+
+    def one(block: nnx.Module, x: Array, mask: Array | None) -> Array:
+        return block(x, mask, train=train)
+
+    one = nnx.remat(one) if remat else one
+    for block in blocks:
+        x = one(block, x, mask)
+    return x
+
+
 def convnext_1d(channels: int, taps: Sequence[int], *, rngs: nnx.Rngs) -> ConvNeXtBlock:
     """The 1-D block: one depthwise convolution for each entry of `taps`."""
     return ConvNeXtBlock(channels, [DepthwiseConv1d(channels, k, rngs=rngs) for k in taps], rngs=rngs)

@@ -90,6 +90,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
             train_config.check_resume(config, saved["config"], workdir)
             model = _empty_model(saved["model"], jnp.dtype(config.dtype))
         _check_filters(config, model)
+        model.network.backbone.remat = config.remat
         teacher = open_teacher(config)
         data = open_data(config, workdir)
         with contextlib.closing(_Run(config, workdir, data, model, teacher, checkpoints, saved)) as run:

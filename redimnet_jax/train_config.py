@@ -58,6 +58,7 @@ def default() -> ConfigDict:
             "epochs": 10,
             "batch_size": 256,  # over all devices and hosts
             "dtype": "bfloat16",  # of the backbone's arithmetic; everything else is float32
+            "remat": False,  # True: less memory where the backbone trains; its blocks are done twice
             "parts": ("projection", "heads"),  # that train, or patterns ("backbone.stages.5"); all else is frozen
             "batch_stats": "trained",  # of what trains; or "frozen": no batch norm uses or moves them
             "model": {
