@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.convolution import exact, precision
+from redimnet_jax.cuda import kernels
 
 Array = jax.Array
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:
     """`q`, `k`, `v` (batch, time, channels), `mask` (batch, time) of the keys or None -> (batch, time, channels)."""
-    from redimnet_jax.cuda import kernels
-
     plain = functools.partial(_plain, heads=heads)
     if q.dtype != jnp.bfloat16 or not kernels.suits_attention(*q.shape[1:], heads):
         return plain(q, k, v, mask)
@@ -44,15 +43,11 @@ def _fused(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Arra
 
 
 def _fused_fwd(q: Array, k: Array, v: Array, mask: Array | None, heads: int):
-    from redimnet_jax.cuda import kernels
-
     out, log_sums = kernels.attention(q, k, v, mask, heads)
     return out, (q, k, v, mask, out, log_sums)
 
 
 def _fused_bwd(heads: int, residuals, dout: Array):
-    from redimnet_jax.cuda import kernels
-
     q, k, v, mask, out, log_sums = residuals
     return *kernels.attention_gradient(q, k, v, out, log_sums, dout, mask), None
 

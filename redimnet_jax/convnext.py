@@ -13,6 +13,7 @@ from jax import lax
 
 from redimnet_jax.activation import gelu, gelu_derivative
 from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, materialised, suits_kernel
+from redimnet_jax.cuda import kernels
 from redimnet_jax.layers import batch_statistics, masked
 
 Array = jax.Array
@@ -81,8 +82,6 @@ def convolution_and_statistics(x: Array, taps: Array) -> tuple[Array, Array, Arr
         return y, *batch_statistics(y, None)[:2]
 
     def fused(x: Array, taps: Array):
-        from redimnet_jax.cuda import kernels
-
         y, total, squares = kernels.grouped_conv2d_and_sums(x, taps)
         count = math.prod(y.shape[:-1])
         # Of sums in float32, before the convolution is rounded: where the mean is not many deviations large.
@@ -125,8 +124,6 @@ def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and
 
 
 def _suits_kernel(x: Array, taps: Array) -> bool:
-    from redimnet_jax.cuda import kernels
-
     return kernels.suits_depthwise(x.shape[2]) if x.ndim == 3 else kernels.suits_convnext(x.shape[2], taps.shape)
 
 
@@ -143,8 +140,6 @@ def _plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_an
 
 @jax.custom_vjp
 def _fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    from redimnet_jax.cuda import kernels
-
     mean, gain, offset, kernel, bias = norm_and_pointwise
     scaled, shift = taps * gain, (taps_bias - mean) * gain + offset
     if x.ndim == 4:

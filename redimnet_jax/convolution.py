@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from redimnet_jax.cuda import kernels
+from redimnet_jax.grouped_kernel import block_diagonal, transposed
+
 Array = jax.Array
 
 # Above this many inputs a group the shifted form has too many terms, and the dense one wins on a CPU as well.
@@ -64,8 +67,6 @@ def _shifted_1d(x: Array, kernel: Array) -> Array:
 
 
 def _fused_1d(x: Array, kernel: Array) -> Array:
-    from redimnet_jax.cuda import kernels
-
     if x.dtype != jnp.bfloat16 or not kernels.suits_depthwise(x.shape[2]):
         return _shifted_1d(x, kernel)
     return lax.platform_dependent(
@@ -112,8 +113,6 @@ def _kernel_gradient_1d_by_products(x: Array, dy: Array) -> Array:
 
 
 def _depthwise_conv1d_bwd(residuals, dy: Array):
-    from redimnet_jax.cuda import kernels
-
     x, kernel = residuals
     dy = materialised(dy)
     taps = kernel.shape[0]
@@ -138,14 +137,6 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
 depthwise_conv1d.defvjp(_depthwise_conv1d_fwd, _depthwise_conv1d_bwd)
 
 
-def block_diagonal(kernel: Array, groups: int) -> Array:
-    """A grouped kernel (kt, kf, in/groups, out) as the dense one (kt, kf, in, out) that does the same."""
-    kt, kf, n, out = kernel.shape
-    split = kernel.reshape(kt, kf, 1, n, groups, out // groups)
-    eye = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
-    return (split * eye).reshape(kt, kf, groups * n, out)
-
-
 def _dense_2d(x: Array, kernel: Array, groups: int) -> Array:
     return lax.conv_general_dilated(
         x,
@@ -164,13 +155,6 @@ def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
     # made it into the loop over all shifts, which then takes several times as long on a CPU.
     x = materialised(jnp.pad(x, ((0, 0), (kt // 2, kt // 2), (kf // 2, kf // 2), (0, 0))))
     return [[x[:, t : t + frames, f : f + bins] for f in range(kf)] for t in range(kt)]
-
-
-def _transposed(kernel: Array, groups: int) -> Array:
-    """The grouped kernel whose convolution of an output's gradient is that of the input."""
-    kt, kf, n, out = kernel.shape
-    swapped = jnp.einsum("tfigo->tfogi", kernel[::-1, ::-1].reshape(kt, kf, n, groups, out // groups))
-    return swapped.reshape(kt, kf, out // groups, groups * n)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -222,7 +206,7 @@ def _shifted_2d_gradients(x: Array, dy: Array, kernel: Array, groups: int) -> tu
         return jnp.einsum("bgogi->ibgo", full).reshape(n, out)
 
     dkernel = jnp.stack([jnp.stack([tap(window) for window in row]) for row in _windows_2d(x, kt, kf)])
-    return _shifted(dy, materialised(_transposed(kernel, groups)), groups), dkernel
+    return _shifted(dy, materialised(transposed(kernel, groups)), groups), dkernel
 
 
 _shifted_2d.defvjp(_shifted_2d_fwd, _shifted_2d_bwd)
@@ -256,8 +240,6 @@ _spread_2d.defvjp(_spread_2d_fwd, _spread_2d_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _fused_2d(x: Array, kernel: Array, groups: int) -> Array:
-    from redimnet_jax.cuda import kernels
-
     return kernels.grouped_conv2d(x, kernel)
 
 
@@ -266,10 +248,8 @@ def _fused_2d_fwd(x: Array, kernel: Array, groups: int):
 
 
 def _fused_2d_bwd(groups: int, residuals, dy: Array):
-    from redimnet_jax.cuda import kernels
-
     x, kernel = residuals
-    dx = kernels.grouped_conv2d(dy, _transposed(kernel, groups))
+    dx = kernels.grouped_conv2d(dy, transposed(kernel, groups))
     if kernels.suits_gradient(kernel.shape):
         dkernel = kernels.grouped_kernel_gradient(x, dy, kernel.shape[2])
     else:
@@ -282,8 +262,6 @@ _fused_2d.defvjp(_fused_2d_fwd, _fused_2d_bwd)
 
 def suits_kernel(x: Array, kernel: Array) -> bool:
     """Whether there is a kernel for CUDA GPUs that convolves `x` with the grouped `kernel`."""
-    from redimnet_jax.cuda import kernels
-
     same_channels = x.shape[3] == kernel.shape[3]
     return x.dtype == jnp.bfloat16 and same_channels and kernels.suits_conv(x.shape[2], kernel.shape)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, precision
+from redimnet_jax.cuda import kernels
 
 Array = jax.Array
 
@@ -236,8 +237,6 @@ def _normalised_rows(x: Array, scale: Array, bias: Array, eps: float) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalised_rows_fused(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    from redimnet_jax.cuda import kernels
-
     return kernels.layer_norm(x, scale, bias, eps)
 
 
@@ -261,8 +260,6 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Array) -> Array:
-        from redimnet_jax.cuda import kernels
-
         arrays = x, self.scale[...], self.bias[...]
         plain = functools.partial(_normalised_rows, eps=self.eps)
         if x.dtype != jnp.bfloat16 or not kernels.suits_layer_norm(x.shape[-1]):

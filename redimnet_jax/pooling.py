@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from redimnet_jax.convolution import exact, precision
+from redimnet_jax.cuda import kernels
 from redimnet_jax.layers import Dense, masked, masked_mean, masked_variance
 
 Array = jax.Array
@@ -32,8 +33,6 @@ def attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:
 
 @jax.custom_vjp
 def _attentive_statistics_fused(x: Array, logits: Array, mask: Array | None) -> Array:
-    from redimnet_jax.cuda import kernels
-
     return kernels.attentive_statistics(x, logits, mask)
 
 

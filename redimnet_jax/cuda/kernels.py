@@ -9,9 +9,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from redimnet_jax.convolution import block_diagonal
 from redimnet_jax.cuda import program
 from redimnet_jax.cuda.sharding import by_batch
+from redimnet_jax.grouped_kernel import block_diagonal
 
 Array = jax.Array
 

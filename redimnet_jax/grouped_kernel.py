@@ -1,0 +1,21 @@
+"""Kernels of grouped 2-D convolutions, (kt, kf, in/groups, out), in other forms."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def block_diagonal(kernel: Array, groups: int) -> Array:
+    """A grouped kernel (kt, kf, in/groups, out) as the dense one (kt, kf, in, out) that does the same."""
+    kt, kf, n, out = kernel.shape
+    split = kernel.reshape(kt, kf, 1, n, groups, out // groups)
+    eye = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
+    return (split * eye).reshape(kt, kf, groups * n, out)
+
+
+def transposed(kernel: Array, groups: int) -> Array:
+    """The grouped kernel whose convolution of an output's gradient is that of the input."""
+    kt, kf, n, out = kernel.shape
+    swapped = jnp.einsum("tfigo->tfogi", kernel[::-1, ::-1].reshape(kt, kf, n, groups, out // groups))
+    return swapped.reshape(kt, kf, out // groups, groups * n)
