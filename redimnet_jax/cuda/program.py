@@ -1,6 +1,6 @@
 """CUDA C++ as an operation of JAX: NVRTC compiles the source, XLA launches the kernel as part of its program.
 
-NVRTC comes with `jax[cuda12]` and `jax[cuda13]`; no compiler, CUDA toolkit or GPU is needed to compile.
+NVRTC comes with `jax[cuda13]`; no compiler, CUDA toolkit or GPU is needed to compile.
 """
 
 import contextlib
