@@ -4,6 +4,7 @@ import functools
 import re
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import checkpoints
@@ -355,3 +356,14 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
         assert process.returncode == 0, report
         (spilled,) = re.findall(r"(\d+) bytes spill stores", report)
         assert int(spilled) <= 64, report
+
+
+@pytest.mark.parametrize(
+    ("capability", "convnext", "attention"), [("9.0", True, True), ("8.0", True, True), ("8.6", False, False)]
+)
+def test_what_a_smaller_gpu_takes(capability, convnext, attention, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    assert kernels.suits_convnext(6, (3, 3, 4, 192)) == convnext
+    assert kernels.suits_attention(201, 288, 4) == attention
+    assert kernels.suits_attention(201, 96, 4)

@@ -16,12 +16,19 @@ from redimnet_jax.grouped_kernel import block_diagonal
 Array = jax.Array
 
 WARPS, FRAMES = 8, 16
-# Of a multiprocessor, less what CUDA keeps.
+# Shared memory that a program can have at most, in general and by compute capability.
 SHARED_BYTES = 227 * 1024
+LESS_SHARED_BYTES = {"8.0": 163 * 1024, "8.6": 99 * 1024, "8.7": 163 * 1024, "8.9": 99 * 1024, "12.0": 99 * 1024}
 # Products' operands of 16 x 8 that a warp can hold of a pointwise kernel.
 HELD = 36
 # Odd, so that threads side by side read different banks.
 FRAMES_A_THREAD = 13
+
+
+def _shared_bytes() -> int:
+    # On other backends the kernels are traced and left out.
+    of_device = jax.devices()[0].compute_capability if jax.default_backend() == "gpu" else ""
+    return min(SHARED_BYTES, LESS_SHARED_BYTES.get(of_device, SHARED_BYTES))
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:
@@ -92,7 +99,7 @@ def suits_convnext(bins: int, kernel_shape: tuple[int, ...]) -> bool:
     return (
         suits_conv(bins, kernel_shape)
         and channels // 16 * (channels // 8 // _n_warps(bins, channels)) <= HELD
-        and _conv_bytes(bins, channels, True) <= SHARED_BYTES // 2
+        and _conv_bytes(bins, channels, True) <= _shared_bytes() // 2
     )
 
 
@@ -151,7 +158,7 @@ def _grouped_conv2d(x: Array, kernel: Array, *, statistics: bool) -> list[Array]
     block = _block(kernel.shape[2])
     tile_channels = max(n for n in range(block, channels + 1, block) if channels % n == 0 and n <= 192)
     tile_bins = bins
-    while _conv_bytes(tile_bins, tile_channels, tile_bins == bins) > SHARED_BYTES // 2:
+    while _conv_bytes(tile_bins, tile_channels, tile_bins == bins) > _shared_bytes() // 2:
         tile_bins = math.ceil(tile_bins / 2)
     strip, blocks, tiles = _strip(tile_bins, tile_channels // 16), tile_channels // 16, channels // tile_channels
     frame_tiles, bin_tiles = math.ceil(frames / FRAMES), math.ceil(bins / tile_bins)
@@ -300,7 +307,7 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, *, taps: int) -> Array:
 def suits_attention(frames: int, channels: int, heads: int) -> bool:
     """Whether `attention` and its gradient take maps of `frames` and `channels`."""
     size = channels // heads
-    return size % 4 == 0 and size <= 128 and _head_bytes(frames, size, tiles=4, rows=3) <= SHARED_BYTES
+    return size % 4 == 0 and size <= 128 and _head_bytes(frames, size, tiles=4, rows=3) <= _shared_bytes()
 
 
 def _head_bytes(frames: int, size: int, *, tiles: int, rows: int) -> int:
