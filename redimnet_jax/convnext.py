@@ -14,6 +14,7 @@ from jax import lax
 from redimnet_jax.activation import gelu, gelu_derivative
 from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, materialised, suits_kernel
 from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import batch_statistics, masked
 
 Array = jax.Array
@@ -120,7 +121,7 @@ def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and
     arrays = x, mask, taps, taps_bias, *norm_and_pointwise
     if not _suits_kernel(x, taps):
         return _plain(*arrays)
-    return lax.platform_dependent(*arrays, cuda=_fused, default=_plain)
+    return lax.platform_dependent(*arrays, cuda=with_derivative_of(_plain, _fused), default=_plain)
 
 
 def _suits_kernel(x: Array, taps: Array) -> bool:
@@ -138,7 +139,6 @@ def _plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_an
     return mix_channels(x, y, mean - taps_bias, *rest)
 
 
-@jax.custom_vjp
 def _fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
     mean, gain, offset, kernel, bias = norm_and_pointwise
     scaled, shift = taps * gain, (taps_bias - mean) * gain + offset
@@ -146,17 +146,3 @@ def _fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_an
         return kernels.convnext_2d(x, mask, scaled, shift, kernel, bias)
     activated = kernels.depthwise_conv1d(x, mask, scaled, shift)
     return x + (jnp.matmul(activated, kernel.astype(x.dtype)) + bias.astype(x.dtype))
-
-
-def _fused_fwd(*arrays):
-    return _fused(*arrays), arrays
-
-
-def _fused_bwd(arrays, dout: Array):
-    x, mask, *rest = arrays
-    _, backward = jax.vjp(lambda x, *rest: _plain(x, mask, *rest), x, *rest)
-    dx, *drest = backward(dout)
-    return dx, None, *drest
-
-
-_fused.defvjp(_fused_fwd, _fused_bwd)

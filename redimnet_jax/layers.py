@@ -15,6 +15,7 @@ from flax import nnx
 
 from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, precision
 from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda.derivative import with_derivative_of
 
 Array = jax.Array
 
@@ -235,22 +236,6 @@ def _normalised_rows(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     return (h * scale + bias).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalised_rows_fused(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    return kernels.layer_norm(x, scale, bias, eps)
-
-
-def _normalised_rows_fused_fwd(*arguments):
-    return _normalised_rows_fused(*arguments), arguments[:3]
-
-
-def _normalised_rows_fused_bwd(eps: float, residuals, dy: Array):
-    return jax.vjp(functools.partial(_normalised_rows, eps=eps), *residuals)[1](dy)
-
-
-_normalised_rows_fused.defvjp(_normalised_rows_fused_fwd, _normalised_rows_fused_bwd)
-
-
 class LayerNorm(nnx.Module):
     """Normalises the last axis of each position."""
 
@@ -264,10 +249,8 @@ class LayerNorm(nnx.Module):
         plain = functools.partial(_normalised_rows, eps=self.eps)
         if x.dtype != jnp.bfloat16 or not kernels.suits_layer_norm(x.shape[-1]):
             return plain(*arrays)
-        # The options of a derivative of one's own are given by place.
-        return jax.lax.platform_dependent(
-            *arrays, cuda=lambda *arrays: _normalised_rows_fused(*arrays, self.eps), default=plain
-        )
+        fused = with_derivative_of(plain, functools.partial(kernels.layer_norm, eps=self.eps))
+        return jax.lax.platform_dependent(*arrays, cuda=fused, default=plain)
 
 
 class GroupNorm(nnx.Module):

@@ -11,6 +11,7 @@ from jax import lax
 
 from redimnet_jax.convolution import exact, precision
 from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import Dense, masked, masked_mean, masked_variance
 
 Array = jax.Array
@@ -28,25 +29,8 @@ def attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:
     """Weighted mean and standard deviation under softmax over time of `logits` (batch, time, channels or 1)."""
     if x.dtype != jnp.bfloat16 or x.shape != logits.shape or x.shape[2] % 2:
         return _attentive_statistics(x, logits, mask)
-    return lax.platform_dependent(x, logits, mask, cuda=_attentive_statistics_fused, default=_attentive_statistics)
-
-
-@jax.custom_vjp
-def _attentive_statistics_fused(x: Array, logits: Array, mask: Array | None) -> Array:
-    return kernels.attentive_statistics(x, logits, mask)
-
-
-def _attentive_statistics_fused_fwd(*arrays):
-    return _attentive_statistics_fused(*arrays), arrays
-
-
-def _attentive_statistics_fused_bwd(arrays, dy: Array):
-    x, logits, mask = arrays
-    _, backward = jax.vjp(lambda x, logits: _attentive_statistics(x, logits, mask), x, logits)
-    return *backward(dy), None
-
-
-_attentive_statistics_fused.defvjp(_attentive_statistics_fused_fwd, _attentive_statistics_fused_bwd)
+    fused = with_derivative_of(_attentive_statistics, kernels.attentive_statistics)
+    return lax.platform_dependent(x, logits, mask, cuda=fused, default=_attentive_statistics)
 
 
 def _attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:
