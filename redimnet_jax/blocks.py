@@ -70,23 +70,25 @@ class ConvNeXtBlock(nnx.Module):
     def _in_bfloat16(self, x: Array, mask: Array | None, train: bool) -> Array:
         offset_and_pointwise = (v[...] for v in (self.norm.bias, self.pwconv1.kernel, self.pwconv1.bias))
         biases = jnp.concatenate([convolution.bias[...] for convolution in self.dwconvs])
-        of_batch = train and not self.norm.frozen
         alone = self.dwconvs[0].kernel[...] if len(self.dwconvs) == 1 else None
-        if alone is not None and not of_batch:
-            return convnext.block(x, mask, alone, biases, *self.norm.mean_and_gain(), *offset_and_pointwise)
         # A bias before a normalisation moves the mean and nothing else, so no map has it.
+        if not train or self.norm.frozen:
+            mean, gain = self.norm.mean_and_gain()
+            if alone is not None:
+                return convnext.block(x, mask, alone, biases, mean, gain, *offset_and_pointwise)
+            h = self._without_biases(x, mask)
+            return convnext.mix_channels(x, h, mean - biases, gain, *offset_and_pointwise)
         if alone is not None and alone.ndim == 4 and mask is None:
             h, mean, var = convnext.convolution_and_statistics(x, alone)
             count = h.size // h.shape[-1]
         else:
-            h = jnp.concatenate([convolution.without_bias(x, mask) for convolution in self.dwconvs], axis=-1)
+            h = self._without_biases(x, mask)
             mean, var, count = batch_statistics(h, mask)
-        if of_batch:
-            gain = self.norm.gain_of_batch(mean + biases, var, count)
-        else:
-            mean, gain = self.norm.mean_and_gain()
-            mean = mean - biases
+        gain = self.norm.gain_of_batch(mean + biases, var, count)
         return convnext.mix_channels(x, h, mean, gain, *offset_and_pointwise)
+
+    def _without_biases(self, x: Array, mask: Array | None) -> Array:
+        return jnp.concatenate([convolution.without_bias(x, mask) for convolution in self.dwconvs], axis=-1)
 
 
 def in_turn(blocks: Sequence[nnx.Module], x: Array, mask: Array | None, *, train: bool, remat: bool) -> Array:
