@@ -79,11 +79,13 @@ class ConvNeXtBlock(nnx.Module):
             h = self._without_biases(x, mask)
             return convnext.mix_channels(x, h, mean - biases, gain, *offset_and_pointwise)
         if alone is not None and alone.ndim == 4 and mask is None:
-            h, mean, var = convnext.convolution_and_statistics(x, alone)
-            count = h.size // h.shape[-1]
-        else:
-            h = self._without_biases(x, mask)
-            mean, var, count = batch_statistics(h, mask)
+            out, mean, var = convnext.block_of_batch(
+                x, alone, self.norm.scale[...], *offset_and_pointwise, self.norm.eps
+            )
+            self.norm.keep(mean + biases, var, x.size // x.shape[-1])
+            return out
+        h = self._without_biases(x, mask)
+        mean, var, count = batch_statistics(h, mask)
         gain = self.norm.gain_of_batch(mean + biases, var, count)
         return convnext.mix_channels(x, h, mean, gain, *offset_and_pointwise)
 

@@ -1,10 +1,11 @@
 """The arithmetic of ConvNeXt-like blocks in bfloat16: x + gelu(batchnorm(convolution of x)) W + b.
 
 Bound by memory, it keeps few maps for the backward pass, which computes the others again: of a block in train mode
-`x` and the convolution, of a block in eval mode `x` alone. In eval mode, on CUDA GPUs, a 2-D block is one kernel, and
-the convolution of a 1-D block with normalisation and GELU.
+`x` and the convolution, on CUDA GPUs and of a block in eval mode `x` alone. There, a 2-D block is one kernel, and in
+eval mode the convolution of a 1-D block with normalisation and GELU.
 """
 
+import functools
 import math
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.activation import gelu, gelu_derivative
-from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, materialised, suits_kernel
+from redimnet_jax.convolution import depthwise_conv1d, exact, gradients_by_kernels, grouped_conv2d, materialised
 from redimnet_jax.cuda import kernels
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import batch_statistics, masked
@@ -41,13 +42,31 @@ def _mix_channels_fwd(*arrays: Array):
 
 def _mix_channels_bwd(arrays, dout: Array):
     _, y, mean, gain, offset, kernel, _ = arrays
+    dnormalised, dkernel, (doffset, dgain, dbias) = _mixing_gradient(y, dout, mean, gain, offset, kernel)
+    dy = (exact(dnormalised) * gain).astype(y.dtype)
+    return dout, dy, -gain * doffset, dgain, doffset, dkernel, dbias
+
+
+mix_channels.defvjp(_mix_channels_fwd, _mix_channels_bwd)
+
+
+def _mixing_gradient(
+    y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array
+) -> tuple[Array, Array, list[Array]]:
+    """The gradients of `mix_channels` in the normalised `y`, in `kernel`, and in offset, gain and bias."""
+    arrays = y, dout, mean, gain, offset, kernel
+    if y.dtype != jnp.bfloat16 or not kernels.suits_mix_channels_gradient(*kernel.shape):
+        return _plain_mixing_gradient(*arrays)
+    return lax.platform_dependent(*arrays, cuda=kernels.mix_channels_gradient, default=_plain_mixing_gradient)
+
+
+def _plain_mixing_gradient(y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array):
     wide = _normalised(y, mean, gain, offset)
     activated = gelu(wide.astype(y.dtype))
     dactivated = jnp.matmul(dout, kernel.astype(y.dtype).T)
     # In bfloat16, as three sums and a map are made of it: XLA would keep float32, were it free to.
     dnormalised = materialised((exact(dactivated) * gelu_derivative(wide)).astype(y.dtype))
     positions = tuple(range(y.ndim - 1))
-    doffset = exact(dnormalised).sum(positions)
     # A product for every eight utterances: XLA would cut up one over all positions, and pad what eight do not divide.
     products = y.shape[0] // math.gcd(y.shape[0], 8)
     dkernel = jnp.einsum(
@@ -56,60 +75,86 @@ def _mix_channels_bwd(arrays, dout: Array):
         dout.reshape(products, -1, dout.shape[-1]),
         preferred_element_type=jnp.float32,
     )
-    return (
-        dout,
-        (exact(dnormalised) * gain).astype(y.dtype),
-        -gain * doffset,
-        (exact(dnormalised) * (exact(y) - mean)).sum(positions),
-        doffset,
-        dkernel.sum(0),
-        exact(dout).sum(positions),
-    )
+    doffset, dgain = (exact(dnormalised) * factor for factor in (1.0, exact(y) - mean))
+    return dnormalised, dkernel.sum(0), [x.sum(positions) for x in (doffset, dgain, exact(dout))]
 
 
-mix_channels.defvjp(_mix_channels_fwd, _mix_channels_bwd)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def block_of_batch(
+    x: Array, taps: Array, scale: Array, offset: Array, kernel: Array, bias: Array, eps: float
+) -> tuple[Array, Array, Array]:
+    """(`mix_channels` of `x` and its convolution, with the statistics of the batch; their mean; biased variance).
 
-
-@jax.custom_vjp
-def convolution_and_statistics(x: Array, taps: Array) -> tuple[Array, Array, Array]:
-    """(grouped convolution of `x`, mean of every channel over all positions, its biased variance).
-
-    `x` (batch, time, freq, channels), bfloat16, and `taps` (kt, kf, channels/groups, channels), float32; the
-    statistics (channels,), float32.
+    `x` (batch, time, freq, channels), bfloat16, `taps` (kt, kf, channels/groups, channels), the others as there. The
+    statistics (channels,), float32, have no gradient of their own. The kernels for CUDA GPUs keep no convolution: the
+    forward pass makes it twice, of which it once takes the statistics alone, and the backward pass again.
     """
-
-    def plain(x: Array, taps: Array):
-        y = grouped_conv2d(x, taps.astype(x.dtype), x.shape[3] // taps.shape[2])
-        return y, *batch_statistics(y, None)[:2]
-
-    def fused(x: Array, taps: Array):
-        y, total, squares = kernels.grouped_conv2d_and_sums(x, taps)
-        count = math.prod(y.shape[:-1])
-        # Of sums in float32, before the convolution is rounded: where the mean is not many deviations large.
-        return y, total / count, jnp.maximum(squares / count - jnp.square(total / count), 0.0)
-
-    if not suits_kernel(x, taps):
-        return plain(x, taps)
-    return lax.platform_dependent(x, taps, cuda=fused, default=plain)
+    return _block_of_batch_fwd(x, taps, scale, offset, kernel, bias, eps)[0]
 
 
-def _convolution_and_statistics_fwd(x: Array, taps: Array):
-    y, mean, var = convolution_and_statistics(x, taps)
-    return (y, mean, var), (x, taps, y, mean)
+def _block_of_batch_fwd(x, taps, scale, offset, kernel, bias, eps: float):
+    arrays = x, taps, scale, offset, kernel, bias, jnp.float32(eps)
+    if _suits_kernels_of_batch(x, taps):
+        out, mean, var, y = lax.platform_dependent(*arrays, cuda=_fused_of_batch, default=_plain_of_batch)
+    else:
+        out, mean, var, y = _plain_of_batch(*arrays)
+    return (out, mean, var), (x, y, mean, var, taps, scale, offset, kernel)
 
 
-def _convolution_and_statistics_bwd(residuals, cotangents):
-    x, taps, y, mean = residuals
-    dy, dmean, dvar = cotangents
-    count = math.prod(y.shape[:-1])
-    dy = (exact(dy) + dmean / count + (exact(y) - mean) * (2 / count * dvar)).astype(y.dtype)
-    _, backward = jax.vjp(
-        lambda x, taps: grouped_conv2d(x, taps.astype(x.dtype), x.shape[3] // taps.shape[2]), x, taps
-    )
-    return backward(materialised(dy))
+def _suits_kernels_of_batch(x: Array, taps: Array) -> bool:
+    channels = x.shape[3]
+    suits = kernels.suits_convnext(x.shape[2], taps.shape) and kernels.suits_mix_channels_gradient(channels, channels)
+    return suits and x.dtype == jnp.bfloat16
 
 
-convolution_and_statistics.defvjp(_convolution_and_statistics_fwd, _convolution_and_statistics_bwd)
+def _convolution(x: Array, taps: Array) -> Array:
+    return grouped_conv2d(x, taps.astype(x.dtype), x.shape[3] // taps.shape[2])
+
+
+def _plain_of_batch(x, taps, scale, offset, kernel, bias, eps) -> tuple[Array, ...]:
+    y = _convolution(x, taps)
+    mean, var, _ = batch_statistics(y, None)
+    return mix_channels(x, y, mean, scale * lax.rsqrt(var + eps), offset, kernel, bias), mean, var, y
+
+
+def _fused_of_batch(x, taps, scale, offset, kernel, bias, eps) -> tuple[Array, ...]:
+    # Of sums in float32, before the convolution is rounded: where the mean is not many deviations large.
+    mean, square = kernels.grouped_conv2d_sums(x, taps) / (x.size // x.shape[3])
+    var = jnp.maximum(square - jnp.square(mean), 0.0)
+    gain = scale * lax.rsqrt(var + eps)
+    out = kernels.convnext_2d(x, None, taps * gain, offset - mean * gain, kernel, bias)
+    return out, mean, var, jnp.zeros_like(x)
+
+
+def _block_of_batch_bwd(eps: float, residuals, cotangents):
+    x, y, mean, var, taps, scale, offset, kernel = residuals
+    dout, inverse = cotangents[0], lax.rsqrt(var + eps)
+
+    def through_norm(y: Array):
+        # The statistics are of the convolution as well: Ioffe and Szegedy (arXiv 1502.03167), section 3.
+        dnormalised, dkernel, (doffset, moments, dbias) = _mixing_gradient(
+            y, dout, mean, scale * inverse, offset, kernel
+        )
+        dscale, count = inverse * moments, y.size // y.shape[3]
+        through_statistics = (doffset + (exact(y) - mean) * (inverse * dscale)) / count
+        dy = (scale * inverse * (exact(dnormalised) - through_statistics)).astype(y.dtype)
+        return materialised(dy), (dscale, doffset, dkernel, dbias)
+
+    def plain(x: Array, y: Array):
+        dy, others = through_norm(y)
+        dx, dtaps = jax.vjp(_convolution, x, taps)[1](dy)
+        return dout + dx, dtaps, *others
+
+    def fused(x: Array, _):
+        dy, others = through_norm(kernels.grouped_conv2d(x, taps))
+        return *gradients_by_kernels(x, taps, dy, dout), *others
+
+    if not _suits_kernels_of_batch(x, taps):
+        return plain(x, y)
+    return lax.platform_dependent(x, y, cuda=fused, default=plain)
+
+
+block_of_batch.defvjp(_block_of_batch_fwd, _block_of_batch_bwd)
 
 
 def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
@@ -129,12 +174,8 @@ def _suits_kernel(x: Array, taps: Array) -> bool:
 
 
 def _plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    inside, narrow = masked(x, mask), taps.astype(x.dtype)
-    y = (
-        depthwise_conv1d(inside, narrow)
-        if x.ndim == 3
-        else grouped_conv2d(inside, narrow, x.shape[3] // taps.shape[2])
-    )
+    inside = masked(x, mask)
+    y = depthwise_conv1d(inside, taps.astype(x.dtype)) if x.ndim == 3 else _convolution(inside, taps)
     mean, *rest = norm_and_pointwise
     return mix_channels(x, y, mean - taps_bias, *rest)
 

@@ -248,12 +248,17 @@ def _fused_2d_fwd(x: Array, kernel: Array, groups: int):
 
 
 def _fused_2d_bwd(groups: int, residuals, dy: Array):
-    x, kernel = residuals
-    dx = kernels.grouped_conv2d(dy, transposed(kernel, groups))
+    return gradients_by_kernels(*residuals, dy)
+
+
+def gradients_by_kernels(x: Array, kernel: Array, dy: Array, other: Array | None = None) -> tuple[Array, Array]:
+    """Those of the grouped convolution in `x`, to which `other` is added, and `kernel`; see `suits_kernel`."""
+    groups = x.shape[3] // kernel.shape[2]
+    dx = kernels.grouped_conv2d(dy, transposed(kernel, groups), other)
     if kernels.suits_gradient(kernel.shape):
         dkernel = kernels.grouped_kernel_gradient(x, dy, kernel.shape[2])
     else:
-        (dkernel,) = jax.linear_transpose(lambda kernel: _dense_2d(x, kernel, groups), kernel)(dy)
+        (dkernel,) = jax.linear_transpose(lambda kernel: _dense_2d(x, kernel, groups), kernel.astype(x.dtype))(dy)
     return dx, dkernel.astype(kernel.dtype)
 
 

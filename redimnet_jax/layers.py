@@ -208,7 +208,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Array, mask: Array | None = None, *, train: bool = False) -> Array:
         if train and not self.frozen:
             y, statistics = normalised_by_batch(x, mask, self.scale[...], self.bias[...], self.eps)
-            self._keep(*statistics)
+            self.keep(*statistics)
             return y
         mean, gain = self.mean_and_gain()
         return ((exact(x) - mean) * gain + self.bias[...]).astype(x.dtype)
@@ -218,11 +218,12 @@ class BatchNorm(nnx.Module):
         return self.mean[...], self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
 
     def gain_of_batch(self, mean: Array, var: Array, count: Array | int) -> Array:
-        """The gain in train mode, given a batch's statistics, towards which the running ones move."""
-        self._keep(mean, var, count)
+        """The gain in train mode, given a batch's statistics, which are kept."""
+        self.keep(mean, var, count)
         return self.scale[...] * jax.lax.rsqrt(var + self.eps)
 
-    def _keep(self, mean: Array, var: Array, count: Array | int) -> None:
+    def keep(self, mean: Array, var: Array, count: Array | int) -> None:
+        """Moves the running statistics towards those of a batch, of `count` positions."""
         keep = 1 - BATCH_NORM_MOMENTUM
         unbiased = var * (count / (count - 1))
         self.mean[...] = jax.lax.stop_gradient(keep * self.mean[...] + BATCH_NORM_MOMENTUM * mean)

@@ -220,6 +220,19 @@ void load(u32 (&m)[4], const void* row) {
 DEVICE void load_matrices(u32 (&m)[4], const void* row) { load<false>(m, row); }
 DEVICE void load_matrices_transposed(u32 (&m)[4], const void* row) { load<true>(m, row); }
 
+DEVICE u32 transposed(u32 m) {
+    struct Operands { u32 m, t; } own{m, 0};
+    emulated::together(own, [](Operands** all) {
+        for (int lane = 0; lane < LANES; lane++) {
+            const int row = lane / 4, column = lane % 4 * 2;
+            // Of the row and column that this lane has after: in the matrix before, a column and a row.
+            auto element = [&](int i, int j) { return all[4 * i + j / 2]->m >> j % 2 * 16 & 0xffff; };
+            all[lane]->t = element(column, row) | element(column + 1, row) << 16;
+        }
+    });
+    return own.t;
+}
+
 DEVICE float low(u32 both) { return emulated::from_bits(both << 16); }
 DEVICE float high(u32 both) { return emulated::from_bits(both & 0xffff0000u); }
 DEVICE u32 packed(float low, float high) { return emulated::bf16_bits(low) | emulated::bf16_bits(high) << 16; }

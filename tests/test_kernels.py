@@ -97,10 +97,10 @@ GRADIENTS = ["grouped_conv2d", "grouped_conv2d", "grouped_kernel_gradient"]
 @pytest.mark.parametrize(
     ("bins", "channels", "taps", "masked", "run"),
     [
-        (12, 16, (3, 3, 4), False, ["grouped_conv2d", *GRADIENTS]),
-        (5, 32, (3, 3, 16), True, ["grouped_conv2d", *GRADIENTS]),
-        (3, 48, (3, 3, 1), True, ["grouped_conv2d", *GRADIENTS]),
-        (None, 16, (7,), False, ["depthwise_conv1d"] * 3 + ["depthwise_kernel_gradient"]),
+        (12, 16, (3, 3, 4), False, ["grouped_conv2d", *GRADIENTS, "mix_channels_gradient"]),
+        (5, 32, (3, 3, 16), True, ["grouped_conv2d", *GRADIENTS, "mix_channels_gradient"]),
+        (3, 48, (3, 3, 1), True, ["grouped_conv2d", *GRADIENTS, "mix_channels_gradient"]),
+        (None, 16, (7,), False, ["depthwise_conv1d"] * 3 + ["depthwise_kernel_gradient", "mix_channels_gradient"]),
         (None, 40, (19,), True, ["depthwise_conv1d"] * 3 + ["depthwise_kernel_gradient"]),
     ],
 )
@@ -140,16 +140,29 @@ def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
         assert sorted(names) == (GRADIENTS if members < 32 else GRADIENTS[:2])
 
 
-@pytest.mark.parametrize(("bins", "channels", "members", "shared_bytes"), [(7, 48, 8, 30_000), (3, 32, 1, None)])
-def test_convolution_and_statistics(bins, channels, members, shared_bytes, monkeypatch):
-    if shared_bytes:
-        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
-    x, dout = (normal(i, (2, 19, bins, channels), jnp.bfloat16) for i in (0, 1))
-    dout = dout, *(100 * normal(i, (channels,)) for i in (2, 3))
+@pytest.mark.parametrize(("frames", "bins", "channels", "members"), [(19, 7, 48, 8), (70, 4, 16, 1)])
+def test_block_of_batch(frames, bins, channels, members, monkeypatch):
+    """Convolutions whose mean is not zero; tiles of rows of which the last is not full."""
+    x, dout = (normal(i, (2, frames, bins, channels), jnp.bfloat16) for i in (0, 1))
+    # The statistics are given no gradient.
+    dout = dout, *(jnp.zeros(channels) for _ in range(2))
     taps = (normal(4, (3, 3, members, channels)) + 0.2) / (3 * members**0.5)
+    others = taps, *mixing(channels)[1:]
     with cuda_forms.chosen(monkeypatch) as names:
-        agree(convnext.convolution_and_statistics, convnext.convolution_and_statistics, (x + 1,), (taps,), dout)
-        assert sorted(names) == GRADIENTS
+        block = functools.partial(convnext.block_of_batch, eps=1e-5)
+        agree(lambda *x: block(*x), lambda *x: block(*x), (x + 1,), others, dout)
+        conv = ["grouped_conv2d"]
+        assert sorted(names) == [*conv * 4, "grouped_kernel_gradient", "mix_channels_gradient"]
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((3, 70, 5), 32), ((2, 201), 96), ((1, 31, 3), 144)])
+def test_the_gradient_of_mixing_channels(shape, channels, monkeypatch):
+    """Several programs an utterance, of several tiles; one without the kernel in registers."""
+    monkeypatch.setattr(kernels, "MULTIPROCESSORS", 3)
+    x, y, dout = (normal(i, (*shape, channels), jnp.bfloat16) for i in range(3))
+    with cuda_forms.chosen(monkeypatch) as names:
+        agree(convnext.mix_channels, convnext.mix_channels, (x, y), mixing(channels), dout)
+        assert names == ["mix_channels_gradient"]
 
 
 @pytest.mark.parametrize("channels", [20, 144, 1024])
@@ -302,6 +315,17 @@ def test_blocks_of_b2_are_lowered_for_a_gpu(bins, channels, masked, monkeypatch)
     assert dict(made[name])["MASKED"] == masked and str(made[name]) in text
 
 
+@pytest.mark.parametrize(("bins", "channels"), B2)
+def test_train_mode_of_b2_is_lowered_for_a_gpu(bins, channels, monkeypatch):
+    x, (taps, _, _, *rest) = of((2, 201, bins, channels)), shapes(channels, 3, 3, 4)
+    block = squares(lambda *x: convnext.block_of_batch(*x, 1e-5)[0])
+    text, _ = on_a_gpu(monkeypatch, jax.grad(block, range(6)), x, taps, *rest)
+    names = [name for name, *_ in launches(text)]
+    conv = "grouped_conv2d"
+    assert sorted(names) == [*[conv] * 4, "grouped_kernel_gradient", "mix_channels_gradient"]
+    assert all(size <= 227 * 1024 for *_, size in launches(text))
+
+
 @pytest.mark.parametrize(("channels", "programs"), [(96, 2 * 1 * 2), (144, 2 * 1 * 3), (20, 0)])
 def test_1d_blocks_are_lowered_for_a_gpu(channels, programs, monkeypatch):
     text, _ = on_a_gpu(monkeypatch, convnext.block, of((2, 201, channels)), None, *shapes(channels, 7))
@@ -342,6 +366,10 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
     convolve = squares(functools.partial(convolution.grouped_conv2d, groups=8))
     made.append(on_a_gpu(monkeypatch, jax.grad(convolve, 1), of((2, 201, 36, 32)), of((3, 3, 4, 32))))
     made.append(on_a_gpu(monkeypatch, convnext.block, of((2, 201, 96)), None, *shapes(96, 7)))
+    mix = squares(convnext.mix_channels)
+    for bins, channels in (B2[1], B2[3]):
+        y = of((2, 201, bins, channels))
+        made.append(on_a_gpu(monkeypatch, jax.grad(mix, 1), y, y, *jax.eval_shape(lambda c=channels: mixing(c))))
     attend = squares(lambda q: attention.attention(q, q, q, None, 4))
     made.append(on_a_gpu(monkeypatch, jax.grad(attend), of((2, 201, 144))))
     processes = []

@@ -1,5 +1,6 @@
-// A grouped 3x3 convolution of x (batch, FRAMES, BINS, CHANNELS) under zero padding and, where POINTWISE is 1, what a
-// ConvNeXt-like block does with it: x + gelu(conv + shift) kernel + bias.
+// A grouped 3x3 convolution of x (batch, FRAMES, BINS, CHANNELS) under zero padding, plus `other` where ADDED is 1.
+// Where POINTWISE is 1, what a ConvNeXt-like block does with it: x + gelu(conv + shift) kernel + bias. Where STATISTICS
+// is 1, of the convolution its sums alone.
 //
 // A program takes 16 frames, TILE_BINS bins and TILE_CHANNELS channels of an utterance. It copies them and their
 // neighbours to shared memory once, and a warp takes STRIP bins of 16 channels, one after the other: what it loads of
@@ -8,8 +9,8 @@
 // output channels of a bin.
 //
 // taps (9, CHANNELS / 16, KERNEL_CHANNELS / 16) and kernel (CHANNELS / 16, CHANNELS / 8) are in the order in which
-// the lanes of a warp take them. Where STATISTICS is 1, sums (batch, FRAME_TILES x bin tiles, channel tiles, BLOCKS,
-// STRIPS, 2, 16) are those of the convolution and of its squares, of every strip.
+// the lanes of a warp take them. `statistics` (batch, FRAME_TILES x bin tiles, channel tiles, BLOCKS, STRIPS, 2, 16) are
+// sums of the convolution and of its squares, of every strip.
 
 constexpr int THREADS = 256, WARPS = THREADS / LANES, TILE_FRAMES = 16;
 constexpr int FRAME_TILES = (FRAMES + TILE_FRAMES - 1) / TILE_FRAMES;
@@ -30,11 +31,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #if POINTWISE
     const float* shift, const uint2* kernel, const float* bias,
 #endif
-    bf16* out
-#if STATISTICS
-    , float* statistics
+#if ADDED
+    const bf16* other,
 #endif
-    ) {
+#if STATISTICS
+    float* statistics) {
+#else
+    bf16* out) {
+#endif
     bf16* in_tile = (bf16*)shared_memory;
     bf16* out_tile = in_tile + (TILE_FRAMES + 2) * IN_PITCH;
     const int utterance = blockIdx.x / FRAME_TILES, frame0 = blockIdx.x % FRAME_TILES * TILE_FRAMES;
@@ -42,8 +46,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
     const int channel0 = blockIdx.y % (CHANNELS / TILE_CHANNELS) * TILE_CHANNELS;
     const int loaded0 = ALL_BINS ? 0 : bin0 - 1;
     const int thread = threadIdx.x, warp = thread / LANES, lane = thread % LANES;
-    x += (long long)utterance * FRAMES * BINS * CHANNELS;
-    out += (long long)utterance * FRAMES * BINS * CHANNELS;
+    const long long before = (long long)utterance * FRAMES * BINS * CHANNELS;
+    x += before;
 
 #pragma unroll 4
     for (int i = thread; i < (TILE_FRAMES + 2) * IN_CHUNKS; i += THREADS) {
@@ -154,9 +158,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
                         const float v = exist[e >> 1] && bin0 + first + done < BINS ? s[e] : 0.0f;
                         totals[0][2 * j + (e & 1)] += v, totals[1][2 * j + (e & 1)] += v * v;
                     }
-#endif
+#else
                     *(u32*)(to + 8 * j) = packed(s[0], s[1]);
                     *(u32*)(to + 8 * j + 8 * OUT_PITCH) = packed(s[2], s[3]);
+#endif
                 }
             }
         }
@@ -205,6 +210,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
         }
     }
 #endif
+#if !STATISTICS
+    out += before;
+#if ADDED
+    other += before;
+#endif
     __syncthreads();
 
 #pragma unroll 4
@@ -216,10 +226,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
             at = ((frame0 + frame) * BINS + bin) * CHANNELS + channel0 + column % TILE_CHANNELS;
 #if POINTWISE
         uint4 v = *(const uint4*)(in_tile + frame * IN_PITCH + column), r = *(const uint4*)(x + at);
-        v.x = added(v.x, r.x), v.y = added(v.y, r.y), v.z = added(v.z, r.z), v.w = added(v.w, r.w);
 #else
         uint4 v = *(const uint4*)(out_tile + frame * OUT_PITCH + column);
+#if ADDED
+        uint4 r = *(const uint4*)(other + at);
+#endif
+#endif
+#if POINTWISE || ADDED
+        v.x = added(v.x, r.x), v.y = added(v.y, r.y), v.z = added(v.z, r.z), v.w = added(v.w, r.w);
 #endif
         *(uint4*)(out + at) = v;
     }
+#endif
 }

@@ -5,6 +5,7 @@ Maps are bfloat16 and channels last: (batch, time, freq, channels) or (batch, ti
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ WARPS, FRAMES = 8, 16
 # Shared memory that a program can have at most, in general and by compute capability.
 SHARED_BYTES = 227 * 1024
 LESS_SHARED_BYTES = {"8.0": 163 * 1024, "8.6": 99 * 1024, "8.7": 163 * 1024, "8.9": 99 * 1024, "12.0": 99 * 1024}
+# To be filled where there are few utterances; those of the larger GPUs.
+MULTIPROCESSORS = 132
 # Products' operands of 16 x 8 that a warp can hold of a pointwise kernel.
 HELD = 36
 # Odd, so that threads side by side read different banks.
@@ -77,9 +80,9 @@ def _block(members: int) -> int:
     return max(16, members)
 
 
-def _conv_bytes(bins: int, channels: int, all_bins: bool) -> int:
+def _conv_bytes(bins: int, channels: int, all_bins: bool, output_tile: bool = True) -> int:
     loaded = bins if all_bins else bins + 2
-    return 2 * ((FRAMES + 2) * (loaded * channels + 8) + FRAMES * (bins * channels + 8))
+    return 2 * ((FRAMES + 2) * (loaded * channels + 8) + output_tile * FRAMES * (bins * channels + 8))
 
 
 def suits_conv(bins: int, kernel_shape: tuple[int, ...]) -> bool:
@@ -135,25 +138,39 @@ def _convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel
         STRIP=_strip(bins, channels // 16),
         N_WARPS=_n_warps(bins, channels),
         POINTWISE=1,
+        ADDED=0,
         STATISTICS=0,
         MASKED=int(mask is not None),
     )
     return out
 
 
-def grouped_conv2d(x: Array, kernel: Array) -> Array:
-    """The convolution of `x` with a grouped kernel (3, 3, channels/groups, channels)."""
-    return by_batch(lambda *arrays: _grouped_conv2d(*arrays, statistics=False), x, kernel, batched=1)[0]
+def grouped_conv2d(x: Array, kernel: Array, other: Array | None = None) -> Array:
+    """The convolution of `x` with a grouped kernel (3, 3, channels/groups, channels), plus `other` if given."""
+    others = [] if other is None else [other]
+    return by_batch(_grouped_conv2d, x, *others, kernel, batched=1 + len(others))
 
 
-def grouped_conv2d_and_sums(x: Array, kernel: Array) -> tuple[Array, Array, Array]:
-    """The same, and of every channel the sums over all positions of its values and of their squares, float32."""
-    y, sums = by_batch(lambda *arrays: _grouped_conv2d(*arrays, statistics=True), x, kernel, batched=1)
+def _grouped_conv2d(x: Array, *others_and_kernel: Array) -> Array:
+    *others, kernel = others_and_kernel
+    launch, _ = _convolution(x, kernel, output_tile=True)
+    return launch([*others], _like(x), ADDED=len(others), STATISTICS=0)
+
+
+def grouped_conv2d_sums(x: Array, kernel: Array) -> Array:
+    """Of that convolution the sums over all positions of its values and of their squares, (2, channels) float32."""
+    sums = by_batch(_grouped_conv2d_sums, x, kernel, batched=1)
     # (batch, programs of an utterance, tiles of channels, their blocks, strips, what, 16 channels)
-    return y, *sums.sum((0, 1, 4)).transpose(2, 0, 1, 3).reshape(2, x.shape[3])
+    return sums.sum((0, 1, 4)).transpose(2, 0, 1, 3).reshape(2, x.shape[3])
 
 
-def _grouped_conv2d(x: Array, kernel: Array, *, statistics: bool) -> list[Array]:
+def _grouped_conv2d_sums(x: Array, kernel: Array) -> Array:
+    launch, parts = _convolution(x, kernel, output_tile=False)
+    return launch([], jax.ShapeDtypeStruct((*parts, 2, 16), jnp.float32), ADDED=0, STATISTICS=1)
+
+
+def _convolution(x: Array, kernel: Array, *, output_tile: bool) -> tuple[Callable[..., Array], tuple[int, ...]]:
+    """What launches the convolution alone, (batch, programs of an utterance, channel tiles, blocks, strips)."""
     batch, frames, bins, channels = x.shape
     block = _block(kernel.shape[2])
     tile_channels = max(n for n in range(block, channels + 1, block) if channels % n == 0 and n <= 192)
@@ -162,27 +179,30 @@ def _grouped_conv2d(x: Array, kernel: Array, *, statistics: bool) -> list[Array]
         tile_bins = math.ceil(tile_bins / 2)
     strip, blocks, tiles = _strip(tile_bins, tile_channels // 16), tile_channels // 16, channels // tile_channels
     frame_tiles, bin_tiles = math.ceil(frames / FRAMES), math.ceil(bins / tile_bins)
-    sums = batch, frame_tiles * bin_tiles, tiles, blocks, math.ceil(tile_bins / strip), 2, 16
-    return program.launch(
-        "grouped_conv2d",
-        [x, _taps_in_lane_order(kernel, block)],
-        _like(x),
-        *([jax.ShapeDtypeStruct(sums, jnp.float32)] if statistics else []),
-        grid=(batch * frame_tiles, bin_tiles * tiles),
-        threads=32 * WARPS,
-        shared_bytes=_conv_bytes(tile_bins, tile_channels, tile_bins == bins),
-        FRAMES=frames,
-        BINS=bins,
-        CHANNELS=channels,
-        TILE_BINS=tile_bins,
-        TILE_CHANNELS=tile_channels,
-        KERNEL_CHANNELS=block,
-        STRIP=strip,
-        N_WARPS=1,
-        POINTWISE=0,
-        STATISTICS=int(statistics),
-        MASKED=0,
-    )
+
+    def launch(others: list[Array], result: jax.ShapeDtypeStruct, **defines: int) -> Array:
+        (out,) = program.launch(
+            "grouped_conv2d",
+            [x, _taps_in_lane_order(kernel, block), *others],
+            result,
+            grid=(batch * frame_tiles, bin_tiles * tiles),
+            threads=32 * WARPS,
+            shared_bytes=_conv_bytes(tile_bins, tile_channels, tile_bins == bins, output_tile),
+            FRAMES=frames,
+            BINS=bins,
+            CHANNELS=channels,
+            TILE_BINS=tile_bins,
+            TILE_CHANNELS=tile_channels,
+            KERNEL_CHANNELS=block,
+            STRIP=strip,
+            N_WARPS=1,
+            POINTWISE=0,
+            MASKED=0,
+            **defines,
+        )
+        return out
+
+    return launch, (batch, frame_tiles * bin_tiles, tiles, blocks, math.ceil(tile_bins / strip))
 
 
 def grouped_kernel_gradient(x: Array, dy: Array, members: int) -> Array:
@@ -213,6 +233,64 @@ def _partial_gradients(x: Array, dy: Array) -> Array:
         TILE_CHANNELS=tile_channels,
     )
     return partial
+
+
+def suits_mix_channels_gradient(channels: int, out: int) -> bool:
+    """Whether `mix_channels_gradient` takes a pointwise kernel (channels, out)."""
+    return channels == out and channels % 16 == 0 and channels <= 192 and _mixing_bytes(channels) <= _shared_bytes()
+
+
+def _row_warps(channels: int) -> int:
+    return max(1, WARPS // (channels // 16))
+
+
+def _mixing_tile(channels: int) -> int:
+    return 64 if channels > 64 else 128 if channels > 16 else 256
+
+
+def _mixing_bytes(channels: int) -> int:
+    return 2 * 2 * 2 * _mixing_tile(channels) * (channels + 8)
+
+
+def mix_channels_gradient(
+    y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array
+) -> tuple[Array, Array, list[Array]]:
+    """The gradients of x + gelu((y - mean) gain + offset) kernel + bias, from that of the result.
+
+    That of the GELU's argument, bfloat16; of `kernel` (in, out), float32; and those of offset, gain and bias
+    (channels,), float32: sums over all positions of the first, of the first times y - mean, and of `dout`.
+    """
+    arrays = y, dout, mean, gain, offset, kernel
+    dnormalised, dkernel, sums = by_batch(_mix_channels_gradient, *arrays, batched=2)
+    return dnormalised, dkernel.sum(0).T, list(sums.sum(0))
+
+
+def _mix_channels_gradient(
+    y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array
+) -> tuple[Array, Array, Array]:
+    batch, channels = y.shape[0], y.shape[-1]
+    rows, tile, row_warps = y.size // batch // channels, _mixing_tile(channels), _row_warps(channels)
+    at_once = 2 if channels <= 96 else 1
+    parts = min(math.ceil(rows / tile), math.ceil(MULTIPROCESSORS * at_once / batch))
+    sums = batch, parts * row_warps
+    dnormalised, dkernel, sums = program.launch(
+        "mix_channels_gradient",
+        [y, dout, mean, gain, offset, _lane_order(kernel.T)],
+        _like(y),
+        jax.ShapeDtypeStruct((*sums, channels, channels), jnp.float32),
+        jax.ShapeDtypeStruct((*sums, 3, channels), jnp.float32),
+        grid=(batch, parts),
+        threads=32 * row_warps * channels // 16,
+        shared_bytes=_mixing_bytes(channels),
+        MAP_ROWS=rows,
+        CHANNELS=channels,
+        PARTS=parts,
+        ROW_WARPS=row_warps,
+        TILE_ROWS=tile,
+        KERNEL_HELD=int(channels <= 128),
+        MIN_PROGRAMS=at_once,
+    )
+    return dnormalised, dkernel.sum(1), sums.sum(1)
 
 
 def _depthwise_tile(channels: int) -> int:

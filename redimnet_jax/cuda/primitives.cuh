@@ -42,6 +42,13 @@ DEVICE void load_matrices_transposed(u32 (&m)[4], const void* row) {
                  : "r"(shared_address(row)));
 }
 
+// The transpose of an 8 x 8 matrix, of which lane 4 i + j holds columns 2 j and 2 j + 1 of row i.
+DEVICE u32 transposed(u32 m) {
+    u32 t;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(m));
+    return t;
+}
+
 // sum (16 x 8) += a (16 x 16) b (16 x 8), in the layout of mma.m16n8k16.
 DEVICE void multiply_add(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm(
