@@ -1,7 +1,7 @@
 """Forward pass and training step of the networks: time, compile time and memory, beside the public PyTorch code.
 
     python benchmarks/networks.py [--variants b0 b2 b5 b6] [--batch=256] [--seconds=3] [--dtype=bfloat16]
-                                  [--torch_repo=CHECKOUT] [--output=FOLDER]
+                                  [--remat] [--torch_repo=CHECKOUT] [--output=FOLDER]
 
 CHECKOUT is a clone of github.com/IDRnD/ReDimNet; with it PyTorch and torchaudio must be installed, and both sides are
 measured in this run, taking turns, on the same kind of device: PyTorch as it comes and, on a GPU, compiled, where
@@ -42,20 +42,29 @@ Measured = tuple[Callable[[], object], Callable[[object], object], dict]
 CALLS = 5
 
 
-def jax_parts(variant: str, audio: np.ndarray, dtype: str, parts: Sequence[str]) -> dict[str, Measured]:
+def jax_parts(
+    variant: str, audio: np.ndarray, dtype: str, parts: Sequence[str], remat: bool = False
+) -> dict[str, Measured]:
     """Of each of `parts`, "forward" and "step", what is to be measured."""
     config = model_config.parse(*VARIANTS[variant])
-    graph, parameters, rest = nnx.split(SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    network = SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0))
+    network.backbone.remat = remat
+    graph, *states = nnx.split(network, nnx.Param, ...)
+    # Lists of arrays, as in the library's own programs: states of nnx are taken apart in Python, call by call.
+    (parameters, of_parameters), (rest, of_rest) = (jax.tree.flatten(state) for state in states)
     optimiser = optax.adamw(1e-5)
 
+    def merged(parameters, rest):
+        return nnx.merge(graph, of_parameters.unflatten(parameters), of_rest.unflatten(rest), copy=True)
+
     def forward(parameters, rest, audio):
-        return nnx.merge(graph, parameters, rest)(audio)
+        return merged(parameters, rest)(audio)
 
     def step(parameters, rest, moments, audio):
         def loss(parameters):
-            network = nnx.merge(graph, parameters, rest, copy=True)
+            network = merged(parameters, rest)
             embedding = network(audio, train=True, key=jax.random.key(0))
-            return jnp.mean(jnp.square(embedding)), nnx.state(network, nnx.Not(nnx.Param))
+            return jnp.mean(jnp.square(embedding)), jax.tree.leaves(nnx.state(network, nnx.Not(nnx.Param)))
 
         gradients, rest_ = jax.grad(loss, has_aux=True)(parameters)
         updates, moments = optimiser.update(gradients, moments, parameters)
@@ -156,7 +165,7 @@ def measure(variant: str, args) -> list[dict]:
     """The rows of one variant."""
     audio = 0.1 * np.random.default_rng(0).standard_normal((args.batch, int(16000 * args.seconds)))
     audio = audio.astype(np.float32)
-    codes = {"JAX": jax_parts(variant, audio, args.dtype, args.parts)}
+    codes = {"JAX": jax_parts(variant, audio, args.dtype, args.parts, args.remat)}
     if args.torch_repo and VARIANTS[variant][0] == "redimnet":
         codes["PyTorch"] = torch_parts(args.torch_repo, variant, audio, args.dtype, args.parts, compiled=False)
         if jax.default_backend() == "gpu":
@@ -187,6 +196,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--remat", action="store_true", help="the step of the JAX network with config.remat")
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--torch_repo", help="clone of github.com/IDRnD/ReDimNet")
     parser.add_argument("--output", type=Path, help="folder for networks.json and networks.md")

@@ -146,7 +146,9 @@ def _block_of_batch_bwd(eps: float, residuals, cotangents):
         return dout + dx, dtaps, *others
 
     def fused(x: Array, _):
-        dy, others = through_norm(kernels.grouped_conv2d(x, taps))
+        # Not before `dout` is there: XLA would do it in the forward pass, and keep the map until then.
+        now, _ = lax.optimization_barrier((x, dout))
+        dy, others = through_norm(kernels.grouped_conv2d(now, taps))
         return *gradients_by_kernels(x, taps, dy, dout), *others
 
     if not _suits_kernels_of_batch(x, taps):

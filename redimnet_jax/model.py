@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,10 +29,18 @@ class Source:
     licence: str | None = None
 
 
-@functools.partial(jit, static_argnums=(0, 4))
-def forward(graph, state, waveform: Array, lengths: Array | None, classify: bool) -> Array:
-    """What `SpeakerNetwork.__call__` gives, of a network taken apart by `nnx.split`; compiled once a shape."""
-    return nnx.merge(graph, state)(waveform, lengths, classify=classify)
+@functools.cache
+def _forward(graph: nnx.GraphDef, state: jax.tree_util.PyTreeDef) -> Callable[..., Array]:
+    """What `SpeakerNetwork.__call__` gives, of (leaves of the state, waveform, lengths, whether to classify).
+
+    Compiled once a shape, for all models of the graph. The graph is no argument: to hash it, and to take apart the
+    state, takes longer in every call than a GPU needs for an utterance.
+    """
+
+    def forward(leaves: list[Array], waveform: Array, lengths: Array | None, classify: bool) -> Array:
+        return nnx.merge(graph, jax.tree.unflatten(state, leaves))(waveform, lengths, classify=classify)
+
+    return jit(forward, static_argnums=3)
 
 
 class SpeakerModel:
@@ -40,7 +48,9 @@ class SpeakerModel:
 
     def __init__(self, network: SpeakerNetwork, model_config: dict[str, Any], source: Source):
         self.network, self.model_config, self.source = network, model_config, source
-        self._graph, self._state = nnx.split(network)
+        graph, state = nnx.split(network)
+        self._leaves, structure = jax.tree.flatten(state)
+        self._forward = _forward(graph, structure)
 
     @property
     def arch(self) -> str:
@@ -151,7 +161,7 @@ class SpeakerModel:
         padded = xp.pad(waveforms, ((0, 0), (0, size - samples)))
         padded = xp.concatenate([padded, xp.repeat(padded[:1], rows - count, axis=0)])
         lengths = np.concatenate([lengths, np.repeat(lengths[:1], rows - count)]).astype(np.int32)
-        return forward(self._graph, self._state, padded, None if exact else lengths, head)[:count]
+        return self._forward(self._leaves, padded, None if exact else lengths, head)[:count]
 
     def _checked_lengths(self, lengths, count: int, samples: int) -> np.ndarray:
         try:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from refusals import refusal
 
 from redimnet_jax import buckets, from_torch, model_config
-from redimnet_jax import model as model_module
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 
@@ -164,12 +163,12 @@ def test_compilations_are_bounded():
     lengths, audio = list(range(8001, 32000, 599)), golden.audio(0, 1, 32000)[0]
     sizes = {buckets.samples(length) for length in lengths}
     assert len(lengths) == 41 and not sizes & set(lengths) and len(sizes) == 6
-    before = model_module.forward.jitted()._cache_size()
+    before = model._forward.jitted()._cache_size()
     for length in lengths:
         model.embed(audio[:length])
-    assert model_module.forward.jitted()._cache_size() - before <= len(sizes)
+    assert model._forward.jitted()._cache_size() - before <= len(sizes)
     model.embed(audio[None, :9000], dim=4, normalize=False)  # neither is a program of its own
-    assert model_module.forward.jitted()._cache_size() - before <= len(sizes)
+    assert model._forward.jitted()._cache_size() - before <= len(sizes)
 
 
 # Mistakes

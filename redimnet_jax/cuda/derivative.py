@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+from jax import lax
 
 Array = jax.Array
 
@@ -18,6 +19,8 @@ def with_derivative_of(plain: Callable[..., Array], fused: Callable[..., Array])
         return fused(*arrays), arrays
 
     def backward(arrays, dy: Array):
+        # Nothing of it before `dy` is there: XLA would do it in the forward pass, and keep the maps until then.
+        arrays, dy = lax.optimization_barrier((arrays, dy))
         return jax.vjp(plain, *arrays)[1](dy)
 
     value.defvjp(forward, backward)

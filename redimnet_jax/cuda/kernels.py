@@ -248,8 +248,13 @@ def _mixing_tile(channels: int) -> int:
     return 64 if channels > 64 else 128 if channels > 16 else 256
 
 
+def _kernel_held(channels: int) -> bool:
+    return channels <= 128
+
+
 def _mixing_bytes(channels: int) -> int:
-    return 2 * 2 * 2 * _mixing_tile(channels) * (channels + 8)
+    tiles = 4 * _mixing_tile(channels) * (channels + 8)
+    return 2 * (tiles if _kernel_held(channels) else tiles + channels * channels)
 
 
 def mix_channels_gradient(
@@ -287,7 +292,7 @@ def _mix_channels_gradient(
         PARTS=parts,
         ROW_WARPS=row_warps,
         TILE_ROWS=tile,
-        KERNEL_HELD=int(channels <= 128),
+        KERNEL_HELD=int(_kernel_held(channels)),
         MIN_PROGRAMS=at_once,
     )
     return dnormalised, dkernel.sum(1), sums.sum(1)

@@ -6,7 +6,8 @@
 // A program takes every so many-th tile of TILE_ROWS rows of an utterance, copying the next while it multiplies. A warp
 // has 16 of the input channels, and 16 rows at a time: dout kernel^T, to which it does what the GELU asks for, and the
 // product of dout^T with the GELU, whose registers one product hands to the other. kernel^T (CHANNELS / 16,
-// CHANNELS / 8) is in the order in which the lanes of a warp take it.
+// CHANNELS / 8) is in the order in which the lanes of a warp take it; where KERNEL_HELD is 1 they hold it, else it is in
+// shared memory.
 
 constexpr int COLUMN_WARPS = CHANNELS / 16, THREADS = COLUMN_WARPS * ROW_WARPS * LANES, BLOCKS = CHANNELS / 16;
 constexpr int TILES = (MAP_ROWS + TILE_ROWS - 1) / TILE_ROWS;
@@ -35,6 +36,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_PROGRAMS) mix_channels
         }
     };
     copy(blockIdx.y, 0);
+#if !KERNEL_HELD
+    uint2* kernel_tile = (uint2*)((bf16*)shared_memory + 4 * TILE);
+    for (int i = thread; i < CHANNELS * CHANNELS / 8; i += THREADS) copy_async(kernel_tile + 2 * i, kernel + 2 * i, true);
+#endif
     end_of_copies();
 
     // Of this warp's channels: 8 j + 2 pair and the next.
@@ -87,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_PROGRAMS) mix_channels
 #if KERNEL_HELD
                     multiply_add(d[j], a, held[k][j][0], held[k][j][1]);
 #else
-                    uint2 v = kernel[(k * (CHANNELS / 8) + block * 2 + j) * LANES + lane];
+                    uint2 v = kernel_tile[(k * (CHANNELS / 8) + block * 2 + j) * LANES + lane];
                     multiply_add(d[j], a, v.x, v.y);
 #endif
                 }
