@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax import convnext
+from redimnet_jax import convnext, residual
 from redimnet_jax.activation import gelu, gelu_tanh
 from redimnet_jax.attention import attention
 from redimnet_jax.convolution import materialised
@@ -138,6 +138,12 @@ class ResBlock(nnx.Module):
         self.se = FrequencySE(bins, min(64, max(channels, 32)), rngs=rngs) if use_se else None
 
     def __call__(self, x: Array, mask: Array | None, *, train: bool) -> Array:
+        if x.dtype == jnp.bfloat16 and self.conv1pw is not None and self._has_statistics(train):
+            first = self._weights(self.conv1, self.conv1pw, self.bn1)
+            second = self._weights(self.conv2, self.conv2pw, self.bn2)
+            if self.se is None:
+                return residual.block(x, mask, first, second, add=True)
+            return jax.nn.relu(self.se(residual.block(x, mask, first, second, add=False), mask) + x)
         h = self.conv1(x, mask)
         h = h if self.conv1pw is None else self.conv1pw(h)
         h = self.bn1(jax.nn.relu(h), mask, train=train)
@@ -146,6 +152,14 @@ class ResBlock(nnx.Module):
         h = self.bn2(h, mask, train=train)
         h = h if self.se is None else self.se(h, mask)
         return jax.nn.relu(h + x)
+
+    def _has_statistics(self, train: bool) -> bool:
+        return not train or (self.bn1.frozen and self.bn2.frozen)
+
+    @staticmethod
+    def _weights(conv: Conv2d, pointwise: Dense, norm: BatchNorm) -> tuple[Array, ...]:
+        mean, gain = norm.mean_and_gain()
+        return conv.kernel[...], pointwise.kernel[...], pointwise.bias[...], mean, gain, norm.bias[...]
 
 
 def block_2d(

@@ -27,6 +27,7 @@ struct alignas(16) float4 { float x, y, z, w; };
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
 
 namespace emulated {
 constexpr int MAX_THREADS = 1024, STACK = 1 << 16, MAX_COPIES = 512, EDGE = 4096, NAN_BYTE = 0xff;
@@ -237,6 +238,7 @@ DEVICE float low(u32 both) { return emulated::from_bits(both << 16); }
 DEVICE float high(u32 both) { return emulated::from_bits(both & 0xffff0000u); }
 DEVICE u32 packed(float low, float high) { return emulated::bf16_bits(low) | emulated::bf16_bits(high) << 16; }
 DEVICE u32 added(u32 a, u32 b) { return packed(low(a) + low(b), high(a) + high(b)); }
+DEVICE u32 positive(u32 both) { return packed(fmaxf(low(both), 0.0f), fmaxf(high(both), 0.0f)); }
 DEVICE float power_of_two(float x) { return __builtin_exp2f(x); }
 DEVICE float reciprocal(float x) { return 1.0f / x; }
 
@@ -261,6 +263,11 @@ DEVICE void multiply_add(float (&sum)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                 for (int k = 0; k < 16; k++) all[lane]->sum[i] += a[row][k] * b[k][column];
             }
     });
+}
+
+DEVICE void multiply_add(float (&sum)[4], u32 a0, u32 a1, u32 b) {
+    const u32 a[4] = {a0, a1, 0, 0};
+    multiply_add(sum, a, b, 0);
 }
 
 namespace emulated {

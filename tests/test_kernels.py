@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from redimnet_jax import attention, convnext, convolution, from_torch, pooling
+from redimnet_jax import attention, convnext, convolution, from_torch, pooling, residual
 from redimnet_jax.cuda import kernels, program
 from redimnet_jax.layers import LayerNorm
 
@@ -163,6 +163,57 @@ def test_the_gradient_of_mixing_channels(shape, channels, monkeypatch):
     with cuda_forms.chosen(monkeypatch) as names:
         agree(convnext.mix_channels, convnext.mix_channels, (x, y), mixing(channels), dout)
         assert names == ["mix_channels_gradient"]
+
+
+def residual_half(channels: int, key: int) -> list:
+    """Taps, pointwise kernel and bias; mean, gain and offset of the norm."""
+    mean, gain, offset, kernel, bias = mixing(channels)
+    return [normal(key, (3, 3, 1, channels)) / 3, kernel, bias, mean, gain, 0.1 * offset]
+
+
+@pytest.mark.parametrize(
+    ("frames", "bins", "channels", "shared_bytes", "masked", "add"),
+    [
+        (9, 6, 10, None, True, True),
+        (11, 17, 40, 30_000, False, False),
+        (21, 4, 60, 40_000, True, True),
+        (5, 33, 24, None, False, True),
+    ],
+)
+def test_depthwise_residual(frames, bins, channels, shared_bytes, masked, add, monkeypatch):
+    """Channels that are filled up, several tiles of frames and of bins, one program or two a multiprocessor."""
+    if shared_bytes:
+        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+    x = normal(0, (2, frames, bins, channels), jnp.bfloat16)
+    counted = mask(2, frames) if masked else None
+    weights = residual_half(channels, 2) + residual_half(channels, 8)
+
+    @compiling.jit
+    def block(x, weights):
+        return residual.block(x, counted, weights[:6], weights[6:], add=add)
+
+    with cuda_forms.chosen(monkeypatch) as names:
+        ours = block(x, weights)
+        assert names == ["depthwise_residual"] and ours.dtype == x.dtype
+    assert relative(ours, block(*exact([x]), weights)) < ROUNDING
+
+
+def test_the_gradient_of_a_depthwise_residual_is_that_of_its_plain_form(monkeypatch):
+    x, dout = (normal(i, (2, 5, 3, 20), jnp.bfloat16) for i in (0, 1))
+    weights = residual_half(20, 2) + residual_half(20, 8)
+    # Biases and offsets so large that rounding takes no value past zero.
+    weights = [weight + 20 if i in (2, 11) else weight for i, weight in enumerate(weights)]
+
+    def gradients():
+        back = jax.vjp(lambda *x: residual.block(x[0], None, x[1:7], x[7:], add=True), x, *weights)[1]
+        return compiling.jit(back)(dout)
+
+    expected = gradients()
+    with cuda_forms.chosen(monkeypatch) as names:
+        ours = gradients()
+        assert "depthwise_residual" in names
+    for a, b in zip(ours, expected, strict=True):
+        assert relative(a, b) < 2 * ROUNDING
 
 
 @pytest.mark.parametrize("channels", [20, 144, 1024])

@@ -5,7 +5,7 @@ Maps are bfloat16 and channels last: (batch, time, freq, channels) or (batch, ti
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -296,6 +296,94 @@ def _mix_channels_gradient(
         MIN_PROGRAMS=at_once,
     )
     return dnormalised, dkernel.sum(1), sums.sum(1)
+
+
+def _residual_bytes(frames: int, bins: int, channels: int) -> int:
+    """Shared memory of `depthwise_residual` for tiles of `frames`."""
+    pitch, beyond = 8 * (math.ceil(channels / 8) | 1), math.ceil(bins / 16) * 16 + 1 - bins
+    return 2 * pitch * ((2 * frames + 6) * (bins + 1) + 2 * beyond)
+
+
+def _residual_tile(bins: int, channels: int) -> tuple[int, int] | None:
+    """(warps of a program, frames that it has memory for); None where they are too few.
+
+    Two programs of 8 warps share a multiprocessor, where that leaves each 6 frames: two more are computed twice.
+    """
+    # Of every program's memory the GPU takes 1 KiB more for itself.
+    for programs in (2, 1):
+        limit = (_shared_bytes() + 1024) // programs - 1024
+        frames = max((n for n in range(65) if _residual_bytes(n, bins, channels) <= limit), default=0)
+        if frames >= 6:
+            return 16 // programs, frames
+    return None
+
+
+def _residual_strip(frames: int, bins: int, channels: int, warps: int) -> int:
+    """The number of frames, up to 8, that shares a convolution's work most evenly, where neighbours count a third."""
+
+    def cost(n: int) -> float:
+        pairs = math.ceil(math.ceil(bins / 16) * math.ceil(frames / n) / 2)
+        return math.ceil(math.ceil(channels / 8) * pairs / warps) * (n + (n + 2) / 3)
+
+    return min(range(1, 9), key=cost)
+
+
+def _positions_a_warp(positions: int, channels: int, warps: int) -> int:
+    """Of up to 10 registers' worth of tiles of 16 positions how many a warp takes at once; each needs the kernel."""
+    tiles = math.ceil(positions / 16)
+    most = max(1, min(4, 10 // math.ceil(channels / 16)))
+    return min(range(1, most + 1), key=lambda n: math.ceil(math.ceil(tiles / n) / warps) * (n + 0.5))
+
+
+def suits_depthwise_residual(bins: int, kernel_shape: tuple[int, ...]) -> bool:
+    """Whether `depthwise_residual` takes maps of `bins` and a depthwise kernel (kt, kf, 1, channels)."""
+    *taps, members, channels = kernel_shape
+    suits = taps == [3, 3] and members == 1 and channels % 2 == 0 and channels <= 128
+    return suits and _residual_tile(bins, channels) is not None
+
+
+def depthwise_residual(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence[Array], add: bool):
+    """relu(x + y), or y where not `add`: y = conv(h) kernel + bias of h = relu(conv(x) kernel + bias) gain + shift.
+
+    `first` is (taps, kernel, bias, gain, shift) of h, `second` (taps, kernel, bias) of y, float32:
+    (3, 3, 1, channels), (channels, channels) and (channels,).
+    """
+    return by_batch(lambda *arrays: _depthwise_residual(*arrays, add=add), x, mask, *first, *second, batched=2)
+
+
+def _depthwise_residual(x: Array, mask: Array | None, *weights: Array, add: bool) -> Array:
+    batch, frames, bins, channels = x.shape
+    columns = math.ceil(channels / 8) * 8
+    warps, tile_frames = _residual_tile(bins, channels)
+    # No more than they need be.
+    tile_frames = math.ceil(frames / math.ceil(frames / tile_frames))
+
+    def laid_out(weight: Array) -> Array:
+        *others, last = weight.shape
+        if weight.ndim == 2:
+            return _lane_order(jnp.pad(weight, ((0, math.ceil(channels / 16) * 16 - channels), (0, columns - last))))
+        filled = jnp.pad(weight, [(0, 0)] * len(others) + [(0, columns - last)])
+        return filled if weight.ndim == 1 else filled.reshape(9, columns).astype(x.dtype)
+
+    (out,) = program.launch(
+        "depthwise_residual",
+        [x, *_masks(mask), *map(laid_out, weights)],
+        _like(x),
+        grid=(batch * math.ceil(frames / tile_frames), 1),
+        threads=32 * warps,
+        shared_bytes=_residual_bytes(tile_frames, bins, channels),
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        TILE_FRAMES=tile_frames,
+        WARPS=warps,
+        STRIP1=_residual_strip(tile_frames + 2, bins, channels, warps),
+        STRIP2=_residual_strip(tile_frames, bins, channels, warps),
+        TILES_A_WARP=_positions_a_warp((tile_frames + 2) * (bins + 1) + 1, channels, warps),
+        RESIDUAL=int(add),
+        MASKED=int(mask is not None),
+    )
+    return out
 
 
 def _depthwise_tile(channels: int) -> int:
