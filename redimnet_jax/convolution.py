@@ -123,7 +123,7 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
     def by_products(x: Array, dy: Array) -> Array:
         return _kernel_gradient_1d_by_products(padded(x), dy)
 
-    fused = x.dtype == jnp.bfloat16 and kernels.suits_depthwise(x.shape[2])
+    fused = x.dtype == jnp.bfloat16 and kernels.suits_depthwise_gradient(x.shape[2])
     dkernel = lax.platform_dependent(
         x,
         dy,

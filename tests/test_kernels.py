@@ -61,7 +61,10 @@ def mask(batch: int, frames: int):
     return jnp.arange(frames)[None] < jnp.array([frames - 3 * i for i in range(batch)])[:, None]
 
 
-@pytest.mark.parametrize(("frames", "channels", "masked"), [(70, 48, False), (16, 144, True), (130, 288, True)])
+@pytest.mark.parametrize(
+    ("frames", "channels", "masked"),
+    [(70, 48, False), (16, 144, True), (130, 288, True), (33, 20, True), (17, 24, False)],
+)
 def test_attention(frames, channels, masked, monkeypatch):
     q, k, v, dout = (normal(i, (2, frames, channels), jnp.bfloat16) for i in range(4))
     keys = mask(2, frames) if masked else None
@@ -102,6 +105,7 @@ GRADIENTS = ["grouped_conv2d", "grouped_conv2d", "grouped_kernel_gradient"]
         (3, 48, (3, 3, 1), True, ["grouped_conv2d", *GRADIENTS, "mix_channels_gradient"]),
         (None, 16, (7,), False, ["depthwise_conv1d"] * 3 + ["depthwise_kernel_gradient", "mix_channels_gradient"]),
         (None, 40, (19,), True, ["depthwise_conv1d"] * 3 + ["depthwise_kernel_gradient"]),
+        (None, 20, (7,), True, ["depthwise_conv1d"] * 3),
     ],
 )
 def test_block(bins, channels, taps, masked, run, monkeypatch):
@@ -378,6 +382,7 @@ def test_train_mode_of_b2_is_lowered_for_a_gpu(bins, channels, monkeypatch):
 
 
 @pytest.mark.parametrize(("channels", "programs"), [(96, 2 * 1 * 2), (144, 2 * 1 * 3), (20, 0)])
+@pytest.mark.parametrize(("channels", "programs"), [(96, 2 * 1 * 2), (144, 2 * 1 * 3), (20, 2 * 1 * 1), (18, 0)])
 def test_1d_blocks_are_lowered_for_a_gpu(channels, programs, monkeypatch):
     text, _ = on_a_gpu(monkeypatch, convnext.block, of((2, 201, channels)), None, *shapes(channels, 7))
     assert [launch[:2] for launch in launches(text)] == ([("depthwise_conv1d", programs)] if programs else [])
@@ -387,7 +392,7 @@ def test_shapes_that_no_kernel_takes(monkeypatch):
     for bins, channels, *taps in ((3, 12, 3, 3, 4), (3, 24, 3, 3, 24), (2, 16, 3, 3, 4), (4, 16, 3, 5, 4)):
         x = of((1, 4, bins, channels))
         assert not launches(on_a_gpu(monkeypatch, convnext.block, x, None, *shapes(channels, *taps))[0])
-    x, kernel = of((1, 4, 12)), of((3, 12))
+    x, kernel = of((1, 4, 10)), of((3, 10))
     assert not launches(on_a_gpu(monkeypatch, jax.grad(squares(convolution.depthwise_conv1d)), x, kernel)[0])
 
 

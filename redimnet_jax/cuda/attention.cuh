@@ -6,6 +6,14 @@ struct Head {
     static constexpr int STEPS = COLUMNS / 16;
 
     static DEVICE void load(bf16* to, const bf16* from) {
+        // A head of another size may begin at any channel.
+        if constexpr (SIZE_ % 4) {
+            for (int i = threadIdx.x; i < ROWS * COLUMNS; i += blockDim.x) {
+                const int row = i / COLUMNS, column = i % COLUMNS;
+                to[row * PITCH + column] = row < FRAMES_ && column < SIZE_ ? from[row * CHANNELS_ + column] : 0;
+            }
+            return;
+        }
         constexpr int CHUNK = SIZE_ % 8 ? 4 : 8, CHUNKS = COLUMNS / CHUNK;
         for (int i = threadIdx.x; i < ROWS * CHUNKS; i += blockDim.x) {
             const int row = i / CHUNKS, column = i % CHUNKS * CHUNK;
@@ -34,11 +42,19 @@ struct Head {
             const int column = n * 8 + pair * 2;
             if (column >= SIZE_) continue;
             if (row + group < FRAMES_)
-                *(u32*)(to + (row + group) * CHANNELS_ + column) =
-                    packed(sums[n][0] * low_factor, sums[n][1] * low_factor);
+                store_pair(to + (row + group) * CHANNELS_, column,
+                           packed(sums[n][0] * low_factor, sums[n][1] * low_factor));
             if (row + group + 8 < FRAMES_)
-                *(u32*)(to + (row + group + 8) * CHANNELS_ + column) =
-                    packed(sums[n][2] * high_factor, sums[n][3] * high_factor);
+                store_pair(to + (row + group + 8) * CHANNELS_, column,
+                           packed(sums[n][2] * high_factor, sums[n][3] * high_factor));
+        }
+    }
+    static DEVICE void store_pair(bf16* row, int column, u32 both) {
+        if constexpr (SIZE_ % 2) {
+            row[column] = (bf16)both;
+            if (column + 1 < SIZE_) row[column + 1] = (bf16)(both >> 16);
+        } else {
+            *(u32*)(row + column) = both;
         }
     }
 };

@@ -53,7 +53,12 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES, Tile::COLUMNS <= 48 ?
     for (int row = threadIdx.x; row < Tile::ROWS; row += blockDim.x) {
         bool counts = row < FRAMES;
         float sum = 0.0f;
-        if (counts)
+        if (counts && SIZE % 4)
+            for (int i = 0; i < SIZE; i++) {
+                const long long at = start + row * CHANNELS + i;
+                sum += low(out[at]) * low(dout[at]);
+            }
+        else if (counts)
             for (int i = 0; i < SIZE; i += 4) {
                 const uint2 o = *(const uint2*)(out + start + row * CHANNELS + i);
                 const uint2 d = *(const uint2*)(dout + start + row * CHANNELS + i);

@@ -5,7 +5,8 @@
 // has TILE_CHANNELS channels and STRIPS threads for each two of them.
 
 constexpr int PAIRS = TILE_CHANNELS / 2, THREADS = PAIRS * STRIPS, R = FRAMES_A_THREAD;
-constexpr int TILE_FRAMES = STRIPS * R, ROWS = TILE_FRAMES + TAPS - 1, CHUNKS = TILE_CHANNELS / 8;
+constexpr int TILE_FRAMES = STRIPS * R, ROWS = TILE_FRAMES + TAPS - 1, CHUNK = TILE_CHANNELS % 8 ? 4 : 8;
+constexpr int CHUNKS = TILE_CHANNELS / CHUNK;
 constexpr int FRAME_TILES = (FRAMES + TILE_FRAMES - 1) / TILE_FRAMES;
 
 extern "C" __global__ void __launch_bounds__(THREADS) depthwise_conv1d(
@@ -18,21 +19,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) depthwise_conv1d(
     const float* shift,
 #endif
     bf16* out) {
-    u32* tile = (u32*)shared_memory;
-    float2* taps = (float2*)(shared_memory + ROWS * TILE_CHANNELS * 2);
+    float2* taps = (float2*)shared_memory;
+    u32* tile = (u32*)(shared_memory + TAPS * TILE_CHANNELS * 4);
     const int utterance = blockIdx.x / FRAME_TILES, frame0 = blockIdx.x % FRAME_TILES * TILE_FRAMES;
     const int channel0 = blockIdx.y * TILE_CHANNELS, thread = threadIdx.x;
     x += (long long)utterance * FRAMES * CHANNELS;
     out += (long long)utterance * FRAMES * CHANNELS;
 
     for (int i = thread; i < ROWS * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, column = i % CHUNKS * 8, frame = frame0 + row - TAPS / 2;
+        int row = i / CHUNKS, column = i % CHUNKS * CHUNK, frame = frame0 + row - TAPS / 2;
         bool valid = frame >= 0 && frame < FRAMES;
 #if MASKED
         valid = valid && mask[utterance * FRAMES + frame];
 #endif
         const bf16* from = valid ? x + frame * CHANNELS + channel0 + column : x;
-        copy_async((bf16*)tile + row * TILE_CHANNELS + column, from, valid);
+        copy_async<2 * CHUNK>((bf16*)tile + row * TILE_CHANNELS + column, from, valid);
     }
     for (int i = thread; i < TAPS * TILE_CHANNELS / 4; i += THREADS) {
         int tap = i / (TILE_CHANNELS / 4), column = i % (TILE_CHANNELS / 4) * 4;

@@ -8,8 +8,8 @@
 // and 8 channels, with a diagonal matrix for each of nine taps; the pointwise product overwrites the positions that it
 // has read. Channels are filled up with zeros to a multiple of 8.
 //
-// taps (9, COLUMNS), kernel (COLUMNS / 16, rounded up, COLUMNS / 8) in the order in which the lanes of a warp take it,
-// the others (COLUMNS).
+// taps (2, 9, COLUMNS) and kernels (2, COLUMNS / 16, rounded up, COLUMNS / 8), in the order in which the lanes of a
+// warp take them, are those of both halves; vectors (4, COLUMNS) are bias, gain, shift and the second bias.
 
 constexpr int THREADS = WARPS * LANES, COLUMNS = (CHANNELS + 7) / 8 * 8, BLOCKS = COLUMNS / 8;
 // An odd number of 16 bytes, so that neighbours lie in different banks.
@@ -127,8 +127,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 16 / WARPS) depthwise_resi
 #if MASKED
     const int* mask,
 #endif
-    const bf16* taps1, const uint2* kernel1, const float* bias1, const float* gain, const float* shift,
-    const bf16* taps2, const uint2* kernel2, const float* bias2, bf16* out) {
+    const bf16* taps, const uint2* kernels, const float* vectors, bf16* out) {
+    const float *bias1 = vectors, *gain = vectors + COLUMNS, *shift = gain + COLUMNS, *bias2 = shift + COLUMNS;
     bf16 *x_tile = (bf16*)shared_memory, *h_tile = x_tile + ((TILE_FRAMES + 4) * WIDTH + BEYOND) * PITCH;
     const int utterance = blockIdx.x / FRAME_TILES, frame0 = blockIdx.x % FRAME_TILES * TILE_FRAMES;
     const int thread = threadIdx.x;
@@ -160,21 +160,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 16 / WARPS) depthwise_resi
     wait_for_copies<0>();
     __syncthreads();
 
-    convolve<TILE_FRAMES + 2, STRIP1>(x_tile, h_tile, taps1);
+    convolve<TILE_FRAMES + 2, STRIP1>(x_tile, h_tile, taps);
     __syncthreads();
     // Zeros at the edges and in frames that do not count: h is what the second convolution pads.
     mix<(TILE_FRAMES + 2) * WIDTH + 1, TILES_A_WARP>(
-        h_tile, kernel1, bias1,
+        h_tile, kernels, bias1,
         [&](int position) { return position % WIDTH > 0 && counts(frame0 - 1 + position / WIDTH); },
         [&](bool inside, int pair, float a, float b) {
             const float2 g = ((const float2*)gain)[pair], s = ((const float2*)shift)[pair];
             return inside ? packed(fmaxf(a, 0.0f) * g.x + s.x, fmaxf(b, 0.0f) * g.y + s.y) : 0;
         });
     __syncthreads();
-    convolve<TILE_FRAMES, STRIP2>(h_tile, x_tile, taps2);
+    convolve<TILE_FRAMES, STRIP2>(h_tile, x_tile, taps + 9 * COLUMNS);
     __syncthreads();
     mix<TILE_FRAMES * WIDTH, TILES_A_WARP>(
-        x_tile, kernel2, bias2, [](int) { return true; },
+        x_tile, kernels + K * BLOCKS * LANES, bias2, [](int) { return true; },
         [](bool, int, float a, float b) { return packed(a, b); });
     __syncthreads();
 

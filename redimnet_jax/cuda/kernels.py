@@ -108,6 +108,11 @@ def suits_convnext(bins: int, kernel_shape: tuple[int, ...]) -> bool:
 
 def suits_depthwise(channels: int) -> bool:
     """Whether `depthwise_conv1d` takes maps of `channels`."""
+    return channels % 4 == 0
+
+
+def suits_depthwise_gradient(channels: int) -> bool:
+    """Whether `depthwise_kernel_gradient` takes maps of `channels`."""
     return channels % 8 == 0
 
 
@@ -358,16 +363,19 @@ def _depthwise_residual(x: Array, mask: Array | None, *weights: Array, add: bool
     # No more than they need be.
     tile_frames = math.ceil(frames / math.ceil(frames / tile_frames))
 
-    def laid_out(weight: Array) -> Array:
-        *others, last = weight.shape
-        if weight.ndim == 2:
-            return _lane_order(jnp.pad(weight, ((0, math.ceil(channels / 16) * 16 - channels), (0, columns - last))))
-        filled = jnp.pad(weight, [(0, 0)] * len(others) + [(0, columns - last)])
-        return filled if weight.ndim == 1 else filled.reshape(9, columns).astype(x.dtype)
+    taps1, kernel1, bias1, gain, shift, taps2, kernel2, bias2 = weights
+
+    def together(*arrays: Array, rows: int = 0) -> Array:
+        """As few operands as there can be: each costs operations of its own to make."""
+        fill = [(0, 0), (0, rows), (0, columns - channels)]
+        return jnp.pad(jnp.stack(arrays), fill if arrays[0].ndim == 2 else fill[::2])
+
+    taps = together(taps1.reshape(9, channels), taps2.reshape(9, channels)).astype(x.dtype)
+    pointwise = _lane_order(together(kernel1, kernel2, rows=-channels % 16))
 
     (out,) = program.launch(
         "depthwise_residual",
-        [x, *_masks(mask), *map(laid_out, weights)],
+        [x, *_masks(mask), taps, pointwise, together(bias1, gain, shift, bias2)],
         _like(x),
         grid=(batch * math.ceil(frames / tile_frames), 1),
         threads=32 * warps,
@@ -387,7 +395,7 @@ def _depthwise_residual(x: Array, mask: Array | None, *weights: Array, add: bool
 
 
 def _depthwise_tile(channels: int) -> int:
-    return next(n for n in (48, 32, 24, 16, 8) if channels % n == 0)
+    return next(n for n in (48, 32, 24, 16, 8, 60, 20, 12, 4) if channels % n == 0)
 
 
 def depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array | None = None) -> Array:
@@ -478,7 +486,7 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, *, taps: int) -> Array:
 def suits_attention(frames: int, channels: int, heads: int) -> bool:
     """Whether `attention` and its gradient take maps of `frames` and `channels`."""
     size = channels // heads
-    return size % 4 == 0 and size <= 128 and _head_bytes(frames, size, tiles=4, rows=3) <= _shared_bytes()
+    return size <= 128 and _head_bytes(frames, size, tiles=4, rows=3) <= _shared_bytes()
 
 
 def _head_bytes(frames: int, size: int, *, tiles: int, rows: int) -> int:
