@@ -28,7 +28,10 @@ ARCHITECTURE, PTX_VERSION = "compute_80", "7.8"
 def source(name: str, primitives: str = "primitives.cuh") -> str:
     """The CUDA C++ of the kernel `name`, whole."""
     folder = Path(__file__).parent
-    return "\n".join((folder / part).read_text() for part in (primitives, "gelu.cuh", "attention.cuh", f"{name}.cu"))
+    return "\n".join(
+        (folder / part).read_text()
+        for part in (primitives, "gelu.cuh", "attention.cuh", "positions.cuh", f"{name}.cu")
+    )
 
 
 @functools.cache
