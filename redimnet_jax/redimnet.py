@@ -7,12 +7,14 @@ while widening its channels, and hands back a 1-D map of the same volume.
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from redimnet_jax.activation import gelu
 from redimnet_jax.blocks import Aggregate, block_2d, in_turn, time_context
 from redimnet_jax.layers import BatchNorm, Conv2d, Dense, LayerNorm, PatchConv2d, dropout
 from redimnet_jax.model_config import ModelConfig
+from redimnet_jax.squeeze import squeeze
 
 Array = jax.Array
 
@@ -39,6 +41,11 @@ class Squeeze(nnx.Module):
         self.pointwise = Dense(channels, channels, rngs=rngs)
 
     def __call__(self, x: Array, mask: Array | None, *, train: bool) -> Array:
+        if x.dtype == jnp.bfloat16 and not (train and not self.norm.frozen):
+            mean, gain = self.norm.mean_and_gain()
+            weights = self.conv.bias, self.norm.bias, self.pointwise.kernel, self.pointwise.bias
+            taps_bias, offset, kernel, bias = (v[...] for v in weights)
+            return squeeze(x, mask, self.conv.kernel[...], mean - taps_bias, gain, offset, kernel, bias)
         return self.pointwise(gelu(self.norm(self.conv(x, mask), mask, train=train)))
 
 

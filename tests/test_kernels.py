@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from redimnet_jax import attention, convnext, convolution, from_torch, pooling, residual
+from redimnet_jax import attention, convnext, convolution, from_torch, pooling, residual, squeeze
 from redimnet_jax.cuda import kernels, program
 from redimnet_jax.layers import LayerNorm
 
@@ -220,6 +220,23 @@ def test_the_gradient_of_a_depthwise_residual_is_that_of_its_plain_form(monkeypa
         assert relative(a, b) < 2 * ROUNDING
 
 
+@pytest.mark.parametrize(
+    ("frames", "bins", "channels", "members", "out", "shared_bytes", "masked"),
+    [(9, 6, 60, 3, 20, None, True), (13, 17, 40, 2, 20, 50_000, False), (7, 3, 64, 8, 32, None, False)],
+)
+def test_squeeze(frames, bins, channels, members, out, shared_bytes, masked, monkeypatch):
+    """Groups of one output and of several, blocks of inputs beyond the last channel."""
+    if shared_bytes:
+        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+    x = normal(0, (2, frames, bins, channels), jnp.bfloat16)
+    counted = mask(2, frames) if masked else None
+    weights = [normal(1, (3, 3, members, out)) / (3 * members**0.5), *mixing(out)]
+    with cuda_forms.chosen(monkeypatch) as names:
+        ours = squeeze.squeeze(x, counted, *weights)
+        assert names == ["squeeze"] and ours.dtype == x.dtype
+    assert relative(ours, squeeze.squeeze(*exact([x]), counted, *weights)) < ROUNDING
+
+
 @pytest.mark.parametrize("channels", [20, 144, 1024])
 def test_layer_norm(channels, monkeypatch):
     def norm(x, scale, bias):
@@ -314,7 +331,8 @@ def test_a_network_in_bfloat16(tmp_path, monkeypatch):
         # 11,777 samples are padded to 12,000 and masked.
         ours, theirs = model.embed(golden.audio(*case.audio[1])), case.arrays["embedding1"]
         assert np.min(np.sum(ours * theirs, -1) / np.linalg.norm(theirs, axis=-1)) > 0.9995
-    assert {"grouped_conv2d", "depthwise_conv1d", "layer_norm", "attention", "attentive_statistics"} == set(names)
+    of_all = {"grouped_conv2d", "squeeze", "depthwise_conv1d", "layer_norm", "attention", "attentive_statistics"}
+    assert of_all == set(names)
 
 
 def test_a_network_in_float32_holds_the_thresholds(tmp_path, monkeypatch):

@@ -303,34 +303,60 @@ def _mix_channels_gradient(
     return dnormalised, dkernel.sum(1), sums.sum(1)
 
 
+def _positions_bytes(frames: int, bins: int, columns: int) -> int:
+    """Shared memory of `frames` as positions, of `columns` when filled up."""
+    beyond = math.ceil(bins / 16) * 16 + 1 - bins
+    return 2 * (frames * (bins + 1) + beyond) * 8 * (columns // 8 | 1)
+
+
+def _columns(channels: int) -> int:
+    return math.ceil(channels / 8) * 8
+
+
 def _residual_bytes(frames: int, bins: int, channels: int) -> int:
-    """Shared memory of `depthwise_residual` for tiles of `frames`."""
-    pitch, beyond = 8 * (math.ceil(channels / 8) | 1), math.ceil(bins / 16) * 16 + 1 - bins
-    return 2 * pitch * ((2 * frames + 6) * (bins + 1) + 2 * beyond)
+    return sum(_positions_bytes(frames + more, bins, _columns(channels)) for more in (4, 2))
 
 
-def _residual_tile(bins: int, channels: int) -> tuple[int, int] | None:
-    """(warps of a program, frames that it has memory for); None where they are too few.
+def _squeeze_bytes(frames: int, bins: int, steps: int, out: int) -> int:
+    before = _positions_bytes(frames + 2, bins, steps * _columns(out))
+    return before + _positions_bytes(frames, bins, _columns(out))
+
+
+def _frames_in_memory(size: Callable[[int], int]) -> tuple[int, int] | None:
+    """(warps of a program, frames that it has memory for), given the bytes of some frames; None where it has for few.
 
     Two programs of 8 warps share a multiprocessor, where that leaves each 6 frames: two more are computed twice.
     """
     # Of every program's memory the GPU takes 1 KiB more for itself.
     for programs in (2, 1):
         limit = (_shared_bytes() + 1024) // programs - 1024
-        frames = max((n for n in range(65) if _residual_bytes(n, bins, channels) <= limit), default=0)
+        frames = max((n for n in range(65) if size(n) <= limit), default=0)
         if frames >= 6:
             return 16 // programs, frames
     return None
 
 
-def _residual_strip(frames: int, bins: int, channels: int, warps: int) -> int:
-    """The number of frames, up to 8, that shares a convolution's work most evenly, where neighbours count a third."""
+def _residual_tile(bins: int, channels: int) -> tuple[int, int] | None:
+    return _frames_in_memory(lambda frames: _residual_bytes(frames, bins, channels))
+
+
+def _squeeze_tile(bins: int, steps: int, out: int) -> tuple[int, int] | None:
+    return _frames_in_memory(lambda frames: _squeeze_bytes(frames, bins, steps, out))
+
+
+def _even(frames: int, most: int) -> int:
+    """Frames of a tile, at most `most`, of which the last has about as many as the others."""
+    return math.ceil(frames / math.ceil(frames / most))
+
+
+def _strip_of_frames(frames: int, bins: int, channels: int, warps: int) -> int:
+    """The number of frames, up to 6, that shares a convolution's work most evenly, where neighbours count a third."""
 
     def cost(n: int) -> float:
         pairs = math.ceil(math.ceil(bins / 16) * math.ceil(frames / n) / 2)
         return math.ceil(math.ceil(channels / 8) * pairs / warps) * (n + (n + 2) / 3)
 
-    return min(range(1, 9), key=cost)
+    return min(range(1, 7), key=cost)
 
 
 def _positions_a_warp(positions: int, channels: int, warps: int) -> int:
@@ -358,10 +384,9 @@ def depthwise_residual(x: Array, mask: Array | None, first: Sequence[Array], sec
 
 def _depthwise_residual(x: Array, mask: Array | None, *weights: Array, add: bool) -> Array:
     batch, frames, bins, channels = x.shape
-    columns = math.ceil(channels / 8) * 8
-    warps, tile_frames = _residual_tile(bins, channels)
-    # No more than they need be.
-    tile_frames = math.ceil(frames / math.ceil(frames / tile_frames))
+    columns = _columns(channels)
+    warps, most = _residual_tile(bins, channels)
+    tile_frames = _even(frames, most)
 
     taps1, kernel1, bias1, gain, shift, taps2, kernel2, bias2 = weights
 
@@ -385,10 +410,72 @@ def _depthwise_residual(x: Array, mask: Array | None, *weights: Array, add: bool
         CHANNELS=channels,
         TILE_FRAMES=tile_frames,
         WARPS=warps,
-        STRIP1=_residual_strip(tile_frames + 2, bins, channels, warps),
-        STRIP2=_residual_strip(tile_frames, bins, channels, warps),
+        STRIP1=_strip_of_frames(tile_frames + 2, bins, channels, warps),
+        STRIP2=_strip_of_frames(tile_frames, bins, channels, warps),
         TILES_A_WARP=_positions_a_warp((tile_frames + 2) * (bins + 1) + 1, channels, warps),
         RESIDUAL=int(add),
+        MASKED=int(mask is not None),
+    )
+    return out
+
+
+def _steps(features: int, kernel_shape: tuple[int, ...]) -> int:
+    """Blocks of 8 inputs of 8 outputs of a grouped kernel (kt, kf, in/groups, out); 0 where they are not whole."""
+    *_, members, out = kernel_shape
+    outputs = out * members // features
+    return members // outputs if outputs in (1, 2, 4, 8) and members % outputs == 0 else 0
+
+
+def suits_squeeze(bins: int, features: int, kernel_shape: tuple[int, ...]) -> bool:
+    """Whether `squeeze` takes maps of `bins` and `features`, and a grouped kernel (kt, kf, in/groups, out)."""
+    kt, kf, _, out = kernel_shape
+    steps = _steps(features, kernel_shape)
+    suits = (kt, kf) == (3, 3) and features % 2 == out % 2 == 0 and 0 < steps <= 8 and out <= 128
+    return suits and _squeeze_tile(bins, steps, out) is not None
+
+
+def squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
+    """gelu(conv(x) + shift) kernel + bias, of fewer channels.
+
+    Float32 `taps` (3, 3, channels/groups, out), `shift` and `bias` (out,), `kernel` (out, out).
+    """
+    return by_batch(_squeeze, x, mask, taps, shift, kernel, bias, batched=2)
+
+
+def _taps_of_steps(taps: Array, features: int, steps: int) -> Array:
+    """Grouped (3, 3, in/groups, out) -> (9, out / 8 rounded up, steps, 32 lanes, 2) bfloat16."""
+    members, out = taps.shape[2:]
+    blocks = _columns(out) // 8
+    dense = block_diagonal(taps, features // members).reshape(9, features, out)
+    filled = jnp.pad(dense, ((0, 0), (0, 8 * steps * blocks - features), (0, 8 * blocks - out)))
+    diagonal = jnp.einsum("tjsjo->tjso", filled.reshape(9, blocks, 8 * steps, blocks, 8))
+    pairs = diagonal.astype(jnp.bfloat16).reshape(9, blocks, steps, 4, 2, 8)
+    return pairs.transpose(0, 1, 2, 5, 3, 4).reshape(9, blocks, steps, 32, 2)
+
+
+def _squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
+    (batch, frames, bins, channels), out_channels = x.shape, taps.shape[3]
+    steps, fill = _steps(channels, taps.shape), (0, -out_channels % 8)
+    warps, most = _squeeze_tile(bins, steps, out_channels)
+    tile_frames = _even(frames, most)
+    pointwise = _lane_order(jnp.pad(kernel, ((0, -out_channels % 16), fill)))
+    vectors = jnp.pad(jnp.stack([shift, bias]), ((0, 0), fill))
+    (out,) = program.launch(
+        "squeeze",
+        [x, *_masks(mask), _taps_of_steps(taps, channels, steps), pointwise, vectors],
+        jax.ShapeDtypeStruct((*x.shape[:3], out_channels), x.dtype),
+        grid=(batch * math.ceil(frames / tile_frames), 1),
+        threads=32 * warps,
+        shared_bytes=_squeeze_bytes(tile_frames, bins, steps, out_channels),
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        OUT=out_channels,
+        INPUT_BLOCKS=steps,
+        TILE_FRAMES=tile_frames,
+        WARPS=warps,
+        STRIP=_strip_of_frames(tile_frames, bins, out_channels, warps),
+        TILES_A_WARP=_positions_a_warp(tile_frames * (bins + 1), out_channels, warps),
         MASKED=int(mask is not None),
     )
     return out

@@ -46,22 +46,22 @@ struct Positions {
 };
 
 // Frame i of `to` from frames i, i + 1 and i + 2 of `from`, its edges left out. A product takes 16 positions and 8
-// channels: every 8 output channels have STEPS x 8 inputs. `taps_of(block, step, tap)` is the lane's part of a tap's
+// channels: every 8 output channels have STEPS_ x 8 inputs. `taps_of(block, step, tap)` is the lane's part of a tap's
 // matrix, as mma.m16n8k8 takes it; `finish(pair, a, b)` packs the sums of a pair of channels.
-template <class From, class To, int N_FRAMES, int STRIP, int STEPS, class TapsOf, class Finish>
+template <class From, class To, int N_FRAMES, int STRIP_, int STEPS_, class TapsOf, class Finish>
 DEVICE void convolve(const bf16* from, bf16* to, TapsOf taps_of, Finish finish) {
-    constexpr int BIN_TILES = To::BIN_TILES, STRIPS = (N_FRAMES + STRIP - 1) / STRIP;
-    constexpr int WARPS_ = To::THREADS / LANES, UNITS = BIN_TILES * STRIPS, PAIRS = (UNITS + 1) / 2;
+    constexpr int BIN_TILES = To::BIN_TILES, N_STRIPS = (N_FRAMES + STRIP_ - 1) / STRIP_;
+    constexpr int WARPS_ = To::THREADS / LANES, UNITS = BIN_TILES * N_STRIPS, PAIRS = (UNITS + 1) / 2;
     constexpr int TASKS = (To::BLOCKS * PAIRS + WARPS_ - 1) / WARPS_;
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, group = lane >> 2, pair = lane & 3;
     for (int task = warp * TASKS; task < (warp + 1) * TASKS && task < To::BLOCKS * PAIRS; task++) {
         const int block = task / PAIRS, first = task % PAIRS * 2;
         // A lane gives the address of a position of the first or the second of two units, each 16 bins of a strip.
-        const int own = first + (lane >> 4) < UNITS ? first + (lane >> 4) : first, frame0 = own / BIN_TILES * STRIP;
-        const bf16* at = from + (own % BIN_TILES * 16 + (lane & 15)) * From::PITCH + block * STEPS * 8;
-        float sums[STRIP][2][4] = {};
+        const int own = first + (lane >> 4) < UNITS ? first + (lane >> 4) : first, frame0 = own / BIN_TILES * STRIP_;
+        const bf16* at = from + (own % BIN_TILES * 16 + (lane & 15)) * From::PITCH + block * STEPS_ * 8;
+        float sums[STRIP_][2][4] = {};
 #pragma unroll 1
-        for (int step = 0; step < STEPS; step++) {
+        for (int step = 0; step < STEPS_; step++) {
             u32 w[9];
 #pragma unroll
             for (int tap = 0; tap < 9; tap++) w[tap] = taps_of(block, step, tap);
@@ -74,14 +74,14 @@ DEVICE void convolve(const bf16* from, bf16* to, TapsOf taps_of, Finish finish) 
             };
             load_frame(0);
 #pragma unroll
-            for (int i = 0; i < STRIP + 2; i++) {
-                if (i < STRIP + 1) load_frame(i + 1);
+            for (int i = 0; i < STRIP_ + 2; i++) {
+                if (i < STRIP_ + 1) load_frame(i + 1);
 #pragma unroll
                 for (int freq = 0; freq < 3; freq++)
 #pragma unroll
                     for (int time = 0; time < 3; time++) {
                         const int o = i - time;
-                        if (o < 0 || o >= STRIP) continue;
+                        if (o < 0 || o >= STRIP_) continue;
 #pragma unroll
                         for (int unit = 0; unit < 2; unit++)
                             multiply_add(sums[o][unit], a[i & 1][freq][2 * unit], a[i & 1][freq][2 * unit + 1],
@@ -90,10 +90,10 @@ DEVICE void convolve(const bf16* from, bf16* to, TapsOf taps_of, Finish finish) 
             }
         }
 #pragma unroll
-        for (int o = 0; o < STRIP; o++)
+        for (int o = 0; o < STRIP_; o++)
 #pragma unroll
             for (int unit = 0; unit < 2; unit++) {
-                const int frame = (first + unit) / BIN_TILES * STRIP + o;
+                const int frame = (first + unit) / BIN_TILES * STRIP_ + o;
                 const int bin = (first + unit) % BIN_TILES * 16 + group;
                 const float(&s)[4] = sums[o][unit];
                 bf16* place = to + (frame * To::WIDTH + bin + 1) * To::PITCH + block * 8 + pair * 2;

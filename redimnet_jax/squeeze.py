@@ -1,0 +1,37 @@
+"""gelu(batchnorm(convolution of x)) kernel + bias, with given statistics: on CUDA GPUs, in bfloat16, one kernel."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from redimnet_jax.activation import gelu
+from redimnet_jax.convolution import exact, grouped_conv2d, precision
+from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda.derivative import with_derivative_of
+from redimnet_jax.layers import masked
+
+Array = jax.Array
+
+
+def squeeze(x: Array, mask: Array | None, taps: Array, *norm_and_pointwise: Array) -> Array:
+    """gelu((conv(x) - mean) gain + offset) kernel + bias: (batch, time, freq, out), in the dtype of `x`.
+
+    `x` (batch, time, freq, in); `taps` (kt, kf, in/groups, out), then mean, gain and offset (out,), kernel (out, out)
+    and bias (out,), float32.
+    """
+    arrays = x, mask, taps, *norm_and_pointwise
+    if x.dtype != jnp.bfloat16 or not kernels.suits_squeeze(*x.shape[2:], taps.shape):
+        return _plain(*arrays)
+    return lax.platform_dependent(*arrays, cuda=with_derivative_of(_plain, _fused), default=_plain)
+
+
+def _plain(x: Array, mask: Array | None, taps: Array, *norm_and_pointwise: Array) -> Array:
+    mean, gain, offset, kernel, bias = norm_and_pointwise
+    y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype), x.shape[3] // taps.shape[2])
+    activated = gelu(((exact(y) - mean) * gain + offset).astype(x.dtype))
+    return jnp.matmul(activated, kernel.astype(x.dtype), precision=precision(x.dtype)) + bias.astype(x.dtype)
+
+
+def _fused(x: Array, mask: Array | None, taps: Array, *norm_and_pointwise: Array) -> Array:
+    mean, gain, offset, kernel, bias = norm_and_pointwise
+    return kernels.squeeze(x, mask, taps * gain, offset - mean * gain, kernel, bias)
