@@ -63,6 +63,18 @@ def _uniform(rngs: nnx.Rngs, shape: Sequence[int], fan_in: int) -> nnx.Param:
     return nnx.Param(jax.random.uniform(rngs.params(), tuple(shape), jnp.float32, -bound, bound))
 
 
+def pointwise(x: Array, kernel: Array, bias: Array) -> Array:
+    """x kernel + bias (..., out) of `x` (..., in), in its dtype; `kernel` (in, out) and `bias` (out,), float32."""
+
+    def plain(x: Array, kernel: Array, bias: Array) -> Array:
+        return jnp.matmul(x, kernel.astype(x.dtype), precision=precision(x.dtype)) + bias.astype(x.dtype)
+
+    if x.dtype != jnp.bfloat16 or not kernels.suits_pointwise(x.shape, bias.shape[0]):
+        return plain(x, kernel, bias)
+    fused = with_derivative_of(plain, kernels.pointwise)
+    return jax.lax.platform_dependent(x, kernel, bias, cuda=fused, default=plain)
+
+
 class Dense(nnx.Module):
     """(..., in) -> (..., out): PyTorch's `Linear`, and every 1x1 convolution."""
 
@@ -71,8 +83,7 @@ class Dense(nnx.Module):
         self.bias = _uniform(rngs, (features_out,), features_in)
 
     def __call__(self, x: Array) -> Array:
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
-        return jnp.matmul(x, kernel, precision=precision(x.dtype)) + bias
+        return pointwise(x, self.kernel[...], self.bias[...])
 
 
 class DepthwiseConv1d(nnx.Module):
@@ -139,14 +150,12 @@ class PatchConv2d(nnx.Module):
         b, t, f, _ = x.shape
         groups = self.groups
         patches = x.reshape(b, t // kt, kt, f // kf, kf, groups, n)
-        kernel = self.kernel[...].astype(x.dtype)
         if groups == 1:
             # As one product of rows: of an einsum with an axis of one group a CPU makes transposed copies.
             rows = patches.swapaxes(2, 3).reshape(b, t // kt, f // kf, kt * kf * n)
-            y = jnp.matmul(rows, kernel.reshape(-1, out), precision=precision(x.dtype))
-        else:
-            kernel = kernel.reshape(kt, kf, n, groups, out // groups)
-            y = jnp.einsum("btkflgi,kligo->btfgo", patches, kernel, precision=precision(x.dtype))
+            return pointwise(rows, self.kernel[...].reshape(-1, out), self.bias[...])
+        kernel = self.kernel[...].astype(x.dtype).reshape(kt, kf, n, groups, out // groups)
+        y = jnp.einsum("btkflgi,kligo->btfgo", patches, kernel, precision=precision(x.dtype))
         return y.reshape(b, t // kt, f // kf, out) + self.bias[...].astype(x.dtype)
 
 

@@ -19,7 +19,7 @@ from jax import lax
 
 from redimnet_jax import attention, convnext, convolution, from_torch, pooling, residual, squeeze
 from redimnet_jax.cuda import kernels, program
-from redimnet_jax.layers import LayerNorm
+from redimnet_jax.layers import LayerNorm, pointwise
 
 # Of bfloat16 results, whose rounding alone is up to 2e-3.
 ROUNDING = 6e-3
@@ -235,6 +235,20 @@ def test_squeeze(frames, bins, channels, members, out, shared_bytes, masked, mon
         ours = squeeze.squeeze(x, counted, *weights)
         assert names == ["squeeze"] and ours.dtype == x.dtype
     assert relative(ours, squeeze.squeeze(*exact([x]), counted, *weights)) < ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("frames", "bins", "channels", "out", "shared_bytes"), [(9, 6, 10, 12, None), (13, 17, 20, 60, 40_000)]
+)
+def test_pointwise(frames, bins, channels, out, shared_bytes, monkeypatch):
+    if shared_bytes:
+        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+    x = normal(0, (2, frames, bins, channels), jnp.bfloat16)
+    weights = normal(1, (channels, out)) / channels**0.5, normal(2, (out,))
+    with cuda_forms.chosen(monkeypatch) as names:
+        ours = pointwise(x, *weights)
+        assert names == ["pointwise"] and ours.dtype == x.dtype
+    assert relative(ours, pointwise(*exact([x]), *weights)) < ROUNDING
 
 
 @pytest.mark.parametrize("channels", [20, 144, 1024])

@@ -47,8 +47,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES, 16 / WARPS) depthwise
     convolve_each<TILE_FRAMES + 2, STRIP1>(x_tile, h_tile, taps);
     __syncthreads();
     // Zeros at the edges and in frames that do not count: the second convolution's padding.
-    mix<Map, (TILE_FRAMES + 2) * WIDTH + 1, TILES_A_WARP>(
-        h_tile, kernels, bias1,
+    mix<Map, Map, (TILE_FRAMES + 2) * WIDTH + 1, TILES_A_WARP>(
+        h_tile, h_tile, kernels, bias1,
         [&](int position) { return position % WIDTH > 0 && counts(frame0 - 1 + position / WIDTH); },
         [&](bool inside, int pair, float a, float b) {
             const float2 g = ((const float2*)gain)[pair], s = ((const float2*)shift)[pair];
@@ -57,8 +57,8 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES, 16 / WARPS) depthwise
     __syncthreads();
     convolve_each<TILE_FRAMES, STRIP2>(h_tile, x_tile, taps + 9 * COLUMNS);
     __syncthreads();
-    mix<Map, TILE_FRAMES * WIDTH, TILES_A_WARP>(
-        x_tile, kernels + K * Map::BLOCKS * LANES, bias2, [](int) { return true; },
+    mix<Map, Map, TILE_FRAMES * WIDTH, TILES_A_WARP>(
+        x_tile, x_tile, kernels + K * Map::BLOCKS * LANES, bias2, [](int) { return true; },
         [](bool, int, float a, float b) { return packed(a, b); });
     __syncthreads();
 

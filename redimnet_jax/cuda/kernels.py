@@ -419,6 +419,54 @@ def _depthwise_residual(x: Array, mask: Array | None, *weights: Array, add: bool
     return out
 
 
+def _pointwise_bytes(frames: int, bins: int, channels: int, out: int) -> int:
+    return sum(_positions_bytes(frames, bins, _columns(n)) for n in (channels, out))
+
+
+def _pointwise_frames(bins: int, channels: int, out: int) -> int:
+    """Frames of a program, of which a multiprocessor has three."""
+    limit = (_shared_bytes() + 1024) // 3 - 1024
+    return max((n for n in range(65) if _pointwise_bytes(n, bins, channels, out) <= limit), default=0)
+
+
+def suits_pointwise(shape: tuple[int, ...], out: int) -> bool:
+    """Whether `pointwise` takes maps of `shape` (batch, time, freq, channels) and has a use, for `out` channels.
+
+    A library's product makes copies where eight do not divide the channels.
+    """
+    if len(shape) != 4 or shape[3] % 2 or out % 2 or (shape[3] % 8 == 0 and out % 8 == 0):
+        return False
+    return shape[3] <= 80 and out <= 128 and _pointwise_frames(*shape[2:], out) > 0
+
+
+def pointwise(x: Array, kernel: Array, bias: Array) -> Array:
+    """x kernel + bias of `x` (batch, time, freq, channels), float32 `kernel` (channels, out) and `bias` (out,)."""
+    return by_batch(_pointwise, x, kernel, bias, batched=1)
+
+
+def _pointwise(x: Array, kernel: Array, bias: Array) -> Array:
+    (batch, frames, bins, channels), out_channels = x.shape, bias.shape[0]
+    fill = (0, -out_channels % 8)
+    tile_frames = _even(frames, _pointwise_frames(bins, channels, out_channels))
+    (out,) = program.launch(
+        "pointwise",
+        [x, _lane_order(jnp.pad(kernel, ((0, -channels % 16), fill))), jnp.pad(bias, fill)],
+        jax.ShapeDtypeStruct((*x.shape[:3], out_channels), x.dtype),
+        grid=(batch * math.ceil(frames / tile_frames), 1),
+        threads=32 * WARPS,
+        shared_bytes=_pointwise_bytes(tile_frames, bins, channels, out_channels),
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        OUT=out_channels,
+        TILE_FRAMES=tile_frames,
+        WARPS=WARPS,
+        PROGRAMS=3,
+        TILES_A_WARP=min(2, _positions_a_warp(tile_frames * (bins + 1), channels, WARPS)),
+    )
+    return out
+
+
 def _steps(features: int, kernel_shape: tuple[int, ...]) -> int:
     """Blocks of 8 inputs of 8 outputs of a grouped kernel (kt, kf, in/groups, out); 0 where they are not whole."""
     *_, members, out = kernel_shape

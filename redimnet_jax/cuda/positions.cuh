@@ -43,6 +43,17 @@ struct Positions {
         wait_for_copies<0>();
         __syncthreads();
     }
+
+    // Of FRAMES_ frames from `first` those that the utterance `to` of ALL_ frames has.
+    template <int FRAMES_, int ALL_>
+    static DEVICE void store(bf16* to, bf16* tile, int first) {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < FRAMES_ * BINS_ * VECTORS; i += THREADS) {
+            const int at = first * BINS_ * CHANNELS_ + i * VECTOR;
+            if (at >= ALL_ * BINS_ * CHANNELS_) break;
+            *(Vector*)(to + at) = *(const Vector*)vector(tile, i);
+        }
+    }
 };
 
 // Frame i of `to` from frames i, i + 1 and i + 2 of `from`, its edges left out. A product takes 16 positions and 8
@@ -104,37 +115,38 @@ DEVICE void convolve(const bf16* from, bf16* to, TapsOf taps_of, Finish finish) 
     }
 }
 
-// `finish` of the pointwise product and `bias` of COUNT positions of `tile`, in their place, M tiles of 16 at a time.
-// It packs the sums of a pair of channels, and is told whether `inside` says that the position counts. `kernel` is in
-// the order in which the lanes of a warp take it.
-template <class Map, int COUNT, int M, class Inside, class Finish>
-DEVICE void mix(bf16* tile, const uint2* kernel, const float* bias, Inside inside, Finish finish) {
-    constexpr int TASKS = (COUNT + 16 * M - 1) / (16 * M), BLOCKS = Map::BLOCKS, K = (BLOCKS + 1) / 2;
+// `finish` of the pointwise product and `bias` of COUNT positions, M tiles of 16 at a time; `to` may be `from`. It
+// packs the sums of a pair of channels, and is told whether `inside` says that the position counts. `kernel` is in the
+// order in which the lanes of a warp take it.
+template <class From, class To, int COUNT, int M, class Inside, class Finish>
+DEVICE void mix(const bf16* from, bf16* to, const uint2* kernel, const float* bias, Inside inside, Finish finish) {
+    constexpr int TASKS = (COUNT + 16 * M - 1) / (16 * M), K = (From::BLOCKS + 1) / 2;
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES, group = lane >> 2, pair = lane & 3;
-    for (int task = warp; task < TASKS; task += Map::THREADS / LANES) {
+    for (int task = warp; task < TASKS; task += From::THREADS / LANES) {
         u32 a[M][K][4];
         bool counts[M][2];
 #pragma unroll
         for (int m = 0; m < M; m++) {
             const int first = (task * M + m) * 16, position = first + (lane & 15);
-            const bf16* at = tile + (position < COUNT ? position : COUNT - 1) * Map::PITCH;
+            const bf16* at = from + (position < COUNT ? position : COUNT - 1) * From::PITCH;
 #pragma unroll
-            for (int k = 0; k < K; k++) load_matrices(a[m][k], at + k * 16 + (2 * k + 1 < BLOCKS ? lane >> 4 << 3 : 0));
+            for (int k = 0; k < K; k++)
+                load_matrices(a[m][k], at + k * 16 + (2 * k + 1 < From::BLOCKS ? lane >> 4 << 3 : 0));
             counts[m][0] = inside(first + group), counts[m][1] = inside(first + group + 8);
         }
         __syncwarp();
 #pragma unroll
-        for (int n = 0; n < BLOCKS; n++) {
+        for (int n = 0; n < To::BLOCKS; n++) {
             const float2 start = ((const float2*)bias)[n * 4 + pair];
             float sums[M][4];
 #pragma unroll
             for (int m = 0; m < M; m++) sums[m][0] = sums[m][2] = start.x, sums[m][1] = sums[m][3] = start.y;
 #pragma unroll
             for (int k = 0; k < K; k++) {
-                const uint2 b = kernel[(k * BLOCKS + n) * LANES + lane];
+                const uint2 b = kernel[(k * To::BLOCKS + n) * LANES + lane];
 #pragma unroll
                 for (int m = 0; m < M; m++)
-                    if (2 * k + 1 < BLOCKS) multiply_add(sums[m], a[m][k], b.x, b.y);
+                    if (2 * k + 1 < From::BLOCKS) multiply_add(sums[m], a[m][k], b.x, b.y);
                     else multiply_add(sums[m], a[m][k][0], a[m][k][1], b.x);
             }
 #pragma unroll
@@ -143,7 +155,7 @@ DEVICE void mix(bf16* tile, const uint2* kernel, const float* bias, Inside insid
                 for (int half = 0; half < 2; half++) {
                     const int position = (task * M + m) * 16 + group + 8 * half;
                     if (position < COUNT)
-                        *(u32*)(tile + position * Map::PITCH + n * 8 + pair * 2) =
+                        *(u32*)(to + position * To::PITCH + n * 8 + pair * 2) =
                             finish(counts[m][half], n * 4 + pair, sums[m][2 * half], sums[m][2 * half + 1]);
                 }
         }

@@ -38,15 +38,9 @@ extern "C" __global__ void __launch_bounds__(WARPS* LANES, 16 / WARPS) squeeze(
             return packed(gelu(a + shift.x), gelu(b + shift.y));
         });
     __syncthreads();
-    mix<Out, TILE_FRAMES * Out::WIDTH, TILES_A_WARP>(
-        out_tile, kernel, vectors + 8 * Out::BLOCKS, [](int) { return true; },
+    mix<Out, Out, TILE_FRAMES * Out::WIDTH, TILES_A_WARP>(
+        out_tile, out_tile, kernel, vectors + 8 * Out::BLOCKS, [](int) { return true; },
         [](bool, int, float a, float b) { return packed(a, b); });
     __syncthreads();
-
-#pragma unroll 4
-    for (int i = threadIdx.x; i < TILE_FRAMES * BINS * Out::VECTORS; i += Out::THREADS) {
-        const int at = frame0 * BINS * OUT + i * Out::VECTOR;
-        if (at >= FRAMES * BINS * OUT) break;
-        *(Out::Vector*)(out + at) = *(const Out::Vector*)Out::vector(out_tile, i);
-    }
+    Out::store<TILE_FRAMES, FRAMES>(out, out_tile, frame0);
 }
