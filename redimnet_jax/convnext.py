@@ -16,7 +16,7 @@ from redimnet_jax.activation import gelu, gelu_derivative
 from redimnet_jax.convolution import depthwise_conv1d, exact, gradients_by_kernels, grouped_conv2d, materialised
 from redimnet_jax.cuda import kernels
 from redimnet_jax.cuda.derivative import with_derivative_of
-from redimnet_jax.layers import batch_statistics, masked
+from redimnet_jax.layers import batch_statistics, masked, pointwise
 
 Array = jax.Array
 
@@ -188,4 +188,4 @@ def _fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_an
     if x.ndim == 4:
         return kernels.convnext_2d(x, mask, scaled, shift, kernel, bias)
     activated = kernels.depthwise_conv1d(x, mask, scaled, shift)
-    return x + (jnp.matmul(activated, kernel.astype(x.dtype)) + bias.astype(x.dtype))
+    return x + pointwise(activated, kernel, bias)

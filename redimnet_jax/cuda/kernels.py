@@ -430,17 +430,21 @@ def _pointwise_frames(bins: int, channels: int, out: int) -> int:
 
 
 def suits_pointwise(shape: tuple[int, ...], out: int) -> bool:
-    """Whether `pointwise` takes maps of `shape` (batch, time, freq, channels) and has a use, for `out` channels.
+    """Whether `pointwise` takes maps of `shape` (batch, time, [freq,] channels) and has a use, for `out` channels.
 
     A library's product makes copies where eight do not divide the channels.
     """
-    if len(shape) != 4 or shape[3] % 2 or out % 2 or (shape[3] % 8 == 0 and out % 8 == 0):
+    *outer, bins, channels = shape
+    if len(outer) not in (1, 2) or channels % 2 or out % 2 or (channels % 8 == 0 and out % 8 == 0):
         return False
-    return shape[3] <= 80 and out <= 128 and _pointwise_frames(*shape[2:], out) > 0
+    return channels <= 80 and out <= 128 and _pointwise_frames(bins, channels, out) > 0
 
 
 def pointwise(x: Array, kernel: Array, bias: Array) -> Array:
-    """x kernel + bias of `x` (batch, time, freq, channels), float32 `kernel` (channels, out) and `bias` (out,)."""
+    """x kernel + bias of `x` (batch, time, [freq,] channels), float32 `kernel` (channels, out) and `bias` (out,)."""
+    if x.ndim == 3:
+        # All frames of an utterance as the bins of one.
+        return by_batch(_pointwise, x[:, None], kernel, bias, batched=1)[:, 0]
     return by_batch(_pointwise, x, kernel, bias, batched=1)
 
 
