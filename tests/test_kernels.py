@@ -414,7 +414,6 @@ def test_train_mode_of_b2_is_lowered_for_a_gpu(bins, channels, monkeypatch):
     assert all(size <= 227 * 1024 for *_, size in launches(text))
 
 
-@pytest.mark.parametrize(("channels", "programs"), [(96, 2 * 1 * 2), (144, 2 * 1 * 3), (20, 0)])
 @pytest.mark.parametrize(("channels", "programs"), [(96, 2 * 1 * 2), (144, 2 * 1 * 3), (20, 2 * 1 * 1), (18, 0)])
 def test_1d_blocks_are_lowered_for_a_gpu(channels, programs, monkeypatch):
     text, _ = on_a_gpu(monkeypatch, convnext.block, of((2, 201, channels)), None, *shapes(channels, 7))
