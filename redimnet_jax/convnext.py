@@ -103,7 +103,7 @@ def _block_of_batch_fwd(x, taps, scale, offset, kernel, bias, eps: float):
 
 def _suits_kernels_of_batch(x: Array, taps: Array) -> bool:
     channels = x.shape[3]
-    suits = kernels.suits_convnext(x.shape[2], taps.shape) and kernels.suits_mix_channels_gradient(channels, channels)
+    suits = kernels.suits_product(x.shape[2], taps.shape) and kernels.suits_mix_channels_gradient(channels, channels)
     return suits and x.dtype == jnp.bfloat16
 
 
@@ -172,7 +172,7 @@ def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and
 
 
 def _suits_kernel(x: Array, taps: Array) -> bool:
-    return kernels.suits_depthwise(x.shape[2]) if x.ndim == 3 else kernels.suits_convnext(x.shape[2], taps.shape)
+    return kernels.suits_depthwise(x.shape[2]) if x.ndim == 3 else kernels.suits_product(x.shape[2], taps.shape)
 
 
 def _plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:

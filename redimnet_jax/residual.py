@@ -1,7 +1,8 @@
-"""The residual block of grouped 3x3 convolutions with given statistics: on CUDA GPUs, when depthwise, one kernel.
+"""The residual block of grouped 3x3 convolutions with given statistics.
 
 h = batchnorm(relu(conv(x) P)), y = batchnorm(conv(h) P), and with a residual relu(x + y); P are pointwise products
-with biases. The batch norms are those of eval mode.
+with biases. The batch norms are those of eval mode. On CUDA GPUs, in bfloat16, a block of depthwise convolutions is
+one kernel, and of others each half is one, or one for the convolution and a product with what follows it.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from redimnet_jax.convolution import exact, grouped_conv2d, precision
+from redimnet_jax.convolution import exact, grouped_conv2d, precision, suits_kernel
 from redimnet_jax.cuda import kernels
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import masked
 
 Array = jax.Array
+
+# Channels of which one kernel does the convolution and the product: above them cuBLAS is as fast, and others are not
+# copied by threads of which each has eight of them.
+CHANNELS_OF_ONE_KERNEL = 16, 32, 64, 128
 
 
 def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence[Array], *, add: bool) -> Array:
@@ -31,16 +36,39 @@ def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence
         return jax.nn.relu(x + y) if add else y
 
     def fused(x: Array, mask: Array | None, *weights: Array) -> Array:
-        mean, gain, offset = weights[3:6]
-        taps2, kernel2, bias2, mean2, gain2, offset2 = weights[6:]
-        h = *weights[:3], gain, offset - mean * gain
-        y = taps2, kernel2 * gain2, (bias2 - mean2) * gain2 + offset2
-        return kernels.depthwise_residual(x, mask, h, y, add)
+        # The first norm is that of what the second convolution reads, the second is in the second product.
+        taps, kernel, bias, mean, gain, offset, taps2, kernel2, bias2, mean2, gain2, offset2 = weights
+        norm, product = (gain, offset - mean * gain), (kernel2 * gain2, (bias2 - mean2) * gain2 + offset2)
+        if depthwise:
+            return kernels.depthwise_residual(x, mask, (taps, kernel, bias, *norm), (taps2, *product), add)
+        h = _half(x, mask, None, taps, (None, None), kernel, bias, relu=True)
+        return _half(h, mask, x if add else None, taps2, norm, *product, relu=add)
 
     arrays = x, mask, *first, *second
-    if x.dtype != jnp.bfloat16 or not kernels.suits_depthwise_residual(x.shape[2], first[0].shape):
+    depthwise = kernels.suits_depthwise_residual(x.shape[2], first[0].shape)
+    if x.dtype != jnp.bfloat16 or not (depthwise or suits_kernel(x, first[0])):
         return plain(*arrays)
     return lax.platform_dependent(*arrays, cuda=with_derivative_of(plain, fused), default=plain)
+
+
+def _half(
+    x: Array,
+    mask: Array | None,
+    residual: Array | None,
+    taps: Array,
+    norm: tuple[Array | None, Array | None],
+    kernel: Array,
+    bias: Array,
+    *,
+    relu: bool,
+) -> Array:
+    """conv(x gain + offset) kernel + bias, plus `residual`, at least 0 with `relu`, by kernels."""
+    if x.shape[3] in CHANNELS_OF_ONE_KERNEL and kernels.suits_product(x.shape[2], taps.shape):
+        return kernels.conv2d_and_product(x, mask, residual, taps, *norm, kernel, bias, relu=relu)
+    h = kernels.grouped_conv2d(x, taps, None, mask, *norm)
+    y = jnp.matmul(h, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+    y = y if residual is None else y + residual
+    return jax.nn.relu(y) if relu else y
 
 
 def _convolved(x: Array, mask: Array | None, taps: Array, kernel: Array, bias: Array) -> Array:

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
-from redimnet_jax import attention, convnext, convolution, from_torch, pooling, residual, squeeze
+from redimnet_jax import attention, blocks, convnext, convolution, from_torch, pooling, residual, squeeze
 from redimnet_jax.cuda import kernels, program
 from redimnet_jax.layers import LayerNorm, pointwise
 
@@ -128,6 +129,7 @@ def test_block(bins, channels, taps, masked, run, monkeypatch):
     ("bins", "channels", "members", "shared_bytes"),
     [
         (4, 256, 32, None),
+        (15, 64, 32, 80_000),
         (5, 208, 16, None),
         (11, 32, 4, 40_000),
     ],
@@ -142,6 +144,52 @@ def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
     with cuda_forms.chosen(monkeypatch) as names:
         agree(convolve, convolve, (x, kernel), (), dout)
         assert sorted(names) == (GRADIENTS if members < 32 else GRADIENTS[:2])
+
+
+@pytest.mark.parametrize(
+    ("half", "bins", "channels", "members", "masked", "shared_bytes", "kernel"),
+    [
+        ("first", 5, 64, 32, True, None, "grouped_conv2d"),
+        ("second", 7, 32, 16, True, 30_000, "grouped_conv2d"),
+        ("second", 4, 192, 32, False, None, "grouped_conv2d"),
+        ("second", 12, 64, 32, False, None, "streamed_conv2d"),
+        ("before squeeze-excitation", 9, 128, 16, True, None, "streamed_conv2d"),
+        ("second", 6, 192, 32, True, None, "streamed_conv2d"),
+    ],
+)
+def test_half_of_a_residual_block(half, bins, channels, members, masked, shared_bytes, kernel, monkeypatch):
+    """In one kernel, with one tile of bins and two, and in two; with more tiles than programs."""
+    monkeypatch.setattr(kernels, "_multiprocessors", lambda: 2)
+    if shared_bytes:
+        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+    x, other = (normal(i, (3, 19, bins, channels), jnp.bfloat16) for i in (0, 1))
+    gain, offset, *pointwise = mixing(channels)[1:]
+    taps = normal(2, (3, 3, members, channels)) / (3 * members**0.5)
+    frames, relu = mask(3, 19) if masked else None, half != "before squeeze-excitation"
+    norm = (None, None) if half == "first" else (gain, offset)
+    normalised = x.astype(jnp.float32) if half == "first" else x.astype(jnp.float32) * gain + offset
+    expected = residual._convolved(normalised, frames, taps, *pointwise) + (other if half == "second" else 0.0)
+    expected = jax.nn.relu(expected) if relu else expected
+    with cuda_forms.chosen(monkeypatch) as names:
+        added = other if half == "second" else None
+        ours = residual._half(x, frames, added, taps, norm, *pointwise, relu=relu)
+        assert names == [kernel] and ours.dtype == jnp.bfloat16
+    assert relative(ours, expected) < ROUNDING
+
+
+@pytest.mark.parametrize(("members", "use_se"), [(32, False), (16, True)])
+def test_residual_block(members, use_se, monkeypatch):
+    """In eval mode, or with frozen norms, two kernels."""
+    block = blocks.ResBlock(64, 3, members, use_se, rngs=nnx.Rngs(0))
+    for i, norm in enumerate((block.bn1, block.bn2)):
+        norm.mean[...], norm.scale[...], norm.bias[...] = (normal(10 * i + j, (64,)) for j in range(3))
+        norm.frozen = True
+    x, frames = normal(0, (2, 19, 3, 64), jnp.bfloat16), mask(2, 19)
+    expected = block(x.astype(jnp.float32), frames, train=False)
+    with cuda_forms.chosen(monkeypatch) as names:
+        ours = block(x, frames, train=True)
+        assert names == ["streamed_conv2d"] * 2
+    assert relative(ours, expected) < ROUNDING
 
 
 @pytest.mark.parametrize(("frames", "bins", "channels", "members"), [(19, 7, 48, 8), (70, 4, 16, 1)])
@@ -162,7 +210,7 @@ def test_block_of_batch(frames, bins, channels, members, monkeypatch):
 @pytest.mark.parametrize(("shape", "channels"), [((3, 70, 5), 32), ((2, 201), 96), ((1, 31, 3), 144)])
 def test_the_gradient_of_mixing_channels(shape, channels, monkeypatch):
     """Several programs an utterance, of several tiles; one without the kernel in registers."""
-    monkeypatch.setattr(kernels, "MULTIPROCESSORS", 3)
+    monkeypatch.setattr(kernels, "_multiprocessors", lambda: 3)
     x, y, dout = (normal(i, (*shape, channels), jnp.bfloat16) for i in range(3))
     with cuda_forms.chosen(monkeypatch) as names:
         agree(convnext.mix_channels, convnext.mix_channels, (x, y), mixing(channels), dout)
@@ -449,7 +497,7 @@ def test_attention_of_b2_is_lowered_for_a_gpu(channels, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="CUDA's compiler nvcc is not there")
 def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
-    """For shapes of b2, and keep their variables in registers."""
+    """For shapes of b2 and b6, and keep their variables in registers."""
     bins, channels = B2[-1]
     made = [on_a_gpu(monkeypatch, convnext.block, of((2, 201, bins, channels)), None, *shapes(channels, 3, 3, 4))]
     convolve = squares(functools.partial(convolution.grouped_conv2d, groups=8))
@@ -461,6 +509,10 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
         made.append(on_a_gpu(monkeypatch, jax.grad(mix, 1), y, y, *jax.eval_shape(lambda c=channels: mixing(c))))
     attend = squares(lambda q: attention.attention(q, q, q, None, 4))
     made.append(on_a_gpu(monkeypatch, jax.grad(attend), of((2, 201, 144))))
+    weights = jax.eval_shape(lambda: (normal(0, (3, 3, 32, 128)), *mixing(128)[3:], *mixing(128)[:3]))
+    made.append(
+        on_a_gpu(monkeypatch, lambda *x: residual.block(*x, add=True), of((2, 201, 12, 128)), None, weights, weights)
+    )
     processes = []
     for i, (name, defines) in enumerate(pair for _, found in made for pair in found.items()):
         path = tmp_path / f"{i}.cu"
@@ -475,12 +527,10 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
         assert int(spilled) <= 64, report
 
 
-@pytest.mark.parametrize(
-    ("capability", "convnext", "attention"), [("9.0", True, True), ("8.0", True, True), ("8.6", False, False)]
-)
-def test_what_a_smaller_gpu_takes(capability, convnext, attention, monkeypatch):
+@pytest.mark.parametrize(("capability", "bins", "attention"), [("9.0", 6, True), ("8.0", 6, True), ("8.6", 2, False)])
+def test_what_a_smaller_gpu_takes(capability, bins, attention, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
-    assert kernels.suits_convnext(6, (3, 3, 4, 192)) == convnext
+    assert kernels._tile(6, 192, 16, [192]) == (bins, 192)
     assert kernels.suits_attention(201, 288, 4) == attention
     assert kernels.suits_attention(201, 96, 4)

@@ -1,12 +1,16 @@
-// A grouped 3x3 convolution of x (batch, FRAMES, BINS, CHANNELS) under zero padding, plus `other` where ADDED is 1.
-// Where POINTWISE is 1, what a ConvNeXt-like block does with it: x + gelu(conv + shift) kernel + bias. Where STATISTICS
-// is 1, of the convolution its sums alone.
+// A grouped 3x3 convolution of x (batch, FRAMES, BINS, CHANNELS) under zero padding and, where POINTWISE is 1, a product
+// of its values with a kernel, plus a bias. Around the two, each where its macro is 1:
+//   NORMALISED  the convolution is that of x gain + offset;
+//   GELU        the product is that of gelu(conv + shift);
+//   RESIDUAL    a map is added to the product;
+//   RELU        the result is at least 0.
+// Where STATISTICS is 1, of the convolution its sums alone.
 //
 // A program takes 16 frames, TILE_BINS bins and TILE_CHANNELS channels of an utterance. It copies them and their
 // neighbours to shared memory once, and a warp takes STRIP bins of 16 channels, one after the other: what it loads of
-// a bin serves the bins before and after it. KERNEL_CHANNELS (16 or 32) is what a product multiplies, of which the
-// kernel is block-diagonal. With POINTWISE, a program has all bins and channels, and N_WARPS of its 8 warps share the
-// output channels of a bin.
+// a bin serves the bins before and after it. The kernel is block-diagonal in blocks of KERNEL_CHANNELS (16 or 32), of
+// which a warp has the taps of 16 input channels in registers: of 32, it takes its bins twice. With POINTWISE, a
+// program has all channels, and N_WARPS of its 8 warps share the output channels of a bin.
 //
 // taps (9, CHANNELS / 16, KERNEL_CHANNELS / 16) and kernel (CHANNELS / 16, CHANNELS / 8) are in the order in which
 // the lanes of a warp take them. `statistics` (batch, FRAME_TILES x bin tiles, channel tiles, BLOCKS, STRIPS, 2, 16) are
@@ -16,23 +20,29 @@ constexpr int THREADS = 256, WARPS = THREADS / LANES, TILE_FRAMES = 16;
 constexpr int FRAME_TILES = (FRAMES + TILE_FRAMES - 1) / TILE_FRAMES;
 constexpr bool ALL_BINS = TILE_BINS == BINS, WHOLE_FRAMES = ALL_BINS && TILE_CHANNELS == CHANNELS;
 constexpr int LOADED_BINS = ALL_BINS ? BINS : TILE_BINS + 2;
-constexpr int BLOCKS = TILE_CHANNELS / 16, KS = KERNEL_CHANNELS / 16;
+constexpr int BLOCKS = TILE_CHANNELS / 16, PASSES = KERNEL_CHANNELS / 16;
 constexpr int STRIPS = (TILE_BINS + STRIP - 1) / STRIP, TASKS = (BLOCKS * STRIPS + WARPS - 1) / WARPS;
 // 16 bytes more than a row has let the rows of a matrix lie in different banks.
 constexpr int IN_PITCH = LOADED_BINS * TILE_CHANNELS + 8, OUT_PITCH = TILE_BINS * TILE_CHANNELS + 8;
 constexpr int IN_CHUNKS = LOADED_BINS * TILE_CHANNELS / 8, OUT_CHUNKS = TILE_BINS * TILE_CHANNELS / 8;
 
-extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_conv2d(
+extern "C" __global__ void __launch_bounds__(THREADS, 2) grouped_conv2d(
     const bf16* x,
 #if MASKED
     const int* mask,
 #endif
-    const uint4* taps,
-#if POINTWISE
-    const float* shift, const uint2* kernel, const float* bias,
+#if RESIDUAL
+    const bf16* residual,
 #endif
-#if ADDED
-    const bf16* other,
+#if NORMALISED
+    const float* gain, const float* offset,
+#endif
+    const uint4* taps,
+#if GELU
+    const float* shift,
+#endif
+#if POINTWISE
+    const uint2* kernel, const float* bias,
 #endif
 #if STATISTICS
     float* statistics) {
@@ -49,8 +59,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
     const long long before = (long long)utterance * FRAMES * BINS * CHANNELS;
     x += before;
 
-#pragma unroll 4
-    for (int i = thread; i < (TILE_FRAMES + 2) * IN_CHUNKS; i += THREADS) {
+    // Of eight values of the tile: where they are in x, or -1 where they count as zeros.
+    auto source = [&](int i) {
         const int row = i / IN_CHUNKS, column = i % IN_CHUNKS * 8;
         int from = ((frame0 - 1) * IN_CHUNKS + i) * 8;
         bool valid = (u32)from < (u32)(FRAMES * BINS * CHANNELS);
@@ -62,7 +72,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #if MASKED
         valid = valid && mask[utterance * FRAMES + frame0 + row - 1];
 #endif
-        copy_async(in_tile + row * IN_PITCH + column, x + (valid ? from : 0), valid);
+        return valid ? from : -1;
+    };
+#pragma unroll 4
+    for (int i = thread; i < (TILE_FRAMES + 2) * IN_CHUNKS; i += THREADS) {
+        const int from = source(i);
+        copy_async(in_tile + i / IN_CHUNKS * IN_PITCH + i % IN_CHUNKS * 8, x + (from < 0 ? 0 : from), from >= 0);
     }
     end_of_copies();
 
@@ -71,20 +86,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
     // Where a lane holds sums: frames `group` and `group` + 8, columns 2 * `pair` and the next.
     const int group = lane >> 2, pair = lane & 3;
 
-    u32 w[9][KS][4];
-    auto load_taps = [&](int block) {
+    u32 w[9][4];
+    auto load_taps = [&](int of) {
 #pragma unroll
-        for (int tap = 0; tap < 9; tap++)
-#pragma unroll
-            for (int k = 0; k < KS; k++) {
-                uint4 v = taps[((tap * (CHANNELS / 16) + channel0 / 16 + block) * KS + k) * LANES + lane];
-                w[tap][k][0] = v.x, w[tap][k][1] = v.y, w[tap][k][2] = v.z, w[tap][k][3] = v.w;
-            }
+        for (int tap = 0; tap < 9; tap++) {
+            uint4 v = taps[((tap * (CHANNELS / 16) + channel0 / 16) * PASSES + of) * LANES + lane];
+            w[tap][0] = v.x, w[tap][1] = v.y, w[tap][2] = v.z, w[tap][3] = v.w;
+        }
     };
-    // Consecutive strips, mostly of the same channels, whose taps then stay.
-    int task = warp * TASKS, taps_of = task / STRIPS;
+    // Consecutive strips, mostly of the same channels, whose taps then stay: the passes change their order every time.
+    int task = warp * TASKS, taps_of = task / STRIPS * PASSES + task % PASSES;
     if (task < BLOCKS * STRIPS) load_taps(taps_of);
+#if NORMALISED
+    // All that a thread has copied is of the same eight channels.
+    static_assert(THREADS % (TILE_CHANNELS / 8) == 0);
+    float g[8], o[8];
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const int channel = channel0 + thread % (TILE_CHANNELS / 8) * 8 + e;
+        g[e] = gain[channel], o[e] = offset[channel];
+    }
     wait_for_copies<0>();
+#pragma unroll 4
+    for (int i = thread; i < (TILE_FRAMES + 2) * IN_CHUNKS; i += THREADS) {
+        if (source(i) < 0) continue;
+        uint4* at = (uint4*)(in_tile + i / IN_CHUNKS * IN_PITCH + i % IN_CHUNKS * 8);
+        uint4 v = *at;
+        auto normalised = [&](u32 both, int e) {
+            return packed(low(both) * g[e] + o[e], high(both) * g[e + 1] + o[e + 1]);
+        };
+        v.x = normalised(v.x, 0), v.y = normalised(v.y, 2), v.z = normalised(v.z, 4), v.w = normalised(v.w, 6);
+        *at = v;
+    }
+#else
+    wait_for_copies<0>();
+#endif
     __syncthreads();
 
 #if STATISTICS
@@ -96,11 +132,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #endif
     for (; task < (warp + 1) * TASKS && task < BLOCKS * STRIPS; task++) {
         const int block = task / STRIPS, first = task % STRIPS * STRIP;
-        if (block != taps_of) load_taps(taps_of = block);
         float sums[STRIP][2][4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-#if POINTWISE
+#if GELU
             const float start = shift[block * 16 + (j >> 1) * 8 + pair * 2 + (j & 1)];
 #else
             const float start = 0.0f;
@@ -108,62 +143,68 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #pragma unroll
             for (int i = 0; i < STRIP; i++) sums[i][j >> 1][j & 1] = sums[i][j >> 1][(j & 1) + 2] = start;
         }
-        const bf16* rows = in_tile + row * IN_PITCH + half + block / KS * KERNEL_CHANNELS;
 #if STATISTICS
         float totals[2][4] = {};
 #endif
-        u32 a[2][KS][3][4];
-        auto exists = [&](int i) { return (u32)(bin0 + first + i) < (u32)BINS; };
-        auto load_bin = [&](int i) {
-            if (!exists(i)) return;
+        auto finish = [&](int done) {
+            if (first + done >= TILE_BINS) return;
+            bf16* to = out_tile + group * OUT_PITCH + (first + done) * TILE_CHANNELS + block * 16 + pair * 2;
 #pragma unroll
-            for (int k = 0; k < KS; k++)
+            for (int j = 0; j < 2; j++) {
+                float(&s)[4] = sums[done][j];
+#if GELU
+#pragma unroll
+                for (int e = 0; e < 4; e++) s[e] = gelu(s[e]);
+#endif
+#if STATISTICS
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const float v = exist[e >> 1] && bin0 + first + done < BINS ? s[e] : 0.0f;
+                    totals[0][2 * j + (e & 1)] += v, totals[1][2 * j + (e & 1)] += v * v;
+                }
+#else
+                *(u32*)(to + 8 * j) = packed(s[0], s[1]);
+                *(u32*)(to + 8 * j + 8 * OUT_PITCH) = packed(s[2], s[3]);
+#endif
+            }
+        };
+        auto exists = [&](int i) { return (u32)(bin0 + first + i) < (u32)BINS; };
+#pragma unroll 1
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int inputs = (pass + task) % PASSES, needed = block * PASSES + inputs;
+            if (needed != taps_of) load_taps(taps_of = needed);
+            const bf16* rows = in_tile + row * IN_PITCH + half + (block / PASSES * PASSES + inputs) * 16;
+            u32 a[2][3][4];
+            auto load_bin = [&](int i) {
+                if (!exists(i)) return;
 #pragma unroll
                 for (int time = 0; time < 3; time++)
-                    load_matrices(a[i & 1][k][time],
-                                  rows + time * IN_PITCH + (bin0 + first + i - loaded0) * TILE_CHANNELS + k * 16);
-        };
-        load_bin(-1);
-        // While the products of a bin are under way, the next is loaded and the one that is done with leaves.
+                    load_matrices(a[i & 1][time],
+                                  rows + time * IN_PITCH + (bin0 + first + i - loaded0) * TILE_CHANNELS);
+            };
+            load_bin(-1);
+            // While the products of a bin are under way, the next is loaded and the one that is done with leaves.
 #pragma unroll
-        for (int i = -1; i <= STRIP + 1; i++) {
-            if (i < STRIP) load_bin(i + 1);
-            if (i <= STRIP && exists(i)) {
-#pragma unroll
-                for (int k = 0; k < KS; k++)
+            for (int i = -1; i <= STRIP + 1; i++) {
+                if (i < STRIP) load_bin(i + 1);
+                if (i <= STRIP && exists(i)) {
 #pragma unroll
                     for (int time = 0; time < 3; time++)
 #pragma unroll
                         for (int freq = 0; freq < 3; freq++) {
                             const int o = i - freq + 1;
                             if (o < 0 || o >= STRIP) continue;
-                            const u32(&b)[4] = w[time * 3 + freq][k];
-                            multiply_add(sums[o][0], a[i & 1][k][time], b[0], b[1]);
-                            multiply_add(sums[o][1], a[i & 1][k][time], b[2], b[3]);
+                            const u32(&b)[4] = w[time * 3 + freq];
+                            multiply_add(sums[o][0], a[i & 1][time], b[0], b[1]);
+                            multiply_add(sums[o][1], a[i & 1][time], b[2], b[3]);
                         }
-            }
-            const int done = i - 2;
-            if (done >= 0 && first + done < TILE_BINS) {
-                bf16* to = out_tile + group * OUT_PITCH + (first + done) * TILE_CHANNELS + block * 16 + pair * 2;
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    float(&s)[4] = sums[done < 0 ? 0 : done][j];
-#if POINTWISE
-#pragma unroll
-                    for (int e = 0; e < 4; e++) s[e] = gelu(s[e]);
-#endif
-#if STATISTICS
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        const float v = exist[e >> 1] && bin0 + first + done < BINS ? s[e] : 0.0f;
-                        totals[0][2 * j + (e & 1)] += v, totals[1][2 * j + (e & 1)] += v * v;
-                    }
-#else
-                    *(u32*)(to + 8 * j) = packed(s[0], s[1]);
-                    *(u32*)(to + 8 * j + 8 * OUT_PITCH) = packed(s[2], s[3]);
-#endif
                 }
+                if (PASSES == 1 && i >= 2) finish(i - 2);
             }
+        }
+        if (PASSES > 1) {
+#pragma unroll
+            for (int i = 0; i < STRIP; i++) finish(i);
         }
 #if STATISTICS
 #pragma unroll
@@ -190,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
         b[n][0] = bias[(n0 + n) * 8 + pair * 2], b[n][1] = bias[(n0 + n) * 8 + pair * 2 + 1];
     }
     __syncthreads();
-    for (int bin = warp / N_WARPS; bin < BINS; bin += WARPS / N_WARPS) {
+    for (int bin = warp / N_WARPS; bin < TILE_BINS; bin += WARPS / N_WARPS) {
         float sums[N][4];
 #pragma unroll
         for (int n = 0; n < N; n++) sums[n][0] = sums[n][2] = b[n][0], sums[n][1] = sums[n][3] = b[n][1];
@@ -212,8 +253,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
 #endif
 #if !STATISTICS
     out += before;
-#if ADDED
-    other += before;
+#if RESIDUAL
+    residual += before;
 #endif
     __syncthreads();
 
@@ -225,15 +266,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, KS == 1 ? 2 : 1) grouped_c
         if (!WHOLE_FRAMES)
             at = ((frame0 + frame) * BINS + bin) * CHANNELS + channel0 + column % TILE_CHANNELS;
 #if POINTWISE
-        uint4 v = *(const uint4*)(in_tile + frame * IN_PITCH + column), r = *(const uint4*)(x + at);
+        uint4 v = *(const uint4*)(in_tile + frame * IN_PITCH + column);
 #else
         uint4 v = *(const uint4*)(out_tile + frame * OUT_PITCH + column);
-#if ADDED
-        uint4 r = *(const uint4*)(other + at);
 #endif
-#endif
-#if POINTWISE || ADDED
+#if RESIDUAL
+        uint4 r = *(const uint4*)(residual + at);
         v.x = added(v.x, r.x), v.y = added(v.y, r.y), v.z = added(v.z, r.z), v.w = added(v.w, r.w);
+#endif
+#if RELU
+        v.x = positive(v.x), v.y = positive(v.y), v.z = positive(v.z), v.w = positive(v.w);
 #endif
         *(uint4*)(out + at) = v;
     }

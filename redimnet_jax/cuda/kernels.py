@@ -20,8 +20,6 @@ WARPS, FRAMES = 8, 16
 # Shared memory that a program can have at most, in general and by compute capability.
 SHARED_BYTES = 227 * 1024
 LESS_SHARED_BYTES = {"8.0": 163 * 1024, "8.6": 99 * 1024, "8.7": 163 * 1024, "8.9": 99 * 1024, "12.0": 99 * 1024}
-# To be filled where there are few utterances; those of the larger GPUs.
-MULTIPROCESSORS = 132
 # Products' operands of 16 x 8 that a warp can hold of a pointwise kernel.
 HELD = 36
 # Odd, so that threads side by side read different banks.
@@ -32,6 +30,11 @@ def _shared_bytes() -> int:
     # On other backends the kernels are traced and left out.
     of_device = jax.devices()[0].compute_capability if jax.default_backend() == "gpu" else ""
     return min(SHARED_BYTES, LESS_SHARED_BYTES.get(of_device, SHARED_BYTES))
+
+
+def _multiprocessors() -> int:
+    # An H200's, where the kernels are left out.
+    return jax.devices()[0].core_count if jax.default_backend() == "gpu" else 132
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:
@@ -61,9 +64,35 @@ def _taps_in_lane_order(kernel: Array, block: int) -> Array:
     return ordered.transpose(0, 1, 3, 2, 5, 4, 6).reshape(9, out // 16, block // 16, 32, 8)
 
 
-def _strip(bins: int, blocks: int) -> int:
-    """Of 1 to 9 bins the number that shares the work most evenly, where neighbours count a third."""
-    return min(range(1, 10), key=lambda n: math.ceil(blocks * math.ceil(bins / n) / WARPS) * (n + (n + 2) / 3))
+def _strip(bins: int, channels: int, block: int) -> tuple[int, float]:
+    """(the number of bins that shares the work of a tile most evenly, bins of the busiest warp).
+
+    Neighbours count a third. Of 32 input channels a warp keeps all sums between two passes: at most 6 bins of them.
+    """
+
+    def bins_of_a_warp(n: int) -> float:
+        return math.ceil(channels // 16 * math.ceil(bins / n) / WARPS) * (n + (n + 2) / 3)
+
+    strip = min(range(1, 10 if block == 16 else 7), key=bins_of_a_warp)
+    return strip, bins_of_a_warp(strip)
+
+
+def _tile(bins: int, channels: int, block: int, tile_channels: Sequence[int]) -> tuple[int, int] | None:
+    """(bins, channels) of a program's tile, of which a multiprocessor has two; None where none is small enough.
+
+    Those that take the least work in all, where a value that is copied counts half of one that is computed, and of
+    several such the largest.
+    """
+
+    def work(tile: tuple[int, int]) -> tuple[float, int]:
+        n, c = tile
+        copied = c * (n if n == bins else n + 2)
+        of_one = 16 * WARPS * _strip(n, c, block)[1] + copied / 2
+        return math.ceil(bins / n) * channels / c * of_one, -n * c
+
+    sizes = {math.ceil(bins / parts) for parts in range(1, bins + 1)}
+    tiles = [(n, c) for c in tile_channels for n in sizes if _conv_bytes(n, c, n == bins) <= _shared_bytes() // 2]
+    return min(tiles, key=work, default=None)
 
 
 def _n_warps(bins: int, channels: int) -> int:
@@ -96,14 +125,13 @@ def suits_gradient(kernel_shape: tuple[int, ...]) -> bool:
     return kernel_shape[2] <= 16
 
 
-def suits_convnext(bins: int, kernel_shape: tuple[int, ...]) -> bool:
-    """Whether `convnext_2d` takes maps of `bins` and a grouped kernel (kt, kf, in/groups, out)."""
+def suits_product(bins: int, kernel_shape: tuple[int, ...]) -> bool:
+    """Whether `conv2d_and_product` takes maps of `bins` and a grouped kernel (kt, kf, in/groups, out)."""
+    if not suits_conv(bins, kernel_shape):
+        return False
     channels = kernel_shape[3]
-    return (
-        suits_conv(bins, kernel_shape)
-        and channels // 16 * (channels // 8 // _n_warps(bins, channels)) <= HELD
-        and _conv_bytes(bins, channels, True) <= _shared_bytes() // 2
-    )
+    tile = _tile(bins, channels, _block(kernel_shape[2]), [channels])
+    return tile is not None and channels // 16 * (channels // 8 // _n_warps(tile[0], channels)) <= HELD
 
 
 def suits_depthwise(channels: int) -> bool:
@@ -121,93 +149,160 @@ def convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel:
 
     Float32 `taps` (3, 3, channels/groups, channels), `shift` and `bias` (channels,), `kernel` (channels, channels).
     """
-    return by_batch(_convnext_2d, x, mask, taps, shift, kernel, bias, batched=2)
+    arrays = x, mask, x, taps, None, None, shift, kernel, bias
+    return by_batch(_conv2d, *arrays, batched=3)
 
 
-def _convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
-    batch, frames, bins, channels = x.shape
-    block = _block(taps.shape[2])
-    (out,) = program.launch(
-        "grouped_conv2d",
-        [x, *_masks(mask), _taps_in_lane_order(taps, block), shift, _lane_order(kernel), bias],
-        _like(x),
-        grid=(batch * math.ceil(frames / FRAMES), 1),
-        threads=32 * WARPS,
-        shared_bytes=_conv_bytes(bins, channels, True),
-        FRAMES=frames,
-        BINS=bins,
-        CHANNELS=channels,
-        TILE_BINS=bins,
-        TILE_CHANNELS=channels,
-        KERNEL_CHANNELS=block,
-        STRIP=_strip(bins, channels // 16),
-        N_WARPS=_n_warps(bins, channels),
-        POINTWISE=1,
-        ADDED=0,
-        STATISTICS=0,
-        MASKED=int(mask is not None),
-    )
-    return out
+def conv2d_and_product(
+    x: Array,
+    mask: Array | None,
+    residual: Array | None,
+    taps: Array,
+    gain: Array | None,
+    offset: Array | None,
+    kernel: Array,
+    bias: Array,
+    *,
+    relu: bool,
+) -> Array:
+    """conv(x gain + offset) kernel + bias, plus `residual`, at least 0 with `relu`.
+
+    Float32 `taps` (3, 3, channels/groups, channels), `gain`, `offset` and `bias` (channels,), `kernel` (channels,
+    channels).
+    """
+    arrays = x, mask, residual, taps, gain, offset, None, kernel, bias
+    return by_batch(lambda *arrays: _conv2d(*arrays, relu=relu), *arrays, batched=3)
 
 
-def grouped_conv2d(x: Array, kernel: Array, other: Array | None = None) -> Array:
-    """The convolution of `x` with a grouped kernel (3, 3, channels/groups, channels), plus `other` if given."""
-    others = [] if other is None else [other]
-    return by_batch(_grouped_conv2d, x, *others, kernel, batched=1 + len(others))
+def grouped_conv2d(
+    x: Array,
+    kernel: Array,
+    residual: Array | None = None,
+    mask: Array | None = None,
+    gain: Array | None = None,
+    offset: Array | None = None,
+) -> Array:
+    """The convolution of `x`, or x gain + offset, with a grouped kernel (3, 3, channels/groups, channels).
 
-
-def _grouped_conv2d(x: Array, *others_and_kernel: Array) -> Array:
-    *others, kernel = others_and_kernel
-    launch, _ = _convolution(x, kernel, output_tile=True)
-    return launch([*others], _like(x), ADDED=len(others), STATISTICS=0)
+    Plus `residual`; what is None is left out.
+    """
+    return by_batch(_conv2d, x, mask, residual, kernel, gain, offset, batched=3)
 
 
 def grouped_conv2d_sums(x: Array, kernel: Array) -> Array:
-    """Of that convolution the sums over all positions of its values and of their squares, (2, channels) float32."""
-    sums = by_batch(_grouped_conv2d_sums, x, kernel, batched=1)
+    """Of the convolution the sums over all positions of its values and of their squares, (2, channels) float32."""
+    sums = by_batch(lambda x, taps: _conv2d(x, None, None, taps, statistics=True), x, kernel, batched=1)
     # (batch, programs of an utterance, tiles of channels, their blocks, strips, what, 16 channels)
     return sums.sum((0, 1, 4)).transpose(2, 0, 1, 3).reshape(2, x.shape[3])
 
 
-def _grouped_conv2d_sums(x: Array, kernel: Array) -> Array:
-    launch, parts = _convolution(x, kernel, output_tile=False)
-    return launch([], jax.ShapeDtypeStruct((*parts, 2, 16), jnp.float32), ADDED=0, STATISTICS=1)
-
-
-def _convolution(x: Array, kernel: Array, *, output_tile: bool) -> tuple[Callable[..., Array], tuple[int, ...]]:
-    """What launches the convolution alone, (batch, programs of an utterance, channel tiles, blocks, strips)."""
+def _conv2d(
+    x: Array,
+    mask: Array | None,
+    residual: Array | None,
+    taps: Array,
+    gain: Array | None = None,
+    offset: Array | None = None,
+    shift: Array | None = None,
+    kernel: Array | None = None,
+    bias: Array | None = None,
+    *,
+    relu: bool = False,
+    statistics: bool = False,
+) -> Array:
+    """What is None is left out; `statistics` in place of the map."""
     batch, frames, bins, channels = x.shape
-    block = _block(kernel.shape[2])
-    tile_channels = max(n for n in range(block, channels + 1, block) if channels % n == 0 and n <= 192)
-    tile_bins = bins
-    while _conv_bytes(tile_bins, tile_channels, tile_bins == bins) > _shared_bytes() // 2:
-        tile_bins = math.ceil(tile_bins / 2)
-    strip, blocks, tiles = _strip(tile_bins, tile_channels // 16), tile_channels // 16, channels // tile_channels
+    block = _block(taps.shape[2])
+    operands = [residual, gain, offset, _taps_in_lane_order(taps, block), shift]
+    pointwise = [] if kernel is None else [_lane_order(kernel), bias]
+    operands = [x, *_masks(mask), *(operand for operand in operands if operand is not None), *pointwise]
+    around = {
+        "MASKED": int(mask is not None),
+        "RESIDUAL": int(residual is not None),
+        "NORMALISED": int(gain is not None),
+        "POINTWISE": int(kernel is not None),
+        "RELU": int(relu),
+    }
+    plain = block == 16 and kernel is None and gain is None
+    stream = None if plain or shift is not None or statistics else _stream(bins, channels, kernel is not None)
+    if stream is not None:
+        return _streamed_conv2d(operands, block, *stream, **around)
+    tile_bins, tile_channels = _tile(bins, channels, block, _tile_channels(channels, block, kernel, gain))
+    strip, _ = _strip(tile_bins, tile_channels, block)
+    blocks, tiles = tile_channels // 16, channels // tile_channels
     frame_tiles, bin_tiles = math.ceil(frames / FRAMES), math.ceil(bins / tile_bins)
+    sums = batch, frame_tiles * bin_tiles, tiles, blocks, math.ceil(tile_bins / strip), 2, 16
+    (out,) = program.launch(
+        "grouped_conv2d",
+        operands,
+        jax.ShapeDtypeStruct(sums, jnp.float32) if statistics else _like(x),
+        grid=(batch * frame_tiles, bin_tiles * tiles),
+        threads=32 * WARPS,
+        shared_bytes=_conv_bytes(tile_bins, tile_channels, tile_bins == bins, not statistics),
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        TILE_BINS=tile_bins,
+        TILE_CHANNELS=tile_channels,
+        KERNEL_CHANNELS=block,
+        STRIP=strip,
+        N_WARPS=_n_warps(tile_bins, channels) if pointwise else 1,
+        GELU=int(shift is not None),
+        STATISTICS=int(statistics),
+        **around,
+    )
+    return out
 
-    def launch(others: list[Array], result: jax.ShapeDtypeStruct, **defines: int) -> Array:
-        (out,) = program.launch(
-            "grouped_conv2d",
-            [x, _taps_in_lane_order(kernel, block), *others],
-            result,
-            grid=(batch * frame_tiles, bin_tiles * tiles),
-            threads=32 * WARPS,
-            shared_bytes=_conv_bytes(tile_bins, tile_channels, tile_bins == bins, output_tile),
-            FRAMES=frames,
-            BINS=bins,
-            CHANNELS=channels,
-            TILE_BINS=tile_bins,
-            TILE_CHANNELS=tile_channels,
-            KERNEL_CHANNELS=block,
-            STRIP=strip,
-            N_WARPS=1,
-            POINTWISE=0,
-            MASKED=0,
-            **defines,
-        )
-        return out
 
-    return launch, (batch, frame_tiles * bin_tiles, tiles, blocks, math.ceil(tile_bins / strip))
+def _stream_bytes(channels: int, step: int, stages: int, pointwise: bool) -> int:
+    units = 4 // (channels // 32)
+    loaded, convolved = (FRAMES + 2) * (step * channels + 8), (step + 1) * FRAMES * (channels + 8)
+    return 2 * (units * (stages * loaded + 2 * convolved) + pointwise * 4 * 2 * FRAMES * 40)
+
+
+def _stream(bins: int, channels: int, pointwise: bool) -> tuple[int, int, int] | None:
+    """(channels of a tile, bins a step, steps in shared memory) of `streamed_conv2d`; None where it does not fit."""
+    tiles = [n for n in (128, 64) if (n == channels if pointwise else channels % n == 0)]
+    sizes = [(n, step, stages) for n in tiles for stages in (4, 3) for step in (6, 3) if bins % step == 0]
+    return next((size for size in sizes if _stream_bytes(*size, pointwise) <= _shared_bytes()), None)
+
+
+def _streamed_conv2d(
+    operands: Sequence[Array], block: int, tile_channels: int, step: int, stages: int, **around: int
+) -> Array:
+    x = operands[0]
+    batch, frames, bins, channels = x.shape
+    units, channel_tiles = 4 // (tile_channels // 32), channels // tile_channels
+    rounds = math.ceil(batch * math.ceil(frames / FRAMES) / units)
+    (out,) = program.launch(
+        "streamed_conv2d",
+        operands,
+        _like(x),
+        grid=(min(rounds, max(1, _multiprocessors() // channel_tiles)), channel_tiles),
+        threads=32 * WARPS,
+        shared_bytes=_stream_bytes(tile_channels, step, stages, bool(around["POINTWISE"])),
+        BATCH=batch,
+        FRAMES=frames,
+        BINS=bins,
+        CHANNELS=channels,
+        TILE_CHANNELS=tile_channels,
+        KERNEL_CHANNELS=block,
+        STEP=step,
+        STAGES=stages,
+        **around,
+    )
+    return out
+
+
+def _tile_channels(channels: int, block: int, kernel: Array | None, gain: Array | None) -> list[int]:
+    """The numbers of channels that a tile may have."""
+    if kernel is not None:
+        return [channels]
+    # With a gain, every thread copies of the same eight channels.
+    fit = [n for n in range(block, min(channels, 192) + 1, block) if channels % n == 0]
+    fit = [n for n in fit if gain is None or 32 * WARPS % (n // 8) == 0]
+    # Lines of memory are 64 channels.
+    return [n for n in fit if n >= 64] or fit[-1:]
 
 
 def grouped_kernel_gradient(x: Array, dy: Array, members: int) -> Array:
@@ -281,7 +376,7 @@ def _mix_channels_gradient(
     batch, channels = y.shape[0], y.shape[-1]
     rows, tile, row_warps = y.size // batch // channels, _mixing_tile(channels), _row_warps(channels)
     at_once = 2 if channels <= 96 else 1
-    parts = min(math.ceil(rows / tile), math.ceil(MULTIPROCESSORS * at_once / batch))
+    parts = min(math.ceil(rows / tile), math.ceil(_multiprocessors() * at_once / batch))
     sums = batch, parts * row_warps
     dnormalised, dkernel, sums = program.launch(
         "mix_channels_gradient",

@@ -31,7 +31,8 @@ def by_batch(function: Callable, *operands: Array | None, batched: int):
     arrays = [operand for operand in operands if operand is not None]
     before = ", ".join(axes(array.ndim, first) for array, first in zip(arrays, of_batch, strict=True))
     after = ", ".join(axes(result.ndim, True) for result in jax.tree.leaves(results))
-    partitioned = custom_partitioning(function)
+    # Without keywords, which it takes for operands.
+    partitioned = custom_partitioning(lambda *operands: function(*operands))
     partitioned.def_partition(
         partition=partition, sharding_rule=f"{before} -> {after}", need_replication_factors=tuple(whole)
     )
