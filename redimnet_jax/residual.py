@@ -18,9 +18,8 @@ from redimnet_jax.layers import masked
 
 Array = jax.Array
 
-# Channels of which one kernel does the convolution and the product: above them cuBLAS is as fast, and others are not
-# copied by threads of which each has eight of them.
-CHANNELS_OF_ONE_KERNEL = 16, 32, 64, 128
+# Above so many one kernel for the convolution and the product is not faster than two.
+CHANNELS_OF_ONE_KERNEL = 128
 
 
 def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence[Array], *, add: bool) -> Array:
@@ -36,13 +35,12 @@ def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence
         return jax.nn.relu(x + y) if add else y
 
     def fused(x: Array, mask: Array | None, *weights: Array) -> Array:
-        # The first norm is that of what the second convolution reads, the second is in the second product.
         taps, kernel, bias, mean, gain, offset, taps2, kernel2, bias2, mean2, gain2, offset2 = weights
         norm, product = (gain, offset - mean * gain), (kernel2 * gain2, (bias2 - mean2) * gain2 + offset2)
         if depthwise:
             return kernels.depthwise_residual(x, mask, (taps, kernel, bias, *norm), (taps2, *product), add)
-        h = _half(x, mask, None, taps, (None, None), kernel, bias, relu=True)
-        return _half(h, mask, x if add else None, taps2, norm, *product, relu=add)
+        h = _half(x, mask, None, taps, kernel, bias, *norm, relu=True)
+        return _half(h, mask, x if add else None, taps2, *product, relu=add)
 
     arrays = x, mask, *first, *second
     depthwise = kernels.suits_depthwise_residual(x.shape[2], first[0].shape)
@@ -56,19 +54,20 @@ def _half(
     mask: Array | None,
     residual: Array | None,
     taps: Array,
-    norm: tuple[Array | None, Array | None],
     kernel: Array,
     bias: Array,
+    gain: Array | None = None,
+    offset: Array | None = None,
     *,
     relu: bool,
 ) -> Array:
-    """conv(x gain + offset) kernel + bias, plus `residual`, at least 0 with `relu`, by kernels."""
-    if x.shape[3] in CHANNELS_OF_ONE_KERNEL and kernels.suits_product(x.shape[2], taps.shape):
-        return kernels.conv2d_and_product(x, mask, residual, taps, *norm, kernel, bias, relu=relu)
-    h = kernels.grouped_conv2d(x, taps, None, mask, *norm)
-    y = jnp.matmul(h, kernel.astype(x.dtype)) + bias.astype(x.dtype)
+    """By kernels, `kernels.conv2d_and_product`."""
+    if x.shape[3] <= CHANNELS_OF_ONE_KERNEL and kernels.suits_product(x.shape[2], taps.shape):
+        return kernels.conv2d_and_product(x, mask, residual, taps, kernel, bias, gain, offset, relu=relu)
+    y = jnp.matmul(kernels.grouped_conv2d(x, taps, mask=mask), kernel.astype(x.dtype)) + bias.astype(x.dtype)
     y = y if residual is None else y + residual
-    return jax.nn.relu(y) if relu else y
+    y = jax.nn.relu(y) if relu else y
+    return y if gain is None else (exact(y) * gain + offset).astype(x.dtype)
 
 
 def _convolved(x: Array, mask: Array | None, taps: Array, kernel: Array, bias: Array) -> Array:

@@ -151,8 +151,8 @@ def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
     [
         ("first", 5, 64, 32, True, None, "grouped_conv2d"),
         ("second", 7, 32, 16, True, 30_000, "grouped_conv2d"),
-        ("second", 4, 192, 32, False, None, "grouped_conv2d"),
-        ("second", 12, 64, 32, False, None, "streamed_conv2d"),
+        ("first", 4, 192, 32, False, None, "grouped_conv2d"),
+        ("first", 12, 64, 32, False, None, "streamed_conv2d"),
         ("before squeeze-excitation", 9, 128, 16, True, None, "streamed_conv2d"),
         ("second", 6, 192, 32, True, None, "streamed_conv2d"),
     ],
@@ -166,13 +166,14 @@ def test_half_of_a_residual_block(half, bins, channels, members, masked, shared_
     gain, offset, *pointwise = mixing(channels)[1:]
     taps = normal(2, (3, 3, members, channels)) / (3 * members**0.5)
     frames, relu = mask(3, 19) if masked else None, half != "before squeeze-excitation"
-    norm = (None, None) if half == "first" else (gain, offset)
-    normalised = x.astype(jnp.float32) if half == "first" else x.astype(jnp.float32) * gain + offset
-    expected = residual._convolved(normalised, frames, taps, *pointwise) + (other if half == "second" else 0.0)
+    norm = (gain, offset) if half == "first" else (None, None)
+    expected = residual._convolved(x.astype(jnp.float32), frames, taps, *pointwise)
+    expected = expected + other if half == "second" else expected
     expected = jax.nn.relu(expected) if relu else expected
+    expected = expected * gain + offset if half == "first" else expected
     with cuda_forms.chosen(monkeypatch) as names:
         added = other if half == "second" else None
-        ours = residual._half(x, frames, added, taps, norm, *pointwise, relu=relu)
+        ours = residual._half(x, frames, added, taps, *pointwise, *norm, relu=relu)
         assert names == [kernel] and ours.dtype == jnp.bfloat16
     assert relative(ours, expected) < ROUNDING
 

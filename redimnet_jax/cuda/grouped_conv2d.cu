@@ -1,9 +1,9 @@
 // A grouped 3x3 convolution of x (batch, FRAMES, BINS, CHANNELS) under zero padding and, where POINTWISE is 1, a product
 // of its values with a kernel, plus a bias. Around the two, each where its macro is 1:
-//   NORMALISED  the convolution is that of x gain + offset;
-//   GELU        the product is that of gelu(conv + shift);
-//   RESIDUAL    a map is added to the product;
-//   RELU        the result is at least 0.
+//   GELU      the product is that of gelu(conv + shift);
+//   SCALED    what of the product is above 0, times a gain, plus an offset;
+//   RESIDUAL  a map is added;
+//   RELU      the result is at least 0.
 // Where STATISTICS is 1, of the convolution its sums alone.
 //
 // A program takes 16 frames, TILE_BINS bins and TILE_CHANNELS channels of an utterance. It copies them and their
@@ -34,15 +34,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) grouped_conv2d(
 #if RESIDUAL
     const bf16* residual,
 #endif
-#if NORMALISED
-    const float* gain, const float* offset,
-#endif
     const uint4* taps,
 #if GELU
     const float* shift,
 #endif
 #if POINTWISE
     const uint2* kernel, const float* bias,
+#endif
+#if SCALED
+    const float* gain, const float* offset,
 #endif
 #if STATISTICS
     float* statistics) {
@@ -97,30 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) grouped_conv2d(
     // Consecutive strips, mostly of the same channels, whose taps then stay: the passes change their order every time.
     int task = warp * TASKS, taps_of = task / STRIPS * PASSES + task % PASSES;
     if (task < BLOCKS * STRIPS) load_taps(taps_of);
-#if NORMALISED
-    // All that a thread has copied is of the same eight channels.
-    static_assert(THREADS % (TILE_CHANNELS / 8) == 0);
-    float g[8], o[8];
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        const int channel = channel0 + thread % (TILE_CHANNELS / 8) * 8 + e;
-        g[e] = gain[channel], o[e] = offset[channel];
-    }
     wait_for_copies<0>();
-#pragma unroll 4
-    for (int i = thread; i < (TILE_FRAMES + 2) * IN_CHUNKS; i += THREADS) {
-        if (source(i) < 0) continue;
-        uint4* at = (uint4*)(in_tile + i / IN_CHUNKS * IN_PITCH + i % IN_CHUNKS * 8);
-        uint4 v = *at;
-        auto normalised = [&](u32 both, int e) {
-            return packed(low(both) * g[e] + o[e], high(both) * g[e + 1] + o[e + 1]);
-        };
-        v.x = normalised(v.x, 0), v.y = normalised(v.y, 2), v.z = normalised(v.z, 4), v.w = normalised(v.w, 6);
-        *at = v;
-    }
-#else
-    wait_for_copies<0>();
-#endif
     __syncthreads();
 
 #if STATISTICS
@@ -230,6 +207,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) grouped_conv2d(
         }
         b[n][0] = bias[(n0 + n) * 8 + pair * 2], b[n][1] = bias[(n0 + n) * 8 + pair * 2 + 1];
     }
+#if SCALED
+    float g[N][2], o[N][2];
+#pragma unroll
+    for (int i = 0; i < 2 * N; i++) {
+        const int channel = (n0 + i / 2) * 8 + pair * 2 + i % 2;
+        g[i / 2][i % 2] = gain[channel], o[i / 2][i % 2] = offset[channel];
+    }
+#endif
     __syncthreads();
     for (int bin = warp / N_WARPS; bin < TILE_BINS; bin += WARPS / N_WARPS) {
         float sums[N][4];
@@ -242,6 +227,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) grouped_conv2d(
 #pragma unroll
             for (int n = 0; n < N; n++) multiply_add(sums[n], a, p[k][n][0], p[k][n][1]);
         }
+#if SCALED
+#pragma unroll
+        for (int i = 0; i < 4 * N; i++)
+            sums[i / 4][i % 4] = fmaxf(sums[i / 4][i % 4], 0.0f) * g[i / 4][i % 2] + o[i / 4][i % 2];
+#endif
         // What was copied of x is done with: its place takes the sums.
         bf16* to = in_tile + group * IN_PITCH + bin * CHANNELS + n0 * 8 + pair * 2;
 #pragma unroll

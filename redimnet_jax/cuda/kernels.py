@@ -149,8 +149,7 @@ def convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel:
 
     Float32 `taps` (3, 3, channels/groups, channels), `shift` and `bias` (channels,), `kernel` (channels, channels).
     """
-    arrays = x, mask, x, taps, None, None, shift, kernel, bias
-    return by_batch(_conv2d, *arrays, batched=3)
+    return by_batch(_conv2d, x, mask, x, taps, shift, kernel, bias, batched=3)
 
 
 def conv2d_and_product(
@@ -158,35 +157,25 @@ def conv2d_and_product(
     mask: Array | None,
     residual: Array | None,
     taps: Array,
-    gain: Array | None,
-    offset: Array | None,
     kernel: Array,
     bias: Array,
+    gain: Array | None = None,
+    offset: Array | None = None,
     *,
     relu: bool,
 ) -> Array:
-    """conv(x gain + offset) kernel + bias, plus `residual`, at least 0 with `relu`.
+    """relu(conv(x) kernel + bias + `residual`) gain + offset; what is None, and relu if not `relu`, is left out.
 
-    Float32 `taps` (3, 3, channels/groups, channels), `gain`, `offset` and `bias` (channels,), `kernel` (channels,
-    channels).
+    Float32 `taps` (3, 3, channels/groups, channels), `kernel` (channels, channels), `bias`, `gain` and `offset`
+    (channels,). With a gain there is a relu and no residual.
     """
-    arrays = x, mask, residual, taps, gain, offset, None, kernel, bias
+    arrays = x, mask, residual, taps, None, kernel, bias, gain, offset
     return by_batch(lambda *arrays: _conv2d(*arrays, relu=relu), *arrays, batched=3)
 
 
-def grouped_conv2d(
-    x: Array,
-    kernel: Array,
-    residual: Array | None = None,
-    mask: Array | None = None,
-    gain: Array | None = None,
-    offset: Array | None = None,
-) -> Array:
-    """The convolution of `x`, or x gain + offset, with a grouped kernel (3, 3, channels/groups, channels).
-
-    Plus `residual`; what is None is left out.
-    """
-    return by_batch(_conv2d, x, mask, residual, kernel, gain, offset, batched=3)
+def grouped_conv2d(x: Array, kernel: Array, residual: Array | None = None, mask: Array | None = None) -> Array:
+    """The convolution of `x` with a grouped kernel (3, 3, channels/groups, channels), plus `residual` if given."""
+    return by_batch(_conv2d, x, mask, residual, kernel, batched=3)
 
 
 def grouped_conv2d_sums(x: Array, kernel: Array) -> Array:
@@ -201,11 +190,11 @@ def _conv2d(
     mask: Array | None,
     residual: Array | None,
     taps: Array,
-    gain: Array | None = None,
-    offset: Array | None = None,
     shift: Array | None = None,
     kernel: Array | None = None,
     bias: Array | None = None,
+    gain: Array | None = None,
+    offset: Array | None = None,
     *,
     relu: bool = False,
     statistics: bool = False,
@@ -213,21 +202,21 @@ def _conv2d(
     """What is None is left out; `statistics` in place of the map."""
     batch, frames, bins, channels = x.shape
     block = _block(taps.shape[2])
-    operands = [residual, gain, offset, _taps_in_lane_order(taps, block), shift]
-    pointwise = [] if kernel is None else [_lane_order(kernel), bias]
-    operands = [x, *_masks(mask), *(operand for operand in operands if operand is not None), *pointwise]
+    pointwise = None if kernel is None else _lane_order(kernel)
+    operands = [residual, _taps_in_lane_order(taps, block), shift, pointwise, bias, gain, offset]
+    operands = [x, *_masks(mask), *(operand for operand in operands if operand is not None)]
     around = {
         "MASKED": int(mask is not None),
         "RESIDUAL": int(residual is not None),
-        "NORMALISED": int(gain is not None),
         "POINTWISE": int(kernel is not None),
-        "RELU": int(relu),
+        "SCALED": int(gain is not None),
+        "RELU": int(relu and gain is None),
     }
-    plain = block == 16 and kernel is None and gain is None
+    plain = block == 16 and kernel is None
     stream = None if plain or shift is not None or statistics else _stream(bins, channels, kernel is not None)
     if stream is not None:
         return _streamed_conv2d(operands, block, *stream, **around)
-    tile_bins, tile_channels = _tile(bins, channels, block, _tile_channels(channels, block, kernel, gain))
+    tile_bins, tile_channels = _tile(bins, channels, block, _tile_channels(channels, block, kernel is not None))
     strip, _ = _strip(tile_bins, tile_channels, block)
     blocks, tiles = tile_channels // 16, channels // tile_channels
     frame_tiles, bin_tiles = math.ceil(frames / FRAMES), math.ceil(bins / tile_bins)
@@ -246,7 +235,7 @@ def _conv2d(
         TILE_CHANNELS=tile_channels,
         KERNEL_CHANNELS=block,
         STRIP=strip,
-        N_WARPS=_n_warps(tile_bins, channels) if pointwise else 1,
+        N_WARPS=1 if kernel is None else _n_warps(tile_bins, channels),
         GELU=int(shift is not None),
         STATISTICS=int(statistics),
         **around,
@@ -294,15 +283,11 @@ def _streamed_conv2d(
     return out
 
 
-def _tile_channels(channels: int, block: int, kernel: Array | None, gain: Array | None) -> list[int]:
+def _tile_channels(channels: int, block: int, pointwise: bool) -> list[int]:
     """The numbers of channels that a tile may have."""
-    if kernel is not None:
-        return [channels]
-    # With a gain, every thread copies of the same eight channels.
     fit = [n for n in range(block, min(channels, 192) + 1, block) if channels % n == 0]
-    fit = [n for n in fit if gain is None or 32 * WARPS % (n // 8) == 0]
     # Lines of memory are 64 channels.
-    return [n for n in fit if n >= 64] or fit[-1:]
+    return [channels] if pointwise else [n for n in fit if n >= 64] or fit[-1:]
 
 
 def grouped_kernel_gradient(x: Array, dy: Array, members: int) -> Array:

@@ -25,12 +25,12 @@ extern "C" __global__ void __launch_bounds__(2 * OTHERS, 1) streamed_conv2d(
 #if RESIDUAL
     const bf16* residual,
 #endif
-#if NORMALISED
-    const float* gain, const float* offset,
-#endif
     const uint4* taps,
 #if POINTWISE
     const uint2* kernel, const float* bias,
+#endif
+#if SCALED
+    const float* gain, const float* offset,
 #endif
     bf16* out) {
     bf16* in_tiles = (bf16*)shared_memory;
@@ -133,32 +133,6 @@ extern "C" __global__ void __launch_bounds__(2 * OTHERS, 1) streamed_conv2d(
             }
         end_of_copies();
     };
-#if NORMALISED
-    // All that a thread copies is of the same eight channels.
-    float g[8], o[8];
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        const int channel = channel0 + thread % (TILE_CHANNELS / 8) * 8 + e;
-        g[e] = gain[channel], o[e] = offset[channel];
-    }
-    auto normalise = [&](int step) {
-        if (step >= steps) return;
-#pragma unroll 2
-        for (int i = thread; i < UNITS * (TILE_FRAMES + 2) * CHUNKS; i += OTHERS) {
-            if (source(step, i) < 0) continue;
-            uint4* at = (uint4*)place_of(step, i);
-            uint4 v = *at;
-            auto normalised = [&](u32 both, int e) {
-                return packed(low(both) * g[e] + o[e], high(both) * g[e + 1] + o[e + 1]);
-            };
-            v.x = normalised(v.x, 0), v.y = normalised(v.y, 2), v.z = normalised(v.z, 4), v.w = normalised(v.w, 6);
-            *at = v;
-        }
-    };
-#else
-    auto normalise = [](int) {};
-#endif
-
 #if POINTWISE
     constexpr int N = 4, K = CHANNELS / 16;
     bf16* result = out_tiles + 2 * UNITS * OUT_UNIT + warp * 2 * TILE_FRAMES * RESULT_PITCH;
@@ -173,6 +147,14 @@ extern "C" __global__ void __launch_bounds__(2 * OTHERS, 1) streamed_conv2d(
         }
         b[n][0] = bias[own_channels + n * 8 + pair * 2], b[n][1] = bias[own_channels + n * 8 + pair * 2 + 1];
     }
+#if SCALED
+    float g[N][2], o[N][2];
+#pragma unroll
+    for (int i = 0; i < 2 * N; i++) {
+        const int channel = own_channels + i / 2 * 8 + pair * 2 + i % 2;
+        g[i / 2][i % 2] = gain[channel], o[i / 2][i % 2] = offset[channel];
+    }
+#endif
 #endif
     // Of one or two bins the convolution and what follows it, 32 channels: a lane writes eight of frames `group` and
     // `group` + 8.
@@ -206,6 +188,10 @@ extern "C" __global__ void __launch_bounds__(2 * OTHERS, 1) streamed_conv2d(
 #pragma unroll
             for (int n = 0; n < N; n++) {
                 float(&s)[4] = sums[bin][n];
+#if SCALED
+#pragma unroll
+                for (int e = 0; e < 4; e++) s[e] = fmaxf(s[e], 0.0f) * g[n][e & 1] + o[n][e & 1];
+#endif
                 bf16* at = result + (bin * TILE_FRAMES + group) * RESULT_PITCH + n * 8 + pair * 2;
                 *(u32*)at = packed(s[0], s[1]);
                 *(u32*)(at + 8 * RESULT_PITCH) = packed(s[2], s[3]);
@@ -239,7 +225,6 @@ extern "C" __global__ void __launch_bounds__(2 * OTHERS, 1) streamed_conv2d(
 
     for (int step = 0; step < STAGES - 1; step++) copy(step);
     wait_for_copies<STAGES - 2>();
-    normalise(0);
     __syncthreads();
     for (int step = 0; step <= steps; step++) {
         copy(step + STAGES - 1);
@@ -259,7 +244,6 @@ extern "C" __global__ void __launch_bounds__(2 * OTHERS, 1) streamed_conv2d(
             if (i < end) rows(1, i);
         }
         wait_for_copies<STAGES - 2>();
-        normalise(step + 1);
         __syncthreads();
     }
 }
