@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.convolution import exact, precision
-from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda import attention as kernels
 
 Array = jax.Array
 

@@ -14,7 +14,7 @@ from jax import lax
 
 from redimnet_jax.activation import gelu, gelu_derivative
 from redimnet_jax.convolution import depthwise_conv1d, exact, gradients_by_kernels, grouped_conv2d, materialised
-from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda import conv2d, depthwise, mixing
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import batch_statistics, masked, pointwise
 
@@ -55,9 +55,9 @@ def _mixing_gradient(
 ) -> tuple[Array, Array, list[Array]]:
     """The gradients of `mix_channels` in the normalised `y`, in `kernel`, and in offset, gain and bias."""
     arrays = y, dout, mean, gain, offset, kernel
-    if y.dtype != jnp.bfloat16 or not kernels.suits_mix_channels_gradient(*kernel.shape):
+    if y.dtype != jnp.bfloat16 or not mixing.suits_mix_channels_gradient(*kernel.shape):
         return _plain_mixing_gradient(*arrays)
-    return lax.platform_dependent(*arrays, cuda=kernels.mix_channels_gradient, default=_plain_mixing_gradient)
+    return lax.platform_dependent(*arrays, cuda=mixing.mix_channels_gradient, default=_plain_mixing_gradient)
 
 
 def _plain_mixing_gradient(y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array):
@@ -103,7 +103,7 @@ def _block_of_batch_fwd(x, taps, scale, offset, kernel, bias, eps: float):
 
 def _suits_kernels_of_batch(x: Array, taps: Array) -> bool:
     channels = x.shape[3]
-    suits = kernels.suits_product(x.shape[2], taps.shape) and kernels.suits_mix_channels_gradient(channels, channels)
+    suits = conv2d.suits_product(x.shape[2], taps.shape) and mixing.suits_mix_channels_gradient(channels, channels)
     return suits and x.dtype == jnp.bfloat16
 
 
@@ -119,10 +119,10 @@ def _plain_of_batch(x, taps, scale, offset, kernel, bias, eps) -> tuple[Array, .
 
 def _fused_of_batch(x, taps, scale, offset, kernel, bias, eps) -> tuple[Array, ...]:
     # Of sums in float32, before the convolution is rounded: where the mean is not many deviations large.
-    mean, square = kernels.grouped_conv2d_sums(x, taps) / (x.size // x.shape[3])
+    mean, square = conv2d.grouped_conv2d_sums(x, taps) / (x.size // x.shape[3])
     var = jnp.maximum(square - jnp.square(mean), 0.0)
     gain = scale * lax.rsqrt(var + eps)
-    out = kernels.convnext_2d(x, None, taps * gain, offset - mean * gain, kernel, bias)
+    out = conv2d.convnext_2d(x, None, taps * gain, offset - mean * gain, kernel, bias)
     return out, mean, var, jnp.zeros_like(x)
 
 
@@ -148,7 +148,7 @@ def _block_of_batch_bwd(eps: float, residuals, cotangents):
     def fused(x: Array, _):
         # Not before `dout` is there: XLA would do it in the forward pass, and keep the map until then.
         now, _ = lax.optimization_barrier((x, dout))
-        dy, others = through_norm(kernels.grouped_conv2d(now, taps))
+        dy, others = through_norm(conv2d.grouped_conv2d(now, taps))
         return *gradients_by_kernels(x, taps, dy, dout), *others
 
     if not _suits_kernels_of_batch(x, taps):
@@ -172,7 +172,7 @@ def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and
 
 
 def _suits_kernel(x: Array, taps: Array) -> bool:
-    return kernels.suits_depthwise(x.shape[2]) if x.ndim == 3 else kernels.suits_product(x.shape[2], taps.shape)
+    return depthwise.suits_depthwise(x.shape[2]) if x.ndim == 3 else conv2d.suits_product(x.shape[2], taps.shape)
 
 
 def _plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
@@ -186,6 +186,6 @@ def _fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_an
     mean, gain, offset, kernel, bias = norm_and_pointwise
     scaled, shift = taps * gain, (taps_bias - mean) * gain + offset
     if x.ndim == 4:
-        return kernels.convnext_2d(x, mask, scaled, shift, kernel, bias)
-    activated = kernels.depthwise_conv1d(x, mask, scaled, shift)
+        return conv2d.convnext_2d(x, mask, scaled, shift, kernel, bias)
+    activated = depthwise.depthwise_conv1d(x, mask, scaled, shift)
     return x + pointwise(activated, kernel, bias)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda import conv2d, depthwise
 from redimnet_jax.grouped_kernel import block_diagonal, transposed
 
 Array = jax.Array
@@ -67,10 +67,10 @@ def _shifted_1d(x: Array, kernel: Array) -> Array:
 
 
 def _fused_1d(x: Array, kernel: Array) -> Array:
-    if x.dtype != jnp.bfloat16 or not kernels.suits_depthwise(x.shape[2]):
+    if x.dtype != jnp.bfloat16 or not depthwise.suits_depthwise(x.shape[2]):
         return _shifted_1d(x, kernel)
     return lax.platform_dependent(
-        x, kernel, cuda=lambda x, kernel: kernels.depthwise_conv1d(x, None, kernel), default=_shifted_1d
+        x, kernel, cuda=lambda x, kernel: depthwise.depthwise_conv1d(x, None, kernel), default=_shifted_1d
     )
 
 
@@ -123,12 +123,12 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
     def by_products(x: Array, dy: Array) -> Array:
         return _kernel_gradient_1d_by_products(padded(x), dy)
 
-    fused = x.dtype == jnp.bfloat16 and kernels.suits_depthwise_gradient(x.shape[2])
+    fused = x.dtype == jnp.bfloat16 and depthwise.suits_depthwise_gradient(x.shape[2])
     dkernel = lax.platform_dependent(
         x,
         dy,
         cpu=lambda x, dy: _kernel_gradient_1d_by_taps(padded(x), dy),
-        cuda=functools.partial(kernels.depthwise_kernel_gradient, taps=taps) if fused else by_products,
+        cuda=functools.partial(depthwise.depthwise_kernel_gradient, taps=taps) if fused else by_products,
         default=by_products,
     )
     return _fused_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
@@ -240,7 +240,7 @@ _spread_2d.defvjp(_spread_2d_fwd, _spread_2d_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _fused_2d(x: Array, kernel: Array, groups: int) -> Array:
-    return kernels.grouped_conv2d(x, kernel)
+    return conv2d.grouped_conv2d(x, kernel)
 
 
 def _fused_2d_fwd(x: Array, kernel: Array, groups: int):
@@ -254,9 +254,9 @@ def _fused_2d_bwd(groups: int, residuals, dy: Array):
 def gradients_by_kernels(x: Array, kernel: Array, dy: Array, other: Array | None = None) -> tuple[Array, Array]:
     """Those of the grouped convolution in `x`, to which `other` is added, and `kernel`; see `suits_kernel`."""
     groups = x.shape[3] // kernel.shape[2]
-    dx = kernels.grouped_conv2d(dy, transposed(kernel, groups), other)
-    if kernels.suits_gradient(kernel.shape):
-        dkernel = kernels.grouped_kernel_gradient(x, dy, kernel.shape[2])
+    dx = conv2d.grouped_conv2d(dy, transposed(kernel, groups), other)
+    if conv2d.suits_gradient(kernel.shape):
+        dkernel = conv2d.grouped_kernel_gradient(x, dy, kernel.shape[2])
     else:
         (dkernel,) = jax.linear_transpose(lambda kernel: _dense_2d(x, kernel, groups), kernel.astype(x.dtype))(dy)
     return dx, dkernel.astype(kernel.dtype)
@@ -268,7 +268,7 @@ _fused_2d.defvjp(_fused_2d_fwd, _fused_2d_bwd)
 def suits_kernel(x: Array, kernel: Array) -> bool:
     """Whether there is a kernel for CUDA GPUs that convolves `x` with the grouped `kernel`."""
     same_channels = x.shape[3] == kernel.shape[3]
-    return x.dtype == jnp.bfloat16 and same_channels and kernels.suits_conv(x.shape[2], kernel.shape)
+    return x.dtype == jnp.bfloat16 and same_channels and conv2d.suits_conv(x.shape[2], kernel.shape)
 
 
 def grouped_conv2d(x: Array, kernel: Array, groups: int) -> Array:

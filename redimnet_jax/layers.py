@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, precision
-from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda import layer_norm, positions
 from redimnet_jax.cuda.derivative import with_derivative_of
 
 Array = jax.Array
@@ -69,9 +69,9 @@ def pointwise(x: Array, kernel: Array, bias: Array) -> Array:
     def plain(x: Array, kernel: Array, bias: Array) -> Array:
         return jnp.matmul(x, kernel.astype(x.dtype), precision=precision(x.dtype)) + bias.astype(x.dtype)
 
-    if x.dtype != jnp.bfloat16 or not kernels.suits_pointwise(x.shape, bias.shape[0]):
+    if x.dtype != jnp.bfloat16 or not positions.suits_pointwise(x.shape, bias.shape[0]):
         return plain(x, kernel, bias)
-    fused = with_derivative_of(plain, kernels.pointwise)
+    fused = with_derivative_of(plain, positions.pointwise)
     return jax.lax.platform_dependent(x, kernel, bias, cuda=fused, default=plain)
 
 
@@ -257,9 +257,9 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         arrays = x, self.scale[...], self.bias[...]
         plain = functools.partial(_normalised_rows, eps=self.eps)
-        if x.dtype != jnp.bfloat16 or not kernels.suits_layer_norm(x.shape[-1]):
+        if x.dtype != jnp.bfloat16 or not layer_norm.suits_layer_norm(x.shape[-1]):
             return plain(*arrays)
-        fused = with_derivative_of(plain, functools.partial(kernels.layer_norm, eps=self.eps))
+        fused = with_derivative_of(plain, functools.partial(layer_norm.layer_norm, eps=self.eps))
         return jax.lax.platform_dependent(*arrays, cuda=fused, default=plain)
 
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.convolution import exact, grouped_conv2d, precision, suits_kernel
-from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda import conv2d, positions
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import masked
 
 Array = jax.Array
 
-# Above so many one kernel for the convolution and the product is not faster than two.
+# Up to so many the convolution and the product are one kernel; above them one was not tried.
 CHANNELS_OF_ONE_KERNEL = 128
 
 
@@ -38,12 +38,12 @@ def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence
         taps, kernel, bias, mean, gain, offset, taps2, kernel2, bias2, mean2, gain2, offset2 = weights
         norm, product = (gain, offset - mean * gain), (kernel2 * gain2, (bias2 - mean2) * gain2 + offset2)
         if depthwise:
-            return kernels.depthwise_residual(x, mask, (taps, kernel, bias, *norm), (taps2, *product), add)
+            return positions.depthwise_residual(x, mask, (taps, kernel, bias, *norm), (taps2, *product), add)
         h = _half(x, mask, None, taps, kernel, bias, *norm, relu=True)
         return _half(h, mask, x if add else None, taps2, *product, relu=add)
 
     arrays = x, mask, *first, *second
-    depthwise = kernels.suits_depthwise_residual(x.shape[2], first[0].shape)
+    depthwise = positions.suits_depthwise_residual(x.shape[2], first[0].shape)
     if x.dtype != jnp.bfloat16 or not (depthwise or suits_kernel(x, first[0])):
         return plain(*arrays)
     return lax.platform_dependent(*arrays, cuda=with_derivative_of(plain, fused), default=plain)
@@ -61,10 +61,10 @@ def _half(
     *,
     relu: bool,
 ) -> Array:
-    """By kernels, `kernels.conv2d_and_product`."""
-    if x.shape[3] <= CHANNELS_OF_ONE_KERNEL and kernels.suits_product(x.shape[2], taps.shape):
-        return kernels.conv2d_and_product(x, mask, residual, taps, kernel, bias, gain, offset, relu=relu)
-    y = jnp.matmul(kernels.grouped_conv2d(x, taps, mask=mask), kernel.astype(x.dtype)) + bias.astype(x.dtype)
+    """`conv2d.conv2d_and_product`, by one kernel or two."""
+    if x.shape[3] <= CHANNELS_OF_ONE_KERNEL and conv2d.suits_product(x.shape[2], taps.shape):
+        return conv2d.conv2d_and_product(x, mask, residual, taps, kernel, bias, gain, offset, relu=relu)
+    y = jnp.matmul(conv2d.grouped_conv2d(x, taps, mask=mask), kernel.astype(x.dtype)) + bias.astype(x.dtype)
     y = y if residual is None else y + residual
     y = jax.nn.relu(y) if relu else y
     return y if gain is None else (exact(y) * gain + offset).astype(x.dtype)

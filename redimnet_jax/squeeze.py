@@ -6,7 +6,7 @@ from jax import lax
 
 from redimnet_jax.activation import gelu
 from redimnet_jax.convolution import exact, grouped_conv2d, precision
-from redimnet_jax.cuda import kernels
+from redimnet_jax.cuda import positions as kernels
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import masked
 

@@ -19,7 +19,8 @@ from flax import nnx
 from jax import lax
 
 from redimnet_jax import attention, blocks, convnext, convolution, from_torch, pooling, residual, squeeze
-from redimnet_jax.cuda import kernels, program
+from redimnet_jax.cuda import attention as attention_kernels
+from redimnet_jax.cuda import conv2d, depthwise, device, program
 from redimnet_jax.layers import LayerNorm, pointwise
 
 # Of bfloat16 results, whose rounding alone is up to 2e-3.
@@ -137,7 +138,7 @@ def test_block(bins, channels, taps, masked, run, monkeypatch):
 def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
     """Several tiles of channels, and of bins where there is little shared memory."""
     if shared_bytes:
-        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+        monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x, dout = (normal(i, (2, 19, bins, channels), jnp.bfloat16) for i in (0, 1))
     kernel = (normal(2, (3, 3, members, channels)) / (3 * members**0.5)).astype(jnp.bfloat16)
     convolve = functools.partial(convolution.grouped_conv2d, groups=channels // members)
@@ -159,9 +160,9 @@ def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
 )
 def test_half_of_a_residual_block(half, bins, channels, members, masked, shared_bytes, kernel, monkeypatch):
     """In one kernel, with one tile of bins and two, and in two; with more tiles than programs."""
-    monkeypatch.setattr(kernels, "_multiprocessors", lambda: 2)
+    monkeypatch.setattr(device, "multiprocessors", lambda: 2)
     if shared_bytes:
-        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+        monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x, other = (normal(i, (3, 19, bins, channels), jnp.bfloat16) for i in (0, 1))
     gain, offset, *pointwise = mixing(channels)[1:]
     taps = normal(2, (3, 3, members, channels)) / (3 * members**0.5)
@@ -211,7 +212,7 @@ def test_block_of_batch(frames, bins, channels, members, monkeypatch):
 @pytest.mark.parametrize(("shape", "channels"), [((3, 70, 5), 32), ((2, 201), 96), ((1, 31, 3), 144)])
 def test_the_gradient_of_mixing_channels(shape, channels, monkeypatch):
     """Several programs an utterance, of several tiles; one without the kernel in registers."""
-    monkeypatch.setattr(kernels, "_multiprocessors", lambda: 3)
+    monkeypatch.setattr(device, "multiprocessors", lambda: 3)
     x, y, dout = (normal(i, (*shape, channels), jnp.bfloat16) for i in range(3))
     with cuda_forms.chosen(monkeypatch) as names:
         agree(convnext.mix_channels, convnext.mix_channels, (x, y), mixing(channels), dout)
@@ -236,7 +237,7 @@ def residual_half(channels: int, key: int) -> list:
 def test_depthwise_residual(frames, bins, channels, shared_bytes, masked, add, monkeypatch):
     """Channels that are filled up, several tiles of frames and of bins, one program or two a multiprocessor."""
     if shared_bytes:
-        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+        monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x = normal(0, (2, frames, bins, channels), jnp.bfloat16)
     counted = mask(2, frames) if masked else None
     weights = residual_half(channels, 2) + residual_half(channels, 8)
@@ -276,7 +277,7 @@ def test_the_gradient_of_a_depthwise_residual_is_that_of_its_plain_form(monkeypa
 def test_squeeze(frames, bins, channels, members, out, shared_bytes, masked, monkeypatch):
     """Groups of one output and of several, blocks of inputs beyond the last channel."""
     if shared_bytes:
-        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+        monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x = normal(0, (2, frames, bins, channels), jnp.bfloat16)
     counted = mask(2, frames) if masked else None
     weights = [normal(1, (3, 3, members, out)) / (3 * members**0.5), *mixing(out)]
@@ -292,7 +293,7 @@ def test_squeeze(frames, bins, channels, members, out, shared_bytes, masked, mon
 )
 def test_pointwise(frames, bins, channels, out, shared_bytes, monkeypatch):
     if shared_bytes:
-        monkeypatch.setattr(kernels, "SHARED_BYTES", shared_bytes)
+        monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x = normal(0, (2, frames, bins, channels) if bins else (2, frames, channels), jnp.bfloat16)
     weights = normal(1, (channels, out)) / channels**0.5, normal(2, (out,))
     with cuda_forms.chosen(monkeypatch) as names:
@@ -348,14 +349,14 @@ def test_the_emulation_shows_mistakes(right, wrong, shown, monkeypatch):
     assert right in kernel
     x, taps = normal(0, (2, 20, 16), jnp.bfloat16), normal(1, (3, 16))
     with cuda_forms.chosen(monkeypatch):
-        expected = kernels.depthwise_conv1d(x, None, taps)
+        expected = depthwise.depthwise_conv1d(x, None, taps)
         assert np.isfinite(np.asarray(expected, np.float32)).all()
         monkeypatch.setattr(program, "source", lambda *_, **__: emulation + kernel.replace(right, wrong))
         if shown:
             with pytest.raises(jax.errors.JaxRuntimeError, match=shown):
-                kernels.depthwise_conv1d(x, None, taps).block_until_ready()
+                depthwise.depthwise_conv1d(x, None, taps).block_until_ready()
         else:
-            assert np.isnan(np.asarray(kernels.depthwise_conv1d(x, None, taps), np.float32)).any()
+            assert np.isnan(np.asarray(depthwise.depthwise_conv1d(x, None, taps), np.float32)).any()
 
 
 def test_gelu():
@@ -532,6 +533,6 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
 def test_what_a_smaller_gpu_takes(capability, bins, attention, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
-    assert kernels._tile(6, 192, 16, [192]) == (bins, 192)
-    assert kernels.suits_attention(201, 288, 4) == attention
-    assert kernels.suits_attention(201, 96, 4)
+    assert conv2d._tile(6, 192, 16, [192]) == (bins, 192)
+    assert attention_kernels.suits_attention(201, 288, 4) == attention
+    assert attention_kernels.suits_attention(201, 96, 4)
