@@ -16,7 +16,8 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu" and CHEAPLY not in os.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAPLY}"
 
 
-# The longest files come first, so that no worker is left alone with one at the end.
+# The longest files come first, so that no worker is left alone with one at the end. Of itself pytest-xdist begins
+# with the files of most tests; `make test` keeps it from that.
 LONGEST = (
     "test_parity",
     "test_train",
