@@ -16,13 +16,9 @@ from redimnet_jax.activation import gelu, gelu_derivative
 from redimnet_jax.convolution import depthwise_conv1d, exact, gradients_by_kernels, grouped_conv2d, materialised
 from redimnet_jax.cuda import conv2d, depthwise, mixing
 from redimnet_jax.cuda.derivative import with_derivative_of
-from redimnet_jax.layers import batch_statistics, masked, pointwise
+from redimnet_jax.layers import batch_statistics, masked, normalised, pointwise
 
 Array = jax.Array
-
-
-def _normalised(y: Array, mean: Array, gain: Array, offset: Array) -> Array:
-    return (exact(y) - mean) * gain + offset
 
 
 @jax.custom_vjp
@@ -32,7 +28,7 @@ def mix_channels(x: Array, y: Array, mean: Array, gain: Array, offset: Array, ke
     `x` (..., out) and `y` (..., in), bfloat16; `mean`, `gain`, `offset` (in,), `kernel` (in, out) and `bias` (out,),
     float32. Returns (..., out), bfloat16.
     """
-    activated = gelu(_normalised(y, mean, gain, offset).astype(y.dtype))
+    activated = gelu(normalised(y, mean, gain, offset).astype(y.dtype))
     return x + (jnp.matmul(activated, kernel.astype(y.dtype)) + bias.astype(y.dtype))
 
 
@@ -61,7 +57,7 @@ def _mixing_gradient(
 
 
 def _plain_mixing_gradient(y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array):
-    wide = _normalised(y, mean, gain, offset)
+    wide = normalised(y, mean, gain, offset)
     activated = gelu(wide.astype(y.dtype))
     dactivated = jnp.matmul(dout, kernel.astype(y.dtype).T)
     # In bfloat16, as three sums and a map are made of it: XLA would keep float32, were it free to.

@@ -159,6 +159,11 @@ class PatchConv2d(nnx.Module):
         return y.reshape(b, t // kt, f // kf, out) + self.bias[...].astype(x.dtype)
 
 
+def normalised(y: Array, mean: Array, gain: Array, offset: Array) -> Array:
+    """(y - mean) gain + offset of the last axis, in float32 at least."""
+    return (exact(y) - mean) * gain + offset
+
+
 def batch_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     """Mean and biased variance of the last axis (features,), float32, and the number of terms of each."""
     axes = tuple(range(x.ndim - 1))
@@ -220,7 +225,7 @@ class BatchNorm(nnx.Module):
             self.keep(*statistics)
             return y
         mean, gain = self.mean_and_gain()
-        return ((exact(x) - mean) * gain + self.bias[...]).astype(x.dtype)
+        return normalised(x, mean, gain, self.bias[...]).astype(x.dtype)
 
     def mean_and_gain(self) -> tuple[Array, Array]:
         """What is subtracted and what that is multiplied by in eval mode, each (features,), float32."""

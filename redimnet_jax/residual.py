@@ -14,7 +14,7 @@ from jax import lax
 from redimnet_jax.convolution import exact, grouped_conv2d, precision, suits_kernel
 from redimnet_jax.cuda import conv2d, positions
 from redimnet_jax.cuda.derivative import with_derivative_of
-from redimnet_jax.layers import masked
+from redimnet_jax.layers import masked, normalised
 
 Array = jax.Array
 
@@ -30,8 +30,8 @@ def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence
     """
 
     def plain(x: Array, mask: Array | None, *weights: Array) -> Array:
-        h = _normalised(jax.nn.relu(_convolved(x, mask, *weights[:3])), *weights[3:6])
-        y = _normalised(_convolved(h, mask, *weights[6:9]), *weights[9:])
+        h = normalised(jax.nn.relu(_convolved(x, mask, *weights[:3])), *weights[3:6]).astype(x.dtype)
+        y = normalised(_convolved(h, mask, *weights[6:9]), *weights[9:]).astype(x.dtype)
         return jax.nn.relu(x + y) if add else y
 
     def fused(x: Array, mask: Array | None, *weights: Array) -> Array:
@@ -73,7 +73,3 @@ def _half(
 def _convolved(x: Array, mask: Array | None, taps: Array, kernel: Array, bias: Array) -> Array:
     y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype), x.shape[3] // taps.shape[2])
     return jnp.matmul(y, kernel.astype(x.dtype), precision=precision(x.dtype)) + bias.astype(x.dtype)
-
-
-def _normalised(y: Array, mean: Array, gain: Array, offset: Array) -> Array:
-    return ((exact(y) - mean) * gain + offset).astype(y.dtype)

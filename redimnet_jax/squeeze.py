@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.activation import gelu
-from redimnet_jax.convolution import exact, grouped_conv2d, precision
+from redimnet_jax.convolution import grouped_conv2d, precision
 from redimnet_jax.cuda import positions as kernels
 from redimnet_jax.cuda.derivative import with_derivative_of
-from redimnet_jax.layers import masked
+from redimnet_jax.layers import masked, normalised
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ def squeeze(x: Array, mask: Array | None, taps: Array, *norm_and_pointwise: Arra
 def _plain(x: Array, mask: Array | None, taps: Array, *norm_and_pointwise: Array) -> Array:
     mean, gain, offset, kernel, bias = norm_and_pointwise
     y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype), x.shape[3] // taps.shape[2])
-    activated = gelu(((exact(y) - mean) * gain + offset).astype(x.dtype))
+    activated = gelu(normalised(y, mean, gain, offset).astype(x.dtype))
     return jnp.matmul(activated, kernel.astype(x.dtype), precision=precision(x.dtype)) + bias.astype(x.dtype)
 
 
