@@ -3,8 +3,7 @@
 Both networks are full of grouped 3x3 and depthwise 1-D convolutions. No backend runs XLA's own grouped convolution
 well, and its gradient on a CPU is slower by orders of magnitude, so the same sums are written here as shifted
 multiply-adds or as one dense convolution with block-diagonal weights, and in bfloat16 on CUDA GPUs as kernels
-(`cuda`). Maps are channels last; padding is zero and
-keeps the size ("same", as in PyTorch).
+(`cuda`). Maps are channels last; padding is zero and keeps the size ("same", as in PyTorch).
 """
 
 import functools
