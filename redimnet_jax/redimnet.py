@@ -12,6 +12,7 @@ from flax import nnx
 
 from redimnet_jax.activation import gelu
 from redimnet_jax.blocks import Aggregate, block_2d, in_turn, time_context
+from redimnet_jax.convolution import materialised
 from redimnet_jax.layers import BatchNorm, Conv2d, Dense, LayerNorm, PatchConv2d, dropout
 from redimnet_jax.model_config import ModelConfig
 from redimnet_jax.squeeze import squeeze
@@ -114,7 +115,8 @@ class ReDimNet(nnx.Module):
         for index, stage in enumerate(self.stages):
             x = stage(maps, mask, train=train, remat=self.remat)
             stage_key = None if key is None else jax.random.fold_in(key, index)
-            maps.append(dropout(x, self.feat_agg_dropout, train=train, key=stage_key))
+            # Computed once: all later stages read it, and XLA would take its last sum anew for each.
+            maps.append(materialised(dropout(x, self.feat_agg_dropout, train=train, key=stage_key)))
         return maps
 
     def combine(self, maps: Sequence[Array], mask: Array | None, *, train: bool = False) -> Array:

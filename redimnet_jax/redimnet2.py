@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redimnet_jax.blocks import Aggregate, block_2d, in_turn, time_context
+from redimnet_jax.convolution import materialised
 from redimnet_jax.layers import BatchNorm, Dense, GroupNorm, PatchConv2d
 from redimnet_jax.model_config import ModelConfig
 from redimnet_jax.redimnet import Stem
@@ -118,7 +119,8 @@ class ReDimNet2(nnx.Module):
         x = self.stem(features[:, :frames], mask)
         maps = [x if self.stem_norm is None else self.stem_norm(x, mask)]
         for stage in self.stages:
-            maps.extend(stage(maps, mask, train=train, remat=self.remat))
+            # Computed once: all later stages read it, and XLA would take its last sum anew for each.
+            maps.extend(map(materialised, stage(maps, mask, train=train, remat=self.remat)))
         return maps
 
     def combine(self, maps: Sequence[Array], mask: Array | None, *, train: bool = False) -> Array:
