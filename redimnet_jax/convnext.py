@@ -104,7 +104,7 @@ def _suits_kernels_of_batch(x: Array, taps: Array) -> bool:
 
 
 def _convolution(x: Array, taps: Array) -> Array:
-    return grouped_conv2d(x, taps.astype(x.dtype), x.shape[3] // taps.shape[2])
+    return grouped_conv2d(x, taps.astype(x.dtype))
 
 
 def _plain_of_batch(x, taps, scale, offset, kernel, bias, eps) -> tuple[Array, ...]:

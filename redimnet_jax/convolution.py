@@ -136,7 +136,13 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
 depthwise_conv1d.defvjp(_depthwise_conv1d_fwd, _depthwise_conv1d_bwd)
 
 
-def _dense_2d(x: Array, kernel: Array, groups: int) -> Array:
+def groups_of(x: Array, kernel: Array) -> int:
+    """How many groups the convolution of `x` (..., in) with `kernel` (kt, kf, in/groups, out) has."""
+    return x.shape[-1] // kernel.shape[2]
+
+
+def _dense_2d(x: Array, kernel: Array) -> Array:
+    groups = groups_of(x, kernel)
     return lax.conv_general_dilated(
         x,
         kernel if groups == 1 else block_diagonal(kernel, groups),
@@ -156,13 +162,13 @@ def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
     return [[x[:, t : t + frames, f : f + bins] for f in range(kf)] for t in range(kt)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_2d(x: Array, kernel: Array, groups: int) -> Array:
-    return materialised(_shifted(x, kernel, groups))
+@jax.custom_vjp
+def _shifted_2d(x: Array, kernel: Array) -> Array:
+    return materialised(_shifted(x, kernel))
 
 
-def _shifted(x: Array, kernel: Array, groups: int) -> Array:
-    kt, kf, n, out = kernel.shape
+def _shifted(x: Array, kernel: Array) -> Array:
+    (kt, kf, n, out), groups = kernel.shape, groups_of(x, kernel)
     members = x.reshape(*x.shape[:-1], groups, n)
     total = jnp.zeros((), x.dtype)
     for i in range(n):
@@ -173,24 +179,24 @@ def _shifted(x: Array, kernel: Array, groups: int) -> Array:
     return total
 
 
-def _shifted_2d_fwd(x: Array, kernel: Array, groups: int):
-    return _shifted_2d(x, kernel, groups), (x, kernel)
+def _shifted_2d_fwd(x: Array, kernel: Array):
+    return _shifted_2d(x, kernel), (x, kernel)
 
 
-def _shifted_2d_bwd(groups: int, residuals, dy: Array):
+def _shifted_2d_bwd(residuals, dy: Array):
     x, kernel = residuals
 
     def of_one(maps):
         x, dy = maps
-        return _shifted_2d_gradients(x[None], dy[None], kernel, groups)
+        return _shifted_2d_gradients(x[None], dy[None], kernel)
 
     # One utterance at a time: what the shifts and their products read stays in the cache.
     dx, dkernel = lax.map(of_one, (x, dy))
     return dx.reshape(x.shape), dkernel.sum(axis=0)
 
 
-def _shifted_2d_gradients(x: Array, dy: Array, kernel: Array, groups: int) -> tuple[Array, Array]:
-    kt, kf, n, out = kernel.shape
+def _shifted_2d_gradients(x: Array, dy: Array, kernel: Array) -> tuple[Array, Array]:
+    (kt, kf, n, out), groups = kernel.shape, groups_of(x, kernel)
     # A product of all channels would multiply every group with every other, so it is a few groups at a time. One
     # transpose serves all products: each is then (out, positions) x (positions, in), as a CPU likes it.
     blocks = math.gcd(groups, max(1, groups * n // GRADIENT_BLOCK))
@@ -205,7 +211,7 @@ def _shifted_2d_gradients(x: Array, dy: Array, kernel: Array, groups: int) -> tu
         return jnp.einsum("bgogi->ibgo", full).reshape(n, out)
 
     dkernel = jnp.stack([jnp.stack([tap(window) for window in row]) for row in _windows_2d(x, kt, kf)])
-    return _shifted(dy, materialised(transposed(kernel, groups)), groups), dkernel
+    return _shifted(dy, materialised(transposed(kernel, groups))), dkernel
 
 
 _shifted_2d.defvjp(_shifted_2d_fwd, _shifted_2d_bwd)
@@ -237,27 +243,26 @@ def _spread_2d_bwd(residuals, dy: Array):
 _spread_2d.defvjp(_spread_2d_fwd, _spread_2d_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _fused_2d(x: Array, kernel: Array, groups: int) -> Array:
+@jax.custom_vjp
+def _fused_2d(x: Array, kernel: Array) -> Array:
     return conv2d.grouped_conv2d(x, kernel)
 
 
-def _fused_2d_fwd(x: Array, kernel: Array, groups: int):
-    return _fused_2d(x, kernel, groups), (x, kernel)
+def _fused_2d_fwd(x: Array, kernel: Array):
+    return _fused_2d(x, kernel), (x, kernel)
 
 
-def _fused_2d_bwd(groups: int, residuals, dy: Array):
+def _fused_2d_bwd(residuals, dy: Array):
     return gradients_by_kernels(*residuals, dy)
 
 
 def gradients_by_kernels(x: Array, kernel: Array, dy: Array, other: Array | None = None) -> tuple[Array, Array]:
     """Those of the grouped convolution in `x`, to which `other` is added, and `kernel`; see `suits_kernel`."""
-    groups = x.shape[3] // kernel.shape[2]
-    dx = conv2d.grouped_conv2d(dy, transposed(kernel, groups), other)
+    dx = conv2d.grouped_conv2d(dy, transposed(kernel, groups_of(x, kernel)), other)
     if conv2d.suits_gradient(kernel.shape):
         dkernel = conv2d.grouped_kernel_gradient(x, dy, kernel.shape[2])
     else:
-        (dkernel,) = jax.linear_transpose(lambda kernel: _dense_2d(x, kernel, groups), kernel.astype(x.dtype))(dy)
+        (dkernel,) = jax.linear_transpose(lambda kernel: _dense_2d(x, kernel), kernel.astype(x.dtype))(dy)
     return dx, dkernel.astype(kernel.dtype)
 
 
@@ -270,13 +275,12 @@ def suits_kernel(x: Array, kernel: Array) -> bool:
     return x.dtype == jnp.bfloat16 and same_channels and conv2d.suits_conv(x.shape[2], kernel.shape)
 
 
-def grouped_conv2d(x: Array, kernel: Array, groups: int) -> Array:
+def grouped_conv2d(x: Array, kernel: Array) -> Array:
     """`x` (batch, time, freq, in) and `kernel` (kt, kf, in/groups, out) -> (batch, time, freq, out)."""
-    kt, kf, n, _ = kernel.shape
+    (kt, kf, n, _), groups = kernel.shape, groups_of(x, kernel)
     if groups == n == 1 and kt % 2 and kf % 2:
-        return lax.platform_dependent(x, kernel, cpu=functools.partial(_dense_2d, groups=1), default=_spread_2d)
-    dense = functools.partial(_dense_2d, groups=groups)
+        return lax.platform_dependent(x, kernel, cpu=_dense_2d, default=_spread_2d)
     shifted = groups > 1 and n <= MAX_SHIFTED_GROUP and kt % 2 and kf % 2
-    on_cpu = functools.partial(_shifted_2d, groups=groups) if shifted else dense
-    on_cuda = functools.partial(_fused_2d, groups=groups) if suits_kernel(x, kernel) else dense
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=dense)
+    on_cpu = _shifted_2d if shifted else _dense_2d
+    on_cuda = _fused_2d if suits_kernel(x, kernel) else _dense_2d
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=_dense_2d)

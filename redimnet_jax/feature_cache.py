@@ -36,6 +36,10 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
 from redimnet_jax.training_log import TrainingLog
 
+Array = jax.Array
+# Features (batch, pool.features), labels (batch,), and whether all of a row's features are finite (batch,).
+Rows = tuple[Array, Array, Array]
+
 FEATURES, LABELS, COMPLETE, MADE_OF = "features", "labels", "complete.json", "made_of.json"
 # What an interruption may cost.
 COMMIT_SECONDS = 20.0
@@ -196,7 +200,6 @@ def extract(
     begin = int(placement.agreed(np.asarray(cache.rows, np.int32)))
     if begin >= rows:
         return
-    processes = jax.process_count()
     batches = input_pipeline.crops_in_order(
         crops.corpus,
         begin=begin,
@@ -207,35 +210,20 @@ def extract(
         speed=crops.speed,
         workers=workers,
         process_index=jax.process_index(),
-        process_count=processes,
+        process_count=jax.process_count(),
     )
-    compiled = _pooled(model, cache.dtype, mesh)
-    state, waiting = placement.replicate(nnx.state(model.network), mesh), collections.deque()
+    pooled, state = pooled_program(model, cache.dtype, mesh), placement.replicate(nnx.state(model.network), mesh)
     meter, start = input_pipeline.WaitMeter(batches), time.perf_counter()
+
+    def made() -> Iterator[Rows]:
+        while True:
+            check()
+            yield pooled(state, placement.deal_rows(next(meter), mesh))
+
     with contextlib.ExitStack() as stack:
         stack.callback(batches.close)
         bar = stack.enter_context(log.bar("features", rows, begin, "crop"))
-        writer = stack.enter_context(cache.writer()) if jax.process_index() == 0 else None
-        given = done = begin
-        while done < rows:
-            if given < rows:
-                check()
-                waiting.append(compiled(state, placement.deal_rows(next(meter), mesh)))
-                given += batch_size
-            if len(waiting) > IN_FLIGHT or given >= rows:
-                # Processes have every `processes`-th row, and theirs side by side.
-                found = jax.tree.map(
-                    lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
-                    waiting.popleft(),
-                )
-                features, labels, finite = (array[: rows - done] for array in found)
-                if not finite.all():
-                    name = crops.corpus.name((done + int(np.argmin(finite))) % cache.utterances)
-                    raise UserError(f"The features of {name} are NaN or Inf; repair the recording or leave it out.")
-                if writer is not None:
-                    writer.append(features, labels)
-                done += len(labels)
-                bar.update(len(labels))
+        keep(cache, made(), begin, rows, batch_size=batch_size, name=crops.corpus.name, done=bar.update)
         speed = (rows - begin) / max(time.perf_counter() - start, 1e-9)
     waited = meter.wait_fraction()
     log.say(f"features of {rows - begin:,} crops, {speed:,.0f} a second; the devices waited for audio {waited:.0%}")
@@ -243,8 +231,46 @@ def extract(
     placement.agreed(np.zeros((), np.int32))
 
 
-def _pooled(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable:
-    """Compiled (state, batch) -> (features (batch, features), labels, whether finite), whole on every device."""
+def keep(
+    cache: FeatureCache,
+    made: Iterator[Rows],
+    begin: int,
+    rows: int,
+    *,
+    batch_size: int,
+    name: Callable[[int], str],
+    done: Callable[[int], Any],
+) -> None:
+    """Writes what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of `cache`.
+
+    `name` is that of an utterance, `done` is told how many rows are written. Raises UserError for features that are
+    not finite.
+    """
+    processes, waiting = jax.process_count(), collections.deque()
+    with cache.writer() if jax.process_index() == 0 else contextlib.nullcontext() as writer:
+        given = written = begin
+        while written < rows:
+            if given < rows:
+                waiting.append(next(made))
+                given += batch_size
+            if len(waiting) > IN_FLIGHT or given >= rows:
+                # Processes have every `processes`-th row, and theirs side by side.
+                found = jax.tree.map(
+                    lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
+                    waiting.popleft(),
+                )
+                features, labels, finite = (array[: rows - written] for array in found)
+                if not finite.all():
+                    which = name((written + int(np.argmin(finite))) % cache.utterances)
+                    raise UserError(f"The features of {which} are NaN or Inf; repair the recording or leave it out.")
+                if writer is not None:
+                    writer.append(features, labels)
+                written += len(labels)
+                done(len(labels))
+
+
+def pooled_program(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable[[Any, dict[str, Array]], Rows]:
+    """Compiled (state of the network, batch) -> rows, whole on every device."""
     graph = nnx.graphdef(model.network)
 
     def pooled(state, batch):

@@ -113,7 +113,6 @@ class Conv2d(nnx.Module):
         bias: bool = True,
         rngs: nnx.Rngs,
     ):
-        self.groups = groups
         kf, kt = kernel_size
         fan_in = features_in // groups * kf * kt
         self.kernel = _uniform(rngs, (kt, kf, features_in // groups, features_out), fan_in)
@@ -124,7 +123,7 @@ class Conv2d(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
     def without_bias(self, x: Array, mask: Array | None) -> Array:
-        return grouped_conv2d(masked(x, mask), self.kernel[...].astype(x.dtype), self.groups)
+        return grouped_conv2d(masked(x, mask), self.kernel[...].astype(x.dtype))
 
 
 class PatchConv2d(nnx.Module):

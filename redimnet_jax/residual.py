@@ -71,5 +71,5 @@ def _half(
 
 
 def _convolved(x: Array, mask: Array | None, taps: Array, kernel: Array, bias: Array) -> Array:
-    y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype), x.shape[3] // taps.shape[2])
+    y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype))
     return jnp.matmul(y, kernel.astype(x.dtype), precision=precision(x.dtype)) + bias.astype(x.dtype)

@@ -27,7 +27,7 @@ def squeeze(x: Array, mask: Array | None, taps: Array, *norm_and_pointwise: Arra
 
 def _plain(x: Array, mask: Array | None, taps: Array, *norm_and_pointwise: Array) -> Array:
     mean, gain, offset, kernel, bias = norm_and_pointwise
-    y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype), x.shape[3] // taps.shape[2])
+    y = grouped_conv2d(masked(x, mask), taps.astype(x.dtype))
     activated = gelu(normalised(y, mean, gain, offset).astype(x.dtype))
     return jnp.matmul(activated, kernel.astype(x.dtype), precision=precision(x.dtype)) + bias.astype(x.dtype)
 

@@ -48,10 +48,10 @@ def compiled_once(model):
     """One program for all extractions of a dtype."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
-        original = feature_cache._pooled
+        original = feature_cache.pooled_program
         patch.setattr(
             feature_cache,
-            "_pooled",
+            "pooled_program",
             lambda of, dtype, mesh: made.setdefault(np.dtype(dtype), original(of, dtype, mesh)),
         )
         yield

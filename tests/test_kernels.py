@@ -141,7 +141,7 @@ def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
         monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x, dout = (normal(i, (2, 19, bins, channels), jnp.bfloat16) for i in (0, 1))
     kernel = (normal(2, (3, 3, members, channels)) / (3 * members**0.5)).astype(jnp.bfloat16)
-    convolve = functools.partial(convolution.grouped_conv2d, groups=channels // members)
+    convolve = convolution.grouped_conv2d
     with cuda_forms.chosen(monkeypatch) as names:
         agree(convolve, convolve, (x, kernel), (), dout)
         assert sorted(names) == (GRADIENTS if members < 32 else GRADIENTS[:2])
@@ -481,7 +481,7 @@ def test_shapes_that_no_kernel_takes(monkeypatch):
 
 def test_the_gradient_of_a_convolution_is_lowered_for_a_gpu(monkeypatch):
     x, kernel = of((2, 201, 36, 32)), of((3, 3, 4, 32))
-    convolve = functools.partial(convolution.grouped_conv2d, groups=8)
+    convolve = convolution.grouped_conv2d
     text, _ = on_a_gpu(monkeypatch, jax.grad(squares(convolve), (0, 1)), x, kernel)
     # A program of the gradient has 12 of 36 bins of an utterance.
     conv = ("grouped_conv2d", 26)
@@ -502,7 +502,7 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
     """For shapes of b2 and b6, and keep their variables in registers."""
     bins, channels = B2[-1]
     made = [on_a_gpu(monkeypatch, convnext.block, of((2, 201, bins, channels)), None, *shapes(channels, 3, 3, 4))]
-    convolve = squares(functools.partial(convolution.grouped_conv2d, groups=8))
+    convolve = squares(convolution.grouped_conv2d)
     made.append(on_a_gpu(monkeypatch, jax.grad(convolve, 1), of((2, 201, 36, 32)), of((3, 3, 4, 32))))
     made.append(on_a_gpu(monkeypatch, convnext.block, of((2, 201, 96)), None, *shapes(96, 7)))
     mix = squares(convnext.mix_channels)
