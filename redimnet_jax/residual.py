@@ -11,15 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from redimnet_jax.convolution import exact, grouped_conv2d, precision, suits_kernel
+from redimnet_jax.convolution import grouped_conv2d, precision, suits_kernel
 from redimnet_jax.cuda import conv2d, positions
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import masked, normalised
 
 Array = jax.Array
-
-# Up to so many the convolution and the product are one kernel; above them one was not tried.
-CHANNELS_OF_ONE_KERNEL = 128
 
 
 def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence[Array], *, add: bool) -> Array:
@@ -39,35 +36,14 @@ def block(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence
         norm, product = (gain, offset - mean * gain), (kernel2 * gain2, (bias2 - mean2) * gain2 + offset2)
         if depthwise:
             return positions.depthwise_residual(x, mask, (taps, kernel, bias, *norm), (taps2, *product), add)
-        h = _half(x, mask, None, taps, kernel, bias, *norm, relu=True)
-        return _half(h, mask, x if add else None, taps2, *product, relu=add)
+        h = conv2d.conv2d_and_product(x, mask, None, taps, kernel, bias, *norm, relu=True)
+        return conv2d.conv2d_and_product(h, mask, x if add else None, taps2, *product, relu=add)
 
     arrays = x, mask, *first, *second
     depthwise = positions.suits_depthwise_residual(x.shape[2], first[0].shape)
     if x.dtype != jnp.bfloat16 or not (depthwise or suits_kernel(x, first[0])):
         return plain(*arrays)
     return lax.platform_dependent(*arrays, cuda=with_derivative_of(plain, fused), default=plain)
-
-
-def _half(
-    x: Array,
-    mask: Array | None,
-    residual: Array | None,
-    taps: Array,
-    kernel: Array,
-    bias: Array,
-    gain: Array | None = None,
-    offset: Array | None = None,
-    *,
-    relu: bool,
-) -> Array:
-    """`conv2d.conv2d_and_product`, by one kernel or two."""
-    if x.shape[3] <= CHANNELS_OF_ONE_KERNEL and conv2d.suits_product(x.shape[2], taps.shape):
-        return conv2d.conv2d_and_product(x, mask, residual, taps, kernel, bias, gain, offset, relu=relu)
-    y = jnp.matmul(conv2d.grouped_conv2d(x, taps, mask=mask), kernel.astype(x.dtype)) + bias.astype(x.dtype)
-    y = y if residual is None else y + residual
-    y = jax.nn.relu(y) if relu else y
-    return y if gain is None else (exact(y) * gain + offset).astype(x.dtype)
 
 
 def _convolved(x: Array, mask: Array | None, taps: Array, kernel: Array, bias: Array) -> Array:

@@ -174,7 +174,7 @@ def test_half_of_a_residual_block(half, bins, channels, members, masked, shared_
     expected = expected * gain + offset if half == "first" else expected
     with cuda_forms.chosen(monkeypatch) as names:
         added = other if half == "second" else None
-        ours = residual._half(x, frames, added, taps, *pointwise, *norm, relu=relu)
+        ours = conv2d.conv2d_and_product(x, frames, added, taps, *pointwise, *norm, relu=relu)
         assert names == [kernel] and ours.dtype == jnp.bfloat16
     assert relative(ours, expected) < ROUNDING
 

@@ -1,6 +1,7 @@
 """Attention of maps (batch, time, channels), and its gradient."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,23 @@ def _warps_of_rows(frames: int) -> int:
     return math.ceil(tiles / math.ceil(tiles / 8))
 
 
+def _a_head_a_program(q: Array, mask: Array | None, heads: int, *, tiles: int, rows: int) -> dict[str, Any]:
+    """How a kernel is launched whose programs have `tiles` maps of a head, and `rows` of numbers, in their memory."""
+    batch, frames, channels = q.shape
+    warps = _warps_of_rows(frames)
+    return {
+        "grid": (batch * heads, 1),
+        "threads": 32 * warps,
+        "shared_bytes": _head_bytes(frames, channels // heads, tiles=tiles, rows=rows),
+        "FRAMES": frames,
+        "CHANNELS": channels,
+        "SIZE": channels // heads,
+        "HEADS": heads,
+        "WARPS": warps,
+        "MASKED": int(mask is not None),
+    }
+
+
 def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> tuple[Array, Array]:
     """(softmax(q k^T / sqrt(channels / heads)) v, log2 of the sums of weights (batch, heads, time), float32)."""
     out, log_sums = by_batch(lambda *arrays: _attention(*arrays, heads=heads), q, k, v, mask, batched=4)
@@ -35,21 +53,13 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> t
 
 
 def _attention(q: Array, k: Array, v: Array, mask: Array | None, *, heads: int) -> list[Array]:
-    batch, frames, channels = q.shape
+    batch, frames, _ = q.shape
     return program.launch(
         "attention",
         [q, k, v, *operands.masks(mask)],
         operands.like(q),
         jax.ShapeDtypeStruct((batch, heads, frames), jnp.float32),
-        grid=(batch * heads, 1),
-        threads=32 * _warps_of_rows(frames),
-        shared_bytes=_head_bytes(frames, channels // heads, tiles=3, rows=1),
-        FRAMES=frames,
-        CHANNELS=channels,
-        SIZE=channels // heads,
-        HEADS=heads,
-        WARPS=_warps_of_rows(frames),
-        MASKED=int(mask is not None),
+        **_a_head_a_program(q, mask, heads, tiles=3, rows=1),
     )
 
 
@@ -63,18 +73,9 @@ def attention_gradient(
 def _attention_gradient(
     q: Array, k: Array, v: Array, out: Array, log_sums: Array, dout: Array, mask: Array | None
 ) -> list[Array]:
-    (batch, frames, channels), heads = q.shape, log_sums.shape[1]
     return program.launch(
         "attention_gradient",
         [q, k, v, out, log_sums, dout, *operands.masks(mask)],
         *[operands.like(q)] * 3,
-        grid=(batch * heads, 1),
-        threads=32 * _warps_of_rows(frames),
-        shared_bytes=_head_bytes(frames, channels // heads, tiles=4, rows=3),
-        FRAMES=frames,
-        CHANNELS=channels,
-        SIZE=channels // heads,
-        HEADS=heads,
-        WARPS=_warps_of_rows(frames),
-        MASKED=int(mask is not None),
+        **_a_head_a_program(q, mask, log_sums.shape[1], tiles=4, rows=3),
     )

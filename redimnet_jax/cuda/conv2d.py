@@ -18,6 +18,8 @@ Array = jax.Array
 FRAMES = 16
 # Products' operands of 16 x 8 that a warp can hold of a pointwise kernel.
 HELD = 36
+# Up to so many a convolution and the product behind it are one kernel; above them one was not tried.
+CHANNELS_OF_ONE_KERNEL = 128
 
 
 def _taps_in_lane_order(kernel: Array, block: int) -> Array:
@@ -94,7 +96,7 @@ def suits_gradient(kernel_shape: tuple[int, ...]) -> bool:
 
 
 def suits_product(bins: int, kernel_shape: tuple[int, ...]) -> bool:
-    """Whether `conv2d_and_product` takes maps of `bins` and a grouped kernel (kt, kf, in/groups, out)."""
+    """Whether one kernel takes maps of `bins`, a grouped kernel (kt, kf, in/groups, out) and a product behind it."""
     if not suits_conv(bins, kernel_shape):
         return False
     channels = kernel_shape[3]
@@ -125,8 +127,13 @@ def conv2d_and_product(
     """relu(conv(x) kernel + bias + `residual`) gain + offset; what is None, and relu if not `relu`, is left out.
 
     Float32 `taps` (3, 3, channels/groups, channels), `kernel` (channels, channels), `bias`, `gain` and `offset`
-    (channels,). With a gain there is a relu and no residual.
+    (channels,). With a gain there is a relu and no residual. One kernel, or one for the convolution and a product.
     """
+    if x.shape[3] > CHANNELS_OF_ONE_KERNEL or not suits_product(x.shape[2], taps.shape):
+        y = jnp.matmul(grouped_conv2d(x, taps, mask=mask), kernel.astype(x.dtype)) + bias.astype(x.dtype)
+        y = y if residual is None else y + residual
+        y = jax.nn.relu(y) if relu else y
+        return y if gain is None else (y.astype(jnp.float32) * gain + offset).astype(x.dtype)
     arrays = x, mask, residual, taps, None, kernel, bias, gain, offset
     return by_batch(lambda *arrays: _conv2d(*arrays, relu=relu), *arrays, batched=3)
 
