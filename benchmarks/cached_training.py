@@ -4,15 +4,16 @@
     python benchmarks/cached_training.py --device=gpu --utterances=1092009 --speakers=5994 --batch_size=256 --whole
     python benchmarks/cached_training.py --device=cpu --utterances=4000 --speakers=200 --model=small
 
-Features and waveforms are random and made on the device, so that neither decoding nor disk is in the figures. The
-cached epoch is of `redimnet_jax.cached_steps`; "live" is the same step from waveforms on the device, and "extraction"
-the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from these figures; with
---whole it is done as well: the features of all crops, each of its own noise, are written to a feature cache in a
-temporary folder (TMPDIR), read from there, and trained on for --epochs. b2 has random weights, which cost what
-trained ones do. Prints JSON.
+Features and waveforms are random and made on the device, so that no decoding is in the figures, nor the disk but with
+--whole. The cached epoch is of `redimnet_jax.cached_steps`; "live" is the same step from waveforms on the device, and
+"extraction" the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from these
+figures; with --whole it is done as well: the features of all crops, each of its own noise, are written to a feature
+cache in a temporary folder (TMPDIR), read from there, and trained on for --epochs. b2 has random weights, which cost
+what trained ones do. Prints JSON.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -27,9 +28,9 @@ from flax import nnx
 from tqdm import tqdm, trange
 from variants import VARIANTS
 
-from redimnet_jax import class_sharding, feature_cache, matryoshka, model_config, optimizer, placement, pretrained
+from redimnet_jax import class_sharding, matryoshka, model_config, optimizer, placement, pretrained
 from redimnet_jax.cached_steps import CachedSteps, Layout, choose_strata
-from redimnet_jax.feature_cache import FeatureCache, keep
+from redimnet_jax.feature_cache import Crops, FeatureCache, keep, pooled_program
 from redimnet_jax.heads import Heads
 from redimnet_jax.loading import open_model
 from redimnet_jax.model import Source, SpeakerModel
@@ -147,17 +148,18 @@ def main() -> None:
 
     samples = round(args.crop_seconds * 16000)
 
-    def batch(size: int) -> dict:
-        noise = 0.1 * jax.random.normal(jax.random.key(0), (size, samples))
-        label = np.arange(size, dtype=np.int32) % args.speakers
-        return jax.tree.map(lambda x: jax.device_put(x, placement.by_rows(mesh)), {"waveform": noise, "label": label})
+    @functools.partial(jax.jit, static_argnums=1, out_shardings=placement.by_rows(mesh))
+    def batch(number: int, size: int) -> dict:
+        noise, speakers = jax.random.split(jax.random.key(number))
+        label = jax.random.randint(speakers, (size,), 0, args.speakers)
+        return {"waveform": 0.1 * jax.random.normal(noise, (size, samples)), "label": label}
 
-    pooled = feature_cache.pooled_program(model, dtype, mesh)
-    variables, crops = placement.replicate(nnx.state(model.network), mesh), batch(args.extraction_batch)
+    pooled = pooled_program(model, dtype, mesh)
+    variables, crops = placement.replicate(nnx.state(model.network), mesh), batch(0, args.extraction_batch)
     extraction = best(lambda: pooled(variables, crops), args.repeats)
     results["extraction_crops_per_s"] = round(args.extraction_batch / extraction, 1)
     if args.live:
-        audio = batch(args.batch_size)
+        audio = batch(0, args.batch_size)
         live_step = compile_step(step, mesh, held["state"], frozen, audio)
 
         def live():
@@ -171,18 +173,10 @@ def main() -> None:
 
     def whole() -> dict[str, float]:
         """Seconds of each part of a run; compiling is in those of the epochs, but not of the extraction."""
-        made = jax.jit(
-            lambda number: {
-                "waveform": 0.1 * jax.random.normal(jax.random.key(number), (args.extraction_batch, samples)),
-                "label": jax.random.randint(jax.random.key(number), (args.extraction_batch,), 0, args.speakers),
-            },
-            out_shardings=placement.by_rows(mesh),
-        )
-        jax.block_until_ready(made(0))
         with tempfile.TemporaryDirectory() as folder:
-            cache = FeatureCache(folder, model, feature_cache.Crops(Noise(args.utterances), samples, seed=0), dtype)
+            cache = FeatureCache(folder, model, Crops(Noise(args.utterances), samples, seed=0), dtype)
             times = [time.perf_counter()]
-            batches = (pooled(variables, made(number)) for number in itertools.count(1))
+            batches = (pooled(variables, batch(number, args.extraction_batch)) for number in itertools.count(1))
             with tqdm(total=rows, desc="features", unit="crop") as bar:
                 keep(cache, batches, 0, rows, batch_size=args.extraction_batch, name=str, done=bar.update)
             times.append(time.perf_counter())
