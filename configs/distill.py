@@ -66,6 +66,7 @@ def get_config(preset: str | None = None):
     if preset == "demo":
         train_config.use_demo(config)
         config.model.checkpoint = None
+        config.projection.crops = train_config.default().projection.crops  # No pretrained projection is rotated.
         config.model.config = TINY
         config.distillation.teacher = str(pretrained.SMALL)
         config.epochs = 5

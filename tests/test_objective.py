@@ -56,7 +56,7 @@ def test_options_and_schedule():
     ("changes", "told"),
     [
         ({"loss.name": "softmax"}, "config.loss.name is 'softmax'"),
-        ({"loss.aam_softmax.margin": 2.0}, "option margin of AAMSoftmax"),
+        ({"loss.aam_softmax.margin": 2.0}, "config.loss.aam_softmax.margin is 2.0"),
         ({"loss.weights": (1.0,)}, "config.loss.weights"),
         ({"loss.margin_schedule": "cosine"}, "config.loss.margin_schedule"),
         ({"loss.margin_ramp": (1.0, 2.0)}, "config.loss.margin_ramp"),

@@ -95,7 +95,10 @@ def test_rates_by_part_and_depth():
 BAD = {
     "epoch": ({"stage2__epoch": 3}, "config.stage2.epoch is 3"),
     "patience": ({"stage2__patience": 0}, "stage2.patience"),
-    "nothing starts it": ({"stage2__optimizer__learning_rate": 1e-4}, "stage2.optimizer.learning_rate is set"),
+    "nothing starts it": (
+        {"stage2__optimizer__learning_rate": 1e-4},
+        "stage2.optimizer.learning_rate is 0.0001 but has no effect",
+    ),
     "statistics": ({"batch_stats": "some"}, "batch_stats"),
     "statistics of the second": ({"stage2__epoch": 1, "stage2__batch_stats": "some"}, "stage2.batch_stats"),
     "no rate": ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate"),

@@ -39,10 +39,21 @@ def write_data(folder: Path) -> dict[str, str]:
     }
 
 
+def _effective(given: dict) -> dict:
+    """`SETTINGS` without those that have no effect beside the `given` ones, which would be refused."""
+    settings, random = dict(SETTINGS), [given.get(f"{part}.init") == "random" for part in ("projection", "heads")]
+    if all(random) or given.get("model.checkpoint", "") is None:
+        settings.pop("projection.crops")
+    if given.get("validation.trials"):
+        settings.pop("validation.generated_trials")
+    return settings
+
+
 def config(data: dict[str, str], **changes):
     """The configuration of a run on `data`; changes as `data__train="..."`."""
     made = train_config.default()
-    settings = SETTINGS | data | {key.replace("__", "."): value for key, value in changes.items()}
+    given = data | {key.replace("__", "."): value for key, value in changes.items()}
+    settings = _effective(given) | given
     network = settings.pop("model.config", None)
     made.update_from_flattened_dict(settings)
     if network is not None:
