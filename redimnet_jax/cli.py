@@ -61,7 +61,8 @@ TRAIN_HELP = """Train a Matryoshka speaker embedding; an interrupted run in the 
 
   --config=FILE[:PRESET]  a file of configs/, whose docstring says what it does
   --config.KEY=VALUE      changes a setting, such as --config.batch_size=512 or --config.data.augment.gain.p=0.5;
-                          redimnet_jax/train_config.py lists all of them
+                          docs/settings.md lists all of them, and so does --settings
+  --settings              print every setting with its default, range and meaning, and exit
   --workdir=DIR           checkpoints, best model, logs, results and plots of the run
   --distributed           join the other hosts of the TPU slice or cluster first
   --coordinator=HOST:PORT --processes=N --process_id=I
@@ -99,6 +100,11 @@ def train(arguments: Sequence[str]) -> int:
     flags.DEFINE_integer("process_id", None, "which one this is, with --coordinator", flag_values=values)
     if not {"-h", "--help", "-help"}.isdisjoint(arguments):
         print(TRAIN_HELP)
+        return 0
+    if "--settings" in arguments:
+        from redimnet_jax import settings_reference
+
+        print(settings_reference.text(), end="")
         return 0
     try:
         rest = values(list(arguments))[1:]

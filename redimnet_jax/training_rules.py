@@ -8,6 +8,7 @@ from redimnet_jax import augment
 from redimnet_jax import settings as typed
 from redimnet_jax.errors import UserError
 from redimnet_jax.objective import LOSSES
+from redimnet_jax.setting_values import refused, shown
 from redimnet_jax.training_settings import Settings
 
 # (holds, key, what it must be): the setting at the key is refused where the rule does not hold.
@@ -21,15 +22,15 @@ def check(settings: Settings, devices: int) -> None:
     rules = (_network_rules, _data_rules, _loss_rules, _pair_rules, _stage_rules)
     for holds, key, wanted in itertools.chain(*(each(settings) for each in rules), _device_rules(settings, devices)):
         if not holds:
-            raise typed.refused(key, _value(settings, key), wanted)
+            raise refused(key, _value(settings, key), wanted)
     leaves = {leaf.key: leaf.default for leaf in typed.leaves(Settings)}
     for effective, start, when in itertools.chain(_training_effects(settings), _data_effects(settings)):
         for key, default in leaves.items() if not effective else ():
             value = typed.at(settings, key)
             if (key == start or (start.endswith(".") and key.startswith(start))) and value != default:
                 raise UserError(
-                    f"config.{key} is {typed.shown(value)} but has no effect {when}; set it to its default, "
-                    f"{typed.shown(default)}."
+                    f"config.{key} is {shown(value)} but has no effect {when}; set it to its default, "
+                    f"{shown(default)}."
                 )
 
 
