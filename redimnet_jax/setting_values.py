@@ -1,6 +1,7 @@
 """The values of typed settings: their types and ranges, in words and as checks."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -12,7 +13,13 @@ from ml_collections import ConfigDict
 
 from redimnet_jax.errors import UserError
 
-NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", dict: "a mapping"}
+NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping whose numbers are finite",
+}
 TYPES = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict"}
 
 
@@ -52,7 +59,10 @@ def refused(key: str, value: Any, wanted: str) -> UserError:
 
 def shown(value: Any) -> str:
     """Returns the `repr` of a value, cut where it is long."""
-    text = repr(value).replace("\n", " ")
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # Python does not print integers of thousands of digits.
+        return "an enormous number"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -140,7 +150,9 @@ def _instance(kind: type, abstract: type) -> Callable[[Any, Setting], Any]:
 
 
 def _mapping(value: Any, about: Setting) -> dict[str, Any]:
-    return value.to_dict() if isinstance(value, ConfigDict) else _instance(dict, Mapping)(value, about)
+    entries = value.to_dict() if isinstance(value, ConfigDict) else _instance(dict, Mapping)(value, about)
+    json.dumps(entries, allow_nan=False, default=str)  # ValueError for NaN and infinities at any depth.
+    return entries
 
 
 _CONVERT: dict[Any, Callable[[Any, Setting], Any]] = {

@@ -11,6 +11,7 @@ from refusals import refusal
 
 from redimnet_jax import augment
 from redimnet_jax.augment import Channel, Gain, GaussianNoise, NoiseFolder, Reverberation, Speed, from_config
+from redimnet_jax.training_settings import Settings
 
 SAMPLES = 8000
 
@@ -271,10 +272,9 @@ def test_a_silent_response_is_named(tmp_path):
 
 def test_the_document_lists_all_steps_and_defaults():
     text = (Path(__file__).parents[1] / "docs/augmentation.md").read_text()
-    for key, cls in {**augment.STEPS, "speed": Speed}.items():
+    for key, step in vars(Settings().data.augment).items():
         [row] = [line for line in text.splitlines() if line.startswith(f"| `{key}` |")]
-        for entry in dataclasses.fields(cls):
-            if entry.init and entry.name not in ("p", "folder"):
-                default = entry.default
-                shown = tuple(f"{value:g}" for value in default) if isinstance(default, tuple) else (str(default),)
-                assert f"`{entry.name}` {', '.join(shown)}" in row, (key, entry.name)
+        for name, default in vars(step).items():
+            if name not in ("p", "folder"):
+                shown = [f"{value:g}" for value in default] if isinstance(default, tuple) else [str(default)]
+                assert f"`{name}` {', '.join(shown) or 'none'}" in row, (key, name)

@@ -68,6 +68,7 @@ IMPOSSIBLE = {
     "batch_stats": ["some"],
     "parts": [("projection",), ()],
     "model.arch": ["foo"],
+    "model.config": [{"C": NAN}, {"spec_params": {"win_length": INF}}],
     "data.crop_seconds": [0.0, -1.0, 1e-9, 1e9],
     "data.crops_per_utterance": [0],
     "data.min_seconds": [-0.5],
@@ -126,16 +127,20 @@ IMPOSSIBLE = {
     "log_every_steps": [0],
 }
 NAMED_BY_ANOTHER = {
-    ("optimizer.learning_rate", 1e-7): "optimizer.final_learning_rate",
-    ("optimizer.accumulate", 3): "batch_size",
-    ("validation.same_sex", True): "validation.metadata",
+    "optimizer.learning_rate=1e-07": "optimizer.final_learning_rate",
+    "optimizer.accumulate=3": "batch_size",
+    "validation.same_sex=True": "validation.metadata",
 }
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in IMPOSSIBLE.items() for value in values])
 def test_an_impossible_value_is_refused(key, value):
     told = refusal(train_config.check, config(**{key: value}), 1, 1)
-    assert told.startswith(f"config.{NAMED_BY_ANOTHER.get((key, value), key)} is ") and " but must be " in told
+    assert told.startswith(f"config.{NAMED_BY_ANOTHER.get(f'{key}={value}', key)} is ") and " but must be " in told
+
+
+def test_an_integer_that_python_does_not_print_is_refused():
+    assert "config.epochs is an enormous number" in refusal(train_config.check, config(epochs=10**5000), 1, 1)
 
 
 @pytest.mark.parametrize(
