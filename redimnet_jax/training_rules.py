@@ -44,13 +44,17 @@ def _network_rules(settings: Settings) -> Iterator[Rule]:
     dims, parts, teacher = settings.projection.mrl_dims, settings.parts, settings.distillation.teacher
     increasing = all(a < b for a, b in itertools.pairwise((0, *dims)))
     yield bool(dims) and increasing, "projection.mrl_dims", "increasing positive integers"
-    yield {"projection", "heads"} <= set(parts), "parts", "with 'projection' and 'heads', which start untrained"
+    yield (
+        {"projection", "heads"} <= set(parts),
+        "parts",
+        "a list with 'projection' and 'heads', which start untrained",
+    )
     dim = settings.validation.dim
     yield dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}"
     if settings.model.checkpoint is None:
         yield bool(settings.model.config), "model.checkpoint", "a checkpoint, unless model.config builds a network"
         yield settings.heads.init == "random", "heads.init", "'random' when nothing pretrained is given"
-        yield "backbone" in parts, "parts", "with 'backbone' too when nothing pretrained is given"
+        yield "backbone" in parts, "parts", "a list with 'backbone' too when nothing pretrained is given"
         yield settings.projection.init != "keep", "projection.init", "'random' when nothing pretrained is given"
     if teacher is not None:
         weighted = settings.distillation.scores or settings.distillation.embeddings
@@ -95,7 +99,7 @@ def _pair_rules(settings: Settings) -> Iterator[Rule]:
         return
     name, crops = settings.loss.name, settings.data.crops_per_speaker
     yield crops > 1, "data.crops_per_speaker", f"2 or more with {name}"
-    yield settings.batch_size // crops > 1, "batch_size", f"of two speakers at least with {name}"
+    yield settings.batch_size // crops > 1, "batch_size", f"enough for two speakers with {name}"
     yield not settings.heads.shared, "heads.shared", f"False with {name}, which has no prototypes"
     for prefix, optimizer in settings.optimizers.items():
         yield optimizer.accumulate == 1, f"{prefix}optimizer.accumulate", f"1 with {name}"
