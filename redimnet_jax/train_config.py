@@ -139,7 +139,9 @@ def default() -> ConfigDict:
             },
             "validation": {
                 "trials": optional(str),  # a list in VoxCeleb's format
-                "audio_root": optional(str),  # what its paths are relative to
+                "audio_root": optional(object),  # what its paths are relative to; several: "A,B" or a tuple
+                "utt2spk": optional(str),  # a file of lines `utterance speaker`; None: speakers by corpus or folder
+                "speaker_pattern": optional(str),  # in its place: a regular expression with one group, the speaker
                 "tree": optional(str),  # in place of `trials`: unseen speakers to make trials of
                 "holdout": 0.02,  # with neither: the share of training speakers kept out for validation
                 "generated_trials": 10_000,
