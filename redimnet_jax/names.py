@@ -13,6 +13,7 @@ from pathlib import Path
 
 from redimnet_jax.errors import UserError
 
+BLANKS = " \t\r\v\f"  # what separates columns; other white space belongs to names
 # Control characters, separators of lines and paragraphs, the byte order mark, and surrogates: Python's form of bytes
 # that are not UTF-8.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")

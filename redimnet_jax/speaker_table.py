@@ -23,7 +23,7 @@ def read_sexes(path: str | Path) -> dict[str, str]:
             continue
         if not line.strip() or line.startswith(";"):
             continue
-        cells = [cell.strip() for cell in line.split(separator)]
+        cells = [cell.strip(names.BLANKS) for cell in line.split(separator)]
         speaker = names.unquote(cells[0])
         sex = cells[column].lower() if column < len(cells) else ""
         if not speaker or sex not in ("m", "f", "male", "female"):

@@ -47,8 +47,8 @@ def read(path: str | Path) -> Trials:
     """A trial list: one trial a line, `1 a b` (VoxCeleb) or `a b target`, columns apart by blanks, tabs or commas.
 
     Labels are 1, 0, target, nontarget or non-target in any case. With commas (and CSV quotes) or tabs, names may hold
-    blanks, and a first line without a label is a header. Empty lines are skipped. Names may have any bytes, and may be
-    quoted as by `names.quote`. Raises UserError naming the first line that does not fit.
+    blanks, and a first line without a label is a header. Empty lines are skipped. Names may have any bytes, and
+    may be quoted as by `names.quote`. Raises UserError naming the first line that does not fit.
     """
     path = Path(path)
     lines = name_forms.read_lines(path, "The trial list")
@@ -73,7 +73,7 @@ def read(path: str | Path) -> Trials:
         )
     delimited = b"\t" in lines[0] or b"," in lines[0]
     if delimited:
-        cells = [cell.strip() for cell in cells]
+        cells = [cell.strip(name_forms.BLANKS) for cell in cells]
         if _is_header(cells[:3], cells[3:6]):
             cells, numbers = cells[3:], numbers[1:]
     first, middle, last = cells[0::3], cells[1::3], cells[2::3]
