@@ -197,9 +197,7 @@ def test_a_damaged_folder_is_neither_finished_nor_read(name, how, intact, tmp_pa
     elif how.startswith("flipped"):
         flip(path, 5 if how == "flipped first" else -5)
     else:
-        path.write_bytes({"cut": content[:-1], "longer": content + b"0", "empty": b""}[how])
-    if name == "embeddings.json" and how == "cut":
-        return  # Its last newline alone is gone.
+        path.write_bytes({"cut": content[:-2], "longer": content + b"0", "empty": b""}[how])
     assert str(folder) in refusal(embedding_folder.check, folder, wanted())
     assert str(folder) in refusal(embedding_folder.load, folder)
 
