@@ -132,7 +132,7 @@ def _examine(
                 audio.read(path, length - tail, tail)
             except UserError as error:
                 length = -1
-                bad.append(Bad(name, "unreadable" if path.is_file() else "missing", str(error)))
+                bad.append(Bad(name, "unreadable" if os.path.isfile(path) else "missing", str(error)))
             lengths.append(length)
         return lengths, bad
 
