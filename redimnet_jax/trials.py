@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax import files
+from redimnet_jax import files, utterance_speakers
 from redimnet_jax import names as name_forms
 from redimnet_jax.errors import UserError
 
@@ -170,11 +170,12 @@ def speaker_of_path(name: str) -> str:
 
 
 def speakers(
-    trials: Trials, speaker_of: Callable[[str], str] | Mapping[str, str] = speaker_of_path
+    trials: Trials, speaker_of: Callable[[str], str] | Mapping[str, str] | None = None
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The speakers' names, and the number of each trial's left and right speaker, int32 (trials,).
 
-    `speaker_of` is a function or a mapping from an utterance's name. Raises UserError for an unknown utterance.
+    `speaker_of` is a function or a mapping from an utterance's name; None is the folder, see `utterance_speakers`.
+    Raises UserError for an unknown utterance.
     """
     if isinstance(speaker_of, Mapping):
         unknown = [name for name in trials.names if name not in speaker_of]
@@ -184,7 +185,10 @@ def speakers(
                 f"{unknown[0]!r}; add them to the mapping."
             )
         speaker_of = speaker_of.__getitem__
-    of = [speaker_of(name) for name in trials.names]
+    if speaker_of is None:
+        of = utterance_speakers.speakers_of(trials.names, utterance_speakers.rule(), source="the trials")
+    else:
+        of = [speaker_of(name) for name in trials.names]
     number = {name: index for index, name in enumerate(dict.fromkeys(of))}
     index = np.fromiter(map(number.__getitem__, of), np.int32, len(of))
     return list(number), index[trials.left], index[trials.right]
@@ -195,7 +199,7 @@ def check(
     *,
     known: Collection[str] | None = None,
     training_speakers: Collection[str] | None = None,
-    speaker_of: Callable[[str], str] | Mapping[str, str] = speaker_of_path,
+    speaker_of: Callable[[str], str] | Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """What is wrong with a list: kind -> one sentence; empty if nothing is.
 

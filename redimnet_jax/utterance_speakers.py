@@ -5,10 +5,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redimnet_jax import names as name_forms
-from redimnet_jax.corpus import Corpus
 from redimnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from redimnet_jax.corpus import Corpus
 
 OPTIONS = (
     "say who the speakers are with --utt2spk=FILE or --speaker_pattern=REGEX (in training, validation.utt2spk or "
@@ -80,7 +83,7 @@ def read_utt2spk(path: str | Path) -> dict[str, str]:
 
 
 def speakers_of(
-    utterances: Sequence[str], by: SpeakerRule, corpus: Corpus | None = None, source: str | Path = "the list"
+    utterances: Sequence[str], by: SpeakerRule, corpus: "Corpus | None" = None, source: str | Path = "the list"
 ) -> list[str]:
     """Returns the speaker of each of `utterances`.
 
@@ -97,7 +100,7 @@ def speakers_of(
     return _by_folder(utterances, source)
 
 
-def origin(by: SpeakerRule, corpus: Corpus | None) -> str:
+def origin(by: SpeakerRule, corpus: "Corpus | None") -> str:
     """Returns what `speakers_of` takes the speakers from, as a sentence says it."""
     if by.utt2spk is not None:
         return f"the speakers in {by.utt2spk_path}"

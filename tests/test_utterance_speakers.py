@@ -169,5 +169,5 @@ def test_names_that_no_file_has_are_missing(name, tmp_path):
 
 
 def test_speakers_are_numbered_alike_for_both_sides():
-    names, left, right = trials.speakers(trials.from_pairs(["./a/1"], ["a/2"], [True]))
-    assert names == ["a"] and np.array_equal(left, right)
+    names, left, right = trials.speakers(trials.from_pairs(["./w/a/1", "w/a/1"], ["w/a/2", "w/b/1"], [True, False]))
+    assert names == ["a", "b"] and np.array_equal(left, [0, 0]) and np.array_equal(right, [0, 1])
