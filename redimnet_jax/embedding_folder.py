@@ -206,13 +206,7 @@ def embed(
         for found, pooled in pooled_batches(
             model, batches, read, workers=workers, progress="embedding", check=check_unreadable
         ):
-            embeddings = embed_pooled(model, pooled)[:, : wanted["dim"]]
-            wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-            if len(wrong):
-                raise UserError(
-                    f"The embedding of {pieces.name(found[wrong[0]])} is not finite; leave it out or use float32."
-                )
-            rows[found] = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+            rows[found] = _units(embed_pooled(model, pooled)[:, : wanted["dim"]], pieces, found)
             journal[found] = [_checksum(rows, piece) for piece in found]
         check_unreadable()
         took = time.perf_counter() - start
@@ -231,6 +225,15 @@ def embed(
     )
 
 
+def _units(embeddings: np.ndarray, pieces: Pieces, of: np.ndarray) -> np.ndarray:
+    """The rows of `embeddings`, of the pieces `of`, scaled to length one; UserError when one is not finite."""
+    wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(wrong):
+        name = names.quote(pieces.name(of[wrong[0]]))
+        raise UserError(f"The embedding of {name} is not finite; leave it out or use float32.")
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+
+
 @contextlib.contextmanager
 def _partial(folder: Path, shape: tuple[int, ...], rows: int) -> Iterator[tuple[np.memmap, np.memmap]]:
     """The unfinished array in `folder`, all NaN when it is new, and the journal of its `rows`, for one process alone.
@@ -243,16 +246,16 @@ def _partial(folder: Path, shape: tuple[int, ...], rows: int) -> Iterator[tuple[
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
+            if not path.exists() and not (folder / ARRAY).exists():
                 _create(path, shape)
             held = stack.enter_context(open(path, "rb"))
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (folder / ARRAY).exists():
-                raise UserError(f"{folder} was finished by another process meanwhile; run the command again.")
             array = _mapped(path, shape, "r+")
             if not journal.exists() or journal.stat().st_size != 4 * rows:
                 files.write(journal, bytes(4 * rows))
             checksums = np.memmap(journal, "<u4", "r+", shape=(rows,))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} was finished by another process; run the command again.") from error
         except BlockingIOError as error:
             raise UserError(f"Another process is writing {path}; wait for it or choose another output.") from error
         except (OSError, ValueError) as error:

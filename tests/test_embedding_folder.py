@@ -268,6 +268,14 @@ def test_names_of_any_bytes_come_back(tmp_path):
     assert len((tmp_path / "index.tsv").read_text(encoding="utf-8").splitlines()) == 6
 
 
+def test_a_finished_folder_is_not_begun_anew(intact, tmp_path):
+    folder = shutil.copytree(intact, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    message = refusal(embedding_folder.embed, model(), Noises(broken=2), folder, wanted(), windows=WHOLE, max_bad=0.2)
+    assert "finished by another process" in message
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_one_process_writes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed(Noises(stop=1), tmp_path)
