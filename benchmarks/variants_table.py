@@ -104,7 +104,9 @@ def main() -> None:
             model, report = torch_weights.convert(torch_weights.read_checkpoint(path))
         with torch.no_grad():
             expected = theirs(torch.from_numpy(audio)).numpy()
-        error = np.linalg.norm(model.embed(audio, normalize=False) - expected) / np.linalg.norm(expected)
+        has_head = model.network.classifier is not None
+        output = model.classify(audio) if has_head else model.embed(audio, normalize=False)
+        error = np.linalg.norm(output - expected) / np.linalg.norm(expected)
         count = gmacs(model.network)
         print(f"| {name} | {report.parameters:,} | {count:.2f} | {error:.1e} |", flush=True)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax import checkpoint, download, signals, torch_weights
+from redimnet_jax import checkpoint, download, names, signals, torch_weights
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
 from redimnet_jax.score_norm import METHODS
@@ -75,6 +75,7 @@ trials of); with neither, some training speakers are kept out of training and va
 
 def run(command: Callable[[], None]) -> int:
     """Runs `command`; returns the exit code and reports a UserError or Ctrl-C on standard error."""
+    names.show_any()
     try:
         command()
     except UserError as error:
@@ -148,7 +149,17 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
     data = parser.add_argument_group("trials and their recordings")
     data.add_argument("--trials", type=Path, metavar="FILE", help="list in VoxCeleb's format; made when not given")
     data.add_argument(
-        "--audio_root", type=Path, metavar="DIR", help="what its paths are relative to (default: its folder)"
+        "--audio_root",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="what its paths are relative to (default: its folder); may be given several times",
+    )
+    data.add_argument(
+        "--utt2spk", type=Path, metavar="FILE", help="lines `utterance speaker` (default: speakers by folder)"
+    )
+    data.add_argument(
+        "--speaker_pattern", metavar="REGEX", help="whose one group is the speaker in a name, such as '(id[0-9]+)'"
     )
     data.add_argument(
         "--corpus",
@@ -173,7 +184,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
     scores.add_argument("--top_k", type=int, metavar="N", help=f"of the cohort, with as-norm (default: {TOP_K})")
     scores.add_argument("--calibrate", type=Path, metavar="TRIALS", help="fit log-likelihood ratios on this list")
     scores.add_argument(
-        "--calibrate_root", type=Path, metavar="DIR", help="of its paths (default: as those of --trials)"
+        "--calibrate_root",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="of its paths (default: as those of --trials); may be given several times",
     )
     scores.add_argument("--allow_same_trials", action="store_true", help="calibrate on trials that are evaluated")
     scores.add_argument(
@@ -207,6 +222,12 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
         parser.error("give --trials=FILE, or --corpus=SOURCE to make trials of")
     if args.enrolment is not None and args.trials is None:
         parser.error("--enrolment needs --trials=FILE, whose trials name its models")
+    if args.utt2spk is not None and args.speaker_pattern is not None:
+        parser.error("--utt2spk and --speaker_pattern each say all of the speakers: give one of them")
+    if args.utt2spk is not None and args.trials is None:
+        parser.error("--utt2spk needs --trials=FILE, whose utterances it is of")
+    if args.speaker_pattern is not None and args.corpus is not None and args.calibrate_root is None:
+        parser.error("--speaker_pattern has no effect with --corpus, which has the speakers: leave one of them out")
     if (args.score_norm is None) != (args.cohort is None):
         parser.error("--score_norm and --cohort need each other")
     if args.calibrate_root is not None and args.calibrate is None:
@@ -236,7 +257,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     results, systems, tables = evaluation.results(args, system, data, scores, fixed)
     evaluation_files.write(args.output, judged.trials, system.dims, scores, results, systems, tables)
     for table in tables:
-        print(f"\n{table.title}\n\n{table.text()}", end="")
+        print(f"\n{names.one_line(table.title)}\n\n{table.text()}", end="")
     print(f"\nscores.tsv, results.json, results.md and plots are in {args.output}")
 
 
@@ -316,7 +337,7 @@ def _embed(args: argparse.Namespace) -> None:
     (dim,) = scoring.checked_dims((args.dim or model.embed_dim,), model.embed_dim)
     windows = Windows(args.crop_seconds, args.crops, args.max_seconds)
     wanted = embedding_folder.settings(model, windows, dim)
-    embedding_folder.check(args.output, wanted)  # before the corpus is indexed, which can take long
+    embedding_folder.check(args.output, wanted, verify=False)  # Before the corpus is indexed, which can take long.
     corpus = open_corpus(
         args.corpus,
         cache_dir=args.output / "corpus",

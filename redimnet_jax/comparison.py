@@ -9,6 +9,7 @@ import numpy as np
 
 from redimnet_jax import confidence, report, score_file
 from redimnet_jax.errors import UserError
+from redimnet_jax.names import normalised
 from redimnet_jax.trials import Trials
 
 
@@ -89,4 +90,5 @@ def table(of: Mapping[str, Any]) -> report.Table:
 
 def _named(of: Trials) -> list[tuple[str, str, bool]]:
     rows = zip(of.left.tolist(), of.right.tolist(), of.labels.tolist(), strict=True)
-    return [(of.names[left], of.names[right], label) for left, right, label in rows]
+    named = list(map(normalised, of.names))
+    return [(named[left], named[right], label) for left, right, label in rows]

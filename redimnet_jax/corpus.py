@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from redimnet_jax import audio, corpus_index, files
+from redimnet_jax import audio, corpus_index, files, names
 from redimnet_jax.corpus_files import FileList, Tree
 from redimnet_jax.corpus_index import Bad, Entries, Index
 from redimnet_jax.errors import UserError
@@ -156,12 +156,12 @@ def _origin(source: str, audio_root: str | Path | None, data_dir: str | Path | N
 def _description(index: Index, bad: list[Bad], ignored: Counter[str], folder: Path | None) -> dict[str, Any]:
     """What `index.json` says besides; lists what was left out in a file beside `folder`."""
     left_out = ", ".join(
-        f"{count:,} {kind} such as {first}" for kind, (count, first) in corpus_index.kinds(bad).items()
+        f"{count:,} {kind} such as {names.quote(first)}" for kind, (count, first) in corpus_index.kinds(bad).items()
     )
     if bad and folder is not None:
         listing = folder.with_name(f"{folder.name}.bad.txt")
-        lines = "".join("\t".join(entry) + "\n" for entry in bad)
-        files.write(listing, lines.encode(errors="surrogateescape"))
+        rows = ((names.quote(entry.name), entry.kind, names.one_line(entry.reason)) for entry in bad)
+        files.write(listing, "".join("\t".join(row) + "\n" for row in rows))
         left_out += f" (all in {listing})"
     hours = index.samples.sum() / audio.SAMPLE_RATE / 3600
     sessions = int(index.sessions.max(initial=-1)) + 1

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from redimnet_jax import audio
+from redimnet_jax import audio, names
 from redimnet_jax.corpus_index import Bad, Entries
 from redimnet_jax.errors import UserError
 
@@ -36,7 +36,7 @@ class Tree:
         return {"tree": str(self.root), "folders": hashlib.sha256(json.dumps(folders).encode()).hexdigest()}
 
     def entries(self, workers: int, progress: bool) -> Entries:
-        names: list[str] = []
+        found_names: list[str] = []
         speakers: list[str] = []
         empty: list[str] = []
         bad: list[Bad] = []
@@ -52,12 +52,12 @@ class Tree:
         folders.sort()
         found = parallel(self._files, folders, workers, progress, "speakers")
         for speaker, (files, others) in zip(folders, found, strict=True):
-            names += files
+            found_names += files
             speakers += [speaker] * len(files)
             empty += [] if files else [speaker]
             ignored += others
-        samples, unusable = _examine(names, self.fetch, workers, progress)
-        return Entries(names, speakers, samples, bad + unusable, empty_speakers=empty, ignored=ignored)
+        samples, unusable = _examine(found_names, self.fetch, workers, progress)
+        return Entries(found_names, speakers, samples, bad + unusable, empty_speakers=empty, ignored=ignored)
 
     def _files(self, speaker: str) -> tuple[list[str], collections.Counter[str]]:
         files, ignored, folders = [], collections.Counter(), [speaker]
@@ -94,36 +94,37 @@ class FileList:
 
     def entries(self, workers: int, progress: bool) -> Entries:
         speaker_of: dict[str, str] = {}
-        for number, line in enumerate(read_text(self.path).splitlines(), 1):
-            fields = line.rsplit(maxsplit=1)
-            if not fields:
+        for number, line in enumerate(names.read_lines(self.path, "The list"), 1):
+            # As bytes, for blanks that are not ASCII belong to names.
+            line = line.strip()
+            fields = [names.decode(field.strip()) for field in line.rsplit(b"\t" if b"\t" in line else None, 1)]
+            if not line:
                 continue
-            path = fields[0].strip()
-            if len(fields) < 2 or not _is_audio(path):
+            path, speaker = [names.unquote(field) for field in fields] if len(fields) == 2 else (fields[0], "")
+            if not speaker or not _is_audio(path):
                 raise UserError(
-                    f"{self.path}:{number} reads {line.strip()!r} where `path speaker` is expected, the path "
+                    f"{self.path}:{number} reads {names.decode(line)!r} where `path speaker` is expected, the path "
                     f"ending in {', '.join(sorted(audio.SUFFIXES))}; correct the line."
                 )
             name = posixpath.normpath(path)
             if name.startswith("/") and Path(name).is_relative_to(self.root):
                 name = str(Path(name).relative_to(self.root))
             if name in speaker_of:
-                raise UserError(f"{self.path}:{number} lists {path} a second time; remove the line.")
-            speaker_of[name] = fields[1]
-        names = list(speaker_of)
-        samples, bad = _examine(names, self.fetch, workers, progress)
-        return Entries(names, list(speaker_of.values()), samples, bad)
+                raise UserError(f"{self.path}:{number} lists {path!r} a second time; remove the line.")
+            speaker_of[name] = speaker
+        samples, bad = _examine(list(speaker_of), self.fetch, workers, progress)
+        return Entries(list(speaker_of), list(speaker_of.values()), samples, bad)
 
     def fetch(self, name: str, record: int | None) -> Path:
         return self.root / name  # an absolute name stays what it is
 
 
 def _examine(
-    names: Sequence[str], fetch: Callable[[str, None], Path], workers: int, progress: bool
+    utterances: Sequence[str], fetch: Callable[[str, None], Path], workers: int, progress: bool
 ) -> tuple[np.ndarray, list[Bad]]:
     def chunk(part: range) -> tuple[list[int], list[Bad]]:
         lengths, bad = [], []
-        for name in names[part.start : part.stop]:
+        for name in utterances[part.start : part.stop]:
             path = fetch(name, None)
             try:
                 length = audio.duration(path)
@@ -131,12 +132,12 @@ def _examine(
                 audio.read(path, length - tail, tail)
             except UserError as error:
                 length = -1
-                bad.append(Bad(name, "unreadable" if path.is_file() else "missing", str(error)))
+                bad.append(Bad(name, "unreadable" if os.path.isfile(path) else "missing", str(error)))
             lengths.append(length)
         return lengths, bad
 
-    samples, bad = np.zeros(len(names), np.int64), []
-    parts = [range(i, min(i + _CHUNK, len(names))) for i in range(0, len(names), _CHUNK)]
+    samples, bad = np.zeros(len(utterances), np.int64), []
+    parts = [range(i, min(i + _CHUNK, len(utterances))) for i in range(0, len(utterances), _CHUNK)]
     for part, (lengths, unusable) in zip(
         parts, parallel(chunk, parts, workers, progress, "utterances", len), strict=True
     ):
@@ -182,10 +183,3 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error
-
-
-def read_text(path: Path) -> str:
-    try:
-        return _read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 ({error.reason}); correct it.") from error

@@ -42,7 +42,7 @@ def backbone_digest(model: SpeakerModel) -> str:
 
 def identity(recordings: Any, index: int) -> bytes:
     """What changes when recording `index` becomes another: path, size and time of change of a file, or its bytes."""
-    source = recordings.source(index) if hasattr(recordings, "source") else recordings.root / recordings.name(index)
+    source = recordings.source(index)
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
     try:
@@ -85,7 +85,8 @@ class PooledCache:
         known, damaged = np.zeros(len(keys), bool), 0
         if not self._numbers:
             return known
-        rows = np.memmap(self._rows, "<f4", "r", shape=(len(self._checksums), self.features))
+        with self._usable():
+            rows = np.memmap(self._rows, "<f4", "r", shape=(len(self._checksums), self.features))
         for place, number in enumerate(map(self._numbers.get, keys)):
             if number is None:
                 continue
@@ -126,10 +127,9 @@ class PooledCache:
     def _usable(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            raise UserError(
-                f"The cache {self.folder} cannot be used ({error.strerror or error}); choose another folder."
-            ) from error
+        except (OSError, ValueError) as error:  # A file that is too short for its rows is a ValueError.
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"The cache {self.folder} cannot be used ({reason}); choose another folder.") from error
 
 
 def _append(path: Path, end: int, data: np.ndarray) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from redimnet_jax import scoring, subset, trials
+from redimnet_jax import names as name_forms
+from redimnet_jax import scoring, trials, utterance_speakers
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses import unit
-from redimnet_jax.validation import AudioFiles, Validation
+from redimnet_jax.utterance_speakers import SpeakerRule
+from redimnet_jax.validation import BY_FOLDER, Roots, Validation, find_recordings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +34,20 @@ class Enrolled(Validation):
 def read(path: str | Path) -> dict[str, list[str]]:
     """The recordings of every model in a list of lines `model utterance utterance ...`.
 
-    Raises UserError naming the first line that has no utterance, has one twice, or repeats a model.
+    Columns are apart by tabs or by blanks; names may be quoted as by `names.quote`. Raises UserError naming the first
+    line that has no utterance, has one twice, or repeats a model.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The enrolment list {path} cannot be read ({error}); give a text file.") from error
     models: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(name_forms.read_lines(path, "The enrolment list"), 1):
         if not line.strip():
             continue
-        model, *names = line.split("\t") if "\t" in line else line.split()
-        wrong = (
-            "names no utterance" if not names else "names an utterance twice" if len(set(names)) < len(names) else ""
-        )
+        cells = [cell.strip() for cell in line.strip().split(b"\t")] if b"\t" in line else line.split()
+        try:
+            model, *names = [name_forms.unquote(name_forms.decode(cell)) for cell in cells]
+        except UserError as error:
+            raise UserError(f"Line {number} of {path} cannot be read: {error}") from error
+        different = len(set(map(name_forms.normalised, names)))
+        wrong = "names no utterance" if not names else "names an utterance twice" if different < len(names) else ""
         if wrong or model in models:
             raise UserError(f"Line {number} of {path} {wrong or f'repeats the model {model!r}'}; correct the line.")
         models[model] = names
@@ -55,9 +57,15 @@ def read(path: str | Path) -> dict[str, list[str]]:
 
 
 def from_list(
-    path: str | Path, models: Mapping[str, list[str]], audio_root: str | Path | None = None, corpus=None
+    path: str | Path,
+    models: Mapping[str, list[str]],
+    audio_root: Roots | None = None,
+    corpus=None,
+    speaker_rule: SpeakerRule = BY_FOLDER,
 ) -> Enrolled:
-    """The trials in the list at `path`, whose names are `models` or else utterances; audio as `validation.from_list`.
+    """The trials in the list at `path`, whose names are `models` or else utterances.
+
+    Audio and speakers of the utterances are found as by `validation.from_list`.
 
     Raises UserError when no trial names a model, when a model has several speakers, and when a trial compares a model
     with an utterance that it is made of.
@@ -70,18 +78,18 @@ def from_list(
             f"No trial of {path} names a model of the enrolment list; check that the two belong together."
         )
     number = {name: i for i, name in enumerate(dict.fromkeys(name for names in parts for name in names))}
-    recordings = (
-        AudioFiles(Path(audio_root) if audio_root else Path(path).parent, list(number))
-        if corpus is None
-        else subset.named(corpus, list(number))
-    )
-    of = [trials.speaker_of_path(n) for n in number] if corpus is None else _speakers(recordings)
+    recordings = find_recordings(list(number), path, audio_root, corpus)
+    known = None if corpus is None else recordings
+    of = utterance_speakers.speakers_of(list(number), speaker_rule, known, path)
     members = [[number[name] for name in names] for names in parts]
     speakers = []
     for name, recorded in zip(listed.names, members, strict=True):
         found = sorted({of[member] for member in recorded})
         if len(found) > 1:
-            raise UserError(f"The model {name!r} has utterances of {found[0]!r} and {found[1]!r}; give those of one.")
+            raise UserError(
+                f"The model {name!r} has utterances of {found[0]!r} and {found[1]!r}; give those of one, or "
+                f"{utterance_speakers.OPTIONS}."
+            )
         speakers += found
     _check_overlap(listed, parts)
     sizes = list(map(len, members))
@@ -93,6 +101,7 @@ def from_list(
         np.repeat(np.arange(len(sizes)), sizes),
         np.concatenate(members),
         is_model,
+        speakers_from=utterance_speakers.origin(speaker_rule, corpus),
     )
 
 
@@ -110,12 +119,8 @@ def sides(embeddings: np.ndarray, judged: Validation, dim: int) -> np.ndarray:
     return np.where(judged.is_model[:, None, None], unit(jnp.asarray(means))[:, None], embeddings[first, :, :dim])
 
 
-def _speakers(recordings: subset.Subset) -> list[str]:
-    return [recordings.speakers[label] for label in recordings.labels]
-
-
 def _check_overlap(listed: trials.Trials, parts: list[list[str]]) -> None:
-    contents = list(map(frozenset, parts))
+    contents = [frozenset(map(name_forms.normalised, names)) for names in parts]
     for left, right in zip(listed.left.tolist(), listed.right.tolist(), strict=True):
         shared = contents[left] & contents[right]
         if shared:

@@ -19,6 +19,7 @@ from redimnet_jax import (
     scoring,
     subset,
     transfer,
+    utterance_speakers,
     validation,
     verdicts,
 )
@@ -52,13 +53,14 @@ def open_data(args: argparse.Namespace) -> Data:
     def opened(source: str) -> Corpus:
         return open_corpus(source, cache_dir=args.output / "index", data_dir=args.data_dir)
 
-    corpus = None if args.corpus is None else opened(args.corpus)
     models = None if args.enrolment is None else enrolment.read(args.enrolment)
+    rule = utterance_speakers.rule(args.utt2spk, args.speaker_pattern)
+    corpus = None if args.corpus is None else opened(args.corpus)
 
-    def listed(path: Path, audio_root: Path | None, corpus: Corpus | None) -> Validation:
+    def listed(path: Path, audio_root: list[Path] | None, corpus: Corpus | None) -> Validation:
         if models is None:
-            return validation.from_list(path, audio_root, corpus)
-        return enrolment.from_list(path, models, audio_root, corpus)
+            return validation.from_list(path, audio_root, corpus, rule)
+        return enrolment.from_list(path, models, audio_root, corpus, rule)
 
     if args.trials is None:
         judged = validation.from_corpus(corpus, count=args.count, seed=args.seed, description=args.corpus)

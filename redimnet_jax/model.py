@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import operator
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +16,7 @@ from redimnet_jax import buckets
 from redimnet_jax.compilation import jit
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses import unit
+from redimnet_jax.names import one_line
 from redimnet_jax.network import SpeakerNetwork
 
 Array = jax.Array
@@ -43,14 +46,55 @@ def _forward(graph: nnx.GraphDef, state: jax.tree_util.PyTreeDef) -> Callable[..
     return jit(forward, static_argnums=3)
 
 
+class _Program:
+    """A network taken apart once, since that takes longer than a GPU needs for an utterance.
+
+    The arrays are read anew for every call; `fits` tells whether the network still has the parts of that time.
+    """
+
+    def __init__(self, network: SpeakerNetwork):
+        self._network = network
+        graph, state = nnx.split(network)
+        leaves, structure = jax.tree.flatten(state)
+        self.forward = _forward(graph, structure)
+        nodes = dict(nnx.iter_graph(network))
+        self._variables = [nodes[path] for path, _ in nnx.to_flat_state(state)]
+        if any(now is not leaf for now, leaf in zip(self.leaves(), leaves, strict=True)):
+            raise RuntimeError("The variables of the network are not in the order of its state.")
+        parts = [node for node in nodes.values() if isinstance(node, nnx.Pytree)]
+        self._parts = [(vars(node), list(vars(node).values())) for node in parts]
+
+    def fits(self, network: SpeakerNetwork) -> bool:
+        """Returns whether every module of `network` has the very attributes that it had."""
+        return network is self._network and all(
+            len(now) == len(then) and all(map(operator.is_, now.values(), then)) for now, then in self._parts
+        )
+
+    def leaves(self) -> list[Array]:
+        """Returns the arrays of the network as they are now."""
+        return [variable.get_raw_value() for variable in self._variables]
+
+
 class SpeakerModel:
-    """A speaker network in eval mode. Made by `load` and `from_torch`."""
+    """A speaker network in eval mode. Made by `load` and `from_torch`.
+
+    `network` may be changed: `embed` and `classify` use it as it is when they are called.
+    """
 
     def __init__(self, network: SpeakerNetwork, model_config: dict[str, Any], source: Source):
         self.network, self.model_config, self.source = network, model_config, source
-        graph, state = nnx.split(network)
-        self._leaves, structure = jax.tree.flatten(state)
-        self._forward = _forward(graph, structure)
+        self._program = _Program(network)
+
+    def __repr__(self) -> str:
+        parameters = sum(variable.size for _, variable in nnx.to_flat_state(nnx.state(self.network, nnx.Param)))
+        prefixes = f" (prefixes {', '.join(map(str, self.mrl_dims))})" if self.mrl_dims else ""
+        head = f", {self.network.config.num_classes:,} classes" if self.network.classifier is not None else ""
+        source = f"{one_line(self.source.file)}, SHA-256 {self.source.sha256[:16] or 'unknown'}"
+        return (
+            f"SpeakerModel({self.arch}, {parameters:,} parameters, {self.embed_dim} dimensions{prefixes}{head}, "
+            f"{self.network.dtype})\n"
+            f"weights: {source}, licence: {one_line(self.source.licence or 'unknown')}"
+        )
 
     @property
     def arch(self) -> str:
@@ -86,36 +130,57 @@ class SpeakerModel:
         *,
         sample_rate: int = 16000,
         batch_size: int = 32,
-        head: bool = True,
+        head: None = None,
     ) -> Array:
-        """Embeddings (batch, dim), float32; of one signal (samples,), (dim,).
+        """Returns embeddings (batch, dim), float32; of one signal (samples,), (dim,).
 
         `waveforms`: a batch (batch, samples) with `lengths` (batch,) in samples where it is zero-padded, or one
         signal, or a list of signals of any lengths, which run `batch_size` at a time. int16, or float in [-1, 1].
         `dim` takes the prefix; `normalize` scales it to length one (cut first, then normalised; arXiv 2205.13147).
-        A model with a classification head gives, as published, the head's output, unless `head` is False.
 
         Shapes are padded up to a few sizes (see `buckets`), so that calls of any shape compile a bounded number of
         programs; the padding does not change the embedding. Raises UserError on a wrong rate, a signal that is
-        too short, NaN or Inf, and a `dim` beyond the embedding.
+        too short, NaN or Inf, a `dim` beyond the embedding, and on `head`, which `classify` replaces.
         """
+        if head is not None:
+            raise UserError(
+                "embed has no argument head, since it always gives embeddings; call classify for the head's output."
+            )
+        if dim is not None and (not isinstance(dim, int | np.integer) or not 1 <= dim <= self.embed_dim):
+            raise UserError(
+                f"dim is {dim} but must be an integer between 1 and {self.embed_dim}, the width of this model's "
+                "embedding."
+            )
+        prefix = self._run(waveforms, lengths, sample_rate, batch_size, head=False)[..., :dim]
+        return unit(prefix) if normalize else prefix
+
+    def classify(
+        self,
+        waveforms: np.ndarray | Array | Sequence[np.ndarray],
+        lengths: Sequence[int] | np.ndarray | None = None,
+        *,
+        sample_rate: int = 16000,
+        batch_size: int = 32,
+    ) -> Array:
+        """Returns the classification head's output (batch, num_classes), float32; of one signal, (num_classes,).
+
+        The arguments are those of `embed`. Raises UserError as `embed` does, and when the model has no such head.
+        """
+        if self.network.classifier is None:
+            raise UserError("This model has no classification head; call embed for embeddings.")
+        return self._run(waveforms, lengths, sample_rate, batch_size, head=True)
+
+    def _run(self, waveforms, lengths, sample_rate: int, batch_size: int, head: bool) -> Array:
         if sample_rate != self.sample_rate:
             raise UserError(
                 f"The signal has {sample_rate} Hz but the model was trained at {self.sample_rate} Hz; "
                 "resample it first."
             )
-        head = head and self.network.classifier is not None
-        width = self.network.config.num_classes if head else self.embed_dim
-        if dim is not None and (not isinstance(dim, int | np.integer) or not 1 <= dim <= width):
-            raise UserError(
-                f"dim is {dim} but must be an integer between 1 and {width}, the width of this model's embedding."
-            )
+        if not self._program.fits(self.network):
+            self._program = _Program(self.network)
         if isinstance(waveforms, list | tuple):
-            raw = self._embed_list(waveforms, lengths, batch_size, head)
-        else:
-            raw = self._embed_batch(_as_float(waveforms), lengths, head)
-        prefix = raw[..., :dim]
-        return unit(prefix) if normalize else prefix
+            return self._embed_list(waveforms, lengths, batch_size, head)
+        return self._embed_batch(_as_float(waveforms), lengths, head)
 
     def _embed_list(self, signals: Sequence, lengths, batch_size: int, head: bool) -> Array:
         if lengths is not None:
@@ -161,7 +226,8 @@ class SpeakerModel:
         padded = xp.pad(waveforms, ((0, 0), (0, size - samples)))
         padded = xp.concatenate([padded, xp.repeat(padded[:1], rows - count, axis=0)])
         lengths = np.concatenate([lengths, np.repeat(lengths[:1], rows - count)]).astype(np.int32)
-        return self._forward(self._leaves, padded, None if exact else lengths, head)[:count]
+        program = self._program
+        return program.forward(program.leaves(), padded, None if exact else lengths, head)[:count]
 
     def _checked_lengths(self, lengths, count: int, samples: int) -> np.ndarray:
         try:
@@ -195,6 +261,10 @@ def _check_finite(finite: np.ndarray | Array, first: int = 0) -> None:
 
 def _as_float(waveforms: Any) -> np.ndarray | Array:
     """float32 samples; 16-bit integers are scaled to [-1, 1)."""
+    if isinstance(waveforms, str | bytes | os.PathLike):
+        raise UserError(
+            f"embed and classify take samples but got {waveforms!r}; read a file with redimnet_jax.audio.read first."
+        )
     waveforms = waveforms if isinstance(waveforms, Array) else np.asarray(waveforms)
     if waveforms.dtype == np.int16:
         return waveforms.astype(np.float32) / 32768.0

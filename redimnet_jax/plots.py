@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from redimnet_jax import files, metrics, report
+from redimnet_jax.names import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +104,7 @@ def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
         # The interval of resampled trials need not hold the EER itself when there are few.
         sizes = np.maximum([eers - bounds[0], bounds[1] - eers], 0)
         style = _style(index, markersize=6, capsize=4)
-        axes.errorbar(dims, eers, sizes, label=system, **style)
+        axes.errorbar(dims, eers, sizes, label=_plain(system), **style)
         if len(results) == 1:
             for dim, eer in zip(dims, eers, strict=True):
                 axes.annotate(f"{eer:.2f}", (dim, eer), (7, 5), textcoords="offset points", bbox=PLATE)
@@ -167,6 +168,12 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _plain(name: str) -> str:
+    """Returns a name as a legend shows it: dollars are no mathematics, and a leading underscore does not hide it."""
+    shown = one_line(name).replace("$", "\\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _style(index: int, **more: Any) -> dict[str, Any]:

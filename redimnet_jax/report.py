@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from redimnet_jax import files
 from redimnet_jax.errors import UserError
+from redimnet_jax.names import one_line
 
 Results = Mapping[str, Any]
 
@@ -38,13 +39,13 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """A Markdown table, without the title."""
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        rows = [[one_line(cell).replace("|", "\\|") for cell in row] for row in self.rows]
         rule = ["-" if column == 0 else "-:" for column in range(len(self.header))]
         return "".join(f"| {' | '.join(row)} |\n" for row in [self.header, rule, *rows])
 
     def text(self) -> str:
         """Columns for a terminal, without the title."""
-        rows = [self.header, *self.rows]
+        rows = [list(map(one_line, row)) for row in (self.header, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(

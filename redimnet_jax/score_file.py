@@ -1,44 +1,95 @@
-"""Scores of trials as a text file: a header `label left right DIM...`, then a trial a line, columns apart by tabs."""
+"""Scores of trials as a text file: a header `label left right DIM...`, then a trial a line, columns apart by tabs.
 
+Names are written as `names.quote` does. Beside the file FILE lies FILE.sha256, its checksum as `sha256sum` writes it.
+"""
+
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax import files, trials
+from redimnet_jax import files, names, trials
 from redimnet_jax.errors import UserError
 from redimnet_jax.trials import Trials
 
 
+def checksum_path(path: str | Path) -> Path:
+    """Returns where the checksum of the scores in `path` lies."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.sha256")
+
+
 def write(path: str | Path, of: Trials, dims: Sequence[int], scores: np.ndarray) -> Path:
-    """Writes `scores` (dims, trials), whole or not at all, with as many digits as float32 has; returns the path."""
+    """Writes `scores` (dims, trials), with as many digits as float32 has, and their checksum; returns the path.
+
+    Each file is written whole or not at all. Raises UserError when one cannot be written.
+    """
+    path = Path(path)
+    shown = list(map(names.quote, of.names))
     rows = zip(of.labels.astype(int).tolist(), of.left.tolist(), of.right.tolist(), scores.T.tolist(), strict=True)
     lines = ["\t".join(["label", "left", "right", *map(str, dims)])]
     for label, left, right, values in rows:
-        lines.append("\t".join([str(label), of.names[left], of.names[right], *(f"{value:.9g}" for value in values)]))
-    return files.write(path, "\n".join([*lines, ""]))
+        lines.append("\t".join([str(label), shown[left], shown[right], *(f"{value:.9g}" for value in values)]))
+    data = "\n".join([*lines, ""]).encode()
+    try:
+        # Scores without a checksum can be read; those beside the checksum of others cannot.
+        checksum_path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another output.") from error
+    files.write(path, data)
+    files.write(checksum_path(path), f"{hashlib.sha256(data).hexdigest()}  {names.quote(path.name)}\n")
+    return path
 
 
 def read(path: str | Path) -> tuple[Trials, tuple[int, ...], np.ndarray]:
-    """(trials, dims, scores float32 (dims, trials)) of a file that `write` wrote; UserError when it is none."""
+    """Returns (trials, dims, scores float32 (dims, trials)) of a file that `write` wrote.
+
+    Raises UserError when it is none, does not match the checksum beside it (if there is one), or holds NaN or Inf.
+    """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as scores ({error}); give a scores.tsv.") from error
-    header = lines[0].split("\t") if lines else []
-    if header[:3] != ["label", "left", "right"] or not all(cell.isdecimal() for cell in header[3:]) or not header[3:]:
+    lines = names.read_lines(path, "The file of scores")
+    _verify(path)
+    while lines and not lines[-1]:
+        lines.pop()
+    rows = [names.decode(line).split("\t") for line in lines]
+    header = rows.pop(0) if rows else []
+    dims = header[3:]
+    # int() itself refuses thousands of digits with an error of its own.
+    if header[:3] != ["label", "left", "right"] or not dims or not all(map(_is_dim, dims)):
         raise UserError(f"{path} does not begin with 'label left right DIM...'; give a scores.tsv.")
-    rows = [line.split("\t") for line in lines[1:]]
     for number, row in enumerate(rows, 2):
         if len(row) != len(header) or row[0] not in ("0", "1"):
-            raise UserError(
-                f"Line {number} of {path} has no label and {len(header) - 3} scores; write the file anew."
-            )
+            raise UserError(f"Line {number} of {path} has no label and {len(dims)} scores; write the file anew.")
     labels, left, right, *values = zip(*rows, strict=True) if rows else ((),) * len(header)
     try:
-        scores = np.array(values, np.float32)
+        with np.errstate(over="ignore"):  # An infinity is told below.
+            scores = np.array([list(map(float, column)) for column in values]).astype(np.float32)
     except ValueError as error:
         raise UserError(f"{path} holds a score that is no number ({error}); write the file anew.") from error
-    of = trials.from_pairs(list(left), list(right), (label == "1" for label in labels))
-    return of, tuple(map(int, header[3:])), scores
+    if not np.isfinite(scores).all():
+        line = 2 + int(np.argmax(~np.isfinite(scores).all(axis=0)))
+        raise UserError(f"Line {line} of {path} holds a score that is not finite; write the file anew.")
+    both = (list(map(names.unquote, side)) for side in (left, right))
+    return trials.from_pairs(*both, (label == "1" for label in labels)), tuple(map(int, dims)), scores
+
+
+def _is_dim(cell: str) -> bool:
+    return cell.isascii() and cell.isdecimal() and len(cell) < 10
+
+
+def _verify(path: Path) -> None:
+    """Raises UserError unless the scores in `path` match the checksum beside them, if there is one."""
+    beside = checksum_path(path)
+    if not beside.exists():
+        return
+    try:
+        wanted = beside.read_bytes().split(maxsplit=1)[:1]
+        found = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    except OSError as error:
+        raise UserError(f"{beside} cannot be read ({error.strerror or error}); check its permissions.") from error
+    if wanted != [found]:
+        raise UserError(
+            f"{path} does not match its checksum in {beside.name}; write the scores anew, or remove {beside.name} if "
+            "they were changed on purpose."
+        )

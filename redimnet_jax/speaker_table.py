@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from redimnet_jax.corpus_files import read_text
+from redimnet_jax import names
 from redimnet_jax.errors import UserError
 
 
@@ -14,7 +14,8 @@ def read_sexes(path: str | Path) -> dict[str, str]:
     """
     path = Path(path)
     separator, column, sexes = "", -1, {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, data in enumerate(names.read_lines(path, "The table of speakers"), 1):
+        line = names.decode(data)
         if column < 0:
             separator = next((mark for mark in "|\t," if mark in line), "")
             heads = [cell.strip().lower() for cell in line.lstrip(";").split(separator)] if separator else []
@@ -22,12 +23,15 @@ def read_sexes(path: str | Path) -> dict[str, str]:
             continue
         if not line.strip() or line.startswith(";"):
             continue
-        cells = [cell.strip() for cell in line.split(separator)]
+        cells = [cell.strip(names.BLANKS) for cell in line.split(separator)]
+        speaker = names.unquote(cells[0])
         sex = cells[column].lower() if column < len(cells) else ""
-        if not cells[0] or sex not in ("m", "f", "male", "female"):
+        if not speaker or sex not in ("m", "f", "male", "female"):
             raise UserError(f"{path}:{number} names no speaker and sex (m or f) but {line.strip()!r}; correct it.")
-        if sexes.setdefault(cells[0], sex[0]) != sex[0]:
-            raise UserError(f"{path}:{number} contradicts an earlier line on the speaker {cells[0]}; correct it.")
+        if sexes.setdefault(speaker, sex[0]) != sex[0]:
+            raise UserError(
+                f"{path}:{number} contradicts an earlier line on the speaker {names.quote(speaker)}; correct it."
+            )
     if not sexes:
         raise UserError(f"{path} has no column headed gender or sex with rows below it; give a table of speakers.")
     return sexes

@@ -8,6 +8,7 @@ import numpy as np
 
 from redimnet_jax.corpus import Corpus
 from redimnet_jax.errors import UserError
+from redimnet_jax.names import normalised
 
 
 class Subset:
@@ -59,15 +60,16 @@ class Excerpts(Subset):
 
 
 def named(corpus: Corpus, names: Sequence[str]) -> Subset:
-    """The utterances `names` of `corpus`, in that order; UserError when one is not there."""
+    """The utterances `names` of `corpus`, as written or normalised, in that order; UserError when one is missing."""
     number = {corpus.name(i): i for i in range(len(corpus))}
-    missing = [name for name in names if name not in number]
+    found = [number.get(name, number.get(normalised(name))) for name in names]
+    missing = [name for name, i in zip(names, found, strict=True) if i is None]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(names)} recordings of the trials are not in the corpus, the first "
             f"{missing[0]!r}; check that the list belongs to it."
         )
-    return Subset(corpus, np.array([number[name] for name in names]))
+    return Subset(corpus, np.array(found, int))
 
 
 def hold_out(corpus: Corpus, share: float, seed: int) -> tuple[Subset, Subset]:

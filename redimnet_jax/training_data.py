@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from redimnet_jax import augment, classification, same_speaker_split, subset, validation
+from redimnet_jax import augment, classification, same_speaker_split, subset, utterance_speakers, validation
 from redimnet_jax.classification import SeenSpeakers
 from redimnet_jax.corpus import Corpus, open_corpus
 from redimnet_jax.errors import UserError
@@ -47,6 +47,7 @@ def open_data(config: Any, workdir: Path) -> Data:
         raise UserError("config.data.train is empty; give a tree of speakers, a list file, or tfds:NAME.")
     if wanted.same_sex and not wanted.metadata:
         raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
+    rule = utterance_speakers.rule(wanted.utt2spk, wanted.speaker_pattern)
     steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
     speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
 
@@ -70,7 +71,7 @@ def open_data(config: Any, workdir: Path) -> Data:
     trials = None
     if wanted.trials:
         unseen = opened(wanted.tree) if wanted.tree else None
-        trials = validation.from_list(wanted.trials, wanted.audio_root, unseen)
+        trials = validation.from_list(wanted.trials, wanted.audio_root, unseen, rule)
     elif wanted.tree:
         trials = validation.from_corpus(opened(wanted.tree), description=wanted.tree, **making)
     corpus = opened(config.data.train, min_speakers=2)

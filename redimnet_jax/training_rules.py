@@ -169,8 +169,10 @@ def _data_effects(settings: Settings) -> Iterator[Effect]:
     yield bool(data.augment.speed.factors), "data.augment.speed.new_speakers", "without data.augment.speed.factors"
     yield settings.cache.crops > 0, "cache.", "while cache.crops is 0"
     listed, tree = bool(validation.trials), bool(validation.tree)
-    yield listed, "validation.audio_root", "without validation.trials"
+    for key in ("audio_root", "utt2spk", "speaker_pattern"):
+        yield listed, f"validation.{key}", "without validation.trials"
     yield not tree, "validation.audio_root", "with validation.tree, in which the recordings of the trials are"
+    yield not tree, "validation.speaker_pattern", "with validation.tree, which has the speakers"
     yield not (listed or tree), "validation.holdout", "with validation.trials or validation.tree"
     yield listed or tree, "validation.allow_shared_speakers", "without validation.trials or validation.tree"
     for key in ("generated_trials", "same_sex"):

@@ -315,7 +315,16 @@ class Validation:
     """Verification trials of speakers who are not trained on."""
 
     trials: str | None = setting(None, help="Names a trial list in VoxCeleb's format.")
-    audio_root: str | None = setting(None, help="Names the folder that the paths of `validation.trials` are in.")
+    audio_root: str | None = setting(
+        None,
+        help="Names the folder that the paths of `validation.trials` are in, or several, separated by commas.",
+    )
+    utt2spk: str | None = setting(
+        None, help="Names a file of lines `utterance speaker` that says who speaks in `validation.trials`."
+    )
+    speaker_pattern: str | None = setting(
+        None, help="Gives a regular expression whose one group is the speaker in a path of `validation.trials`."
+    )
     tree: str | None = setting(
         None,
         help="Names the corpus of unseen speakers: trials are generated from it, or `validation.trials` are in it.",

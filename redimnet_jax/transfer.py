@@ -92,7 +92,8 @@ def load(path: str | Path) -> Transfer:
 
 def digest(of: Trials) -> str:
     """SHA-256 of which pairs are compared, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(f"{a}\t{b}" for a, b in pairs(of))).encode(errors="replace")).hexdigest()
+    text = "\n".join(sorted(f"{a}\t{b}" for a, b in pairs(of)))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def pairs(of: Trials) -> set[tuple[str, str]]:

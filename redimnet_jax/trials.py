@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax import files
+from redimnet_jax import files, utterance_speakers
+from redimnet_jax import names as name_forms
 from redimnet_jax.errors import UserError
 
 LABELS = {"1": True, "0": False, "target": True, "nontarget": False, "non-target": False}
@@ -46,21 +47,22 @@ def read(path: str | Path) -> Trials:
     """A trial list: one trial a line, `1 a b` (VoxCeleb) or `a b target`, columns apart by blanks, tabs or commas.
 
     Labels are 1, 0, target, nontarget or non-target in any case. With commas (and CSV quotes) or tabs, names may hold
-    blanks, and a first line without a label is a header. Empty lines are skipped. Raises UserError naming the first
-    line that does not fit.
+    blanks, and a first line without a label is a header. Empty lines are skipped. Names may have any bytes, and
+    may be quoted as by `names.quote`. Raises UserError naming the first line that does not fit.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The trial list {path} cannot be read ({error}); give a text file.") from error
-    lines = text.split("\n")
+    lines = name_forms.read_lines(path, "The trial list")
     numbers = [number for number, line in enumerate(lines, 1) if line and not line.isspace()]
     if not numbers:
         raise UserError(f"The trial list {path} is empty; give lines such as '1 a.wav b.wav'.")
     if len(numbers) < len(lines):
         lines = [lines[number - 1] for number in numbers]
-    cells, widths = _cells(lines)
+    try:
+        cells, widths = _cells(lines)
+    except csv.Error as error:
+        raise UserError(
+            f"The trial list {path} is no table of columns apart by commas ({error}); correct it."
+        ) from error
     if len(widths) != len(lines):
         raise UserError(f"The trial list {path} has a quotation mark that its line does not close; correct the line.")
     if widths.count(3) < len(widths):
@@ -69,9 +71,9 @@ def read(path: str | Path) -> Trials:
             f"Line {numbers[wrong]} of {path} has {widths[wrong]} columns but a trial has three, a label and two "
             "utterances; correct the line."
         )
-    delimited = "\t" in lines[0] or "," in lines[0]
+    delimited = b"\t" in lines[0] or b"," in lines[0]
     if delimited:
-        cells = [cell.strip() for cell in cells]
+        cells = [cell.strip(name_forms.BLANKS) for cell in cells]
         if _is_header(cells[:3], cells[3:6]):
             cells, numbers = cells[3:], numbers[1:]
     first, middle, last = cells[0::3], cells[1::3], cells[2::3]
@@ -79,9 +81,9 @@ def read(path: str | Path) -> Trials:
     if labels_first is not None and labels_last is not None:
         raise UserError(f"Both the first and the last column of {path} look like labels; rename the utterances.")
     if labels_first is not None:
-        return from_pairs(middle, last, labels_first)
+        return _unquoted(middle, last, labels_first, numbers, path)
     if labels_last is not None:
-        return from_pairs(first, middle, labels_last)
+        return _unquoted(first, middle, labels_last, numbers, path)
     column = first if first[0].lower() in LABELS else last
     wrong = next(index for index, cell in enumerate(column) if cell.lower() not in LABELS)
     raise UserError(
@@ -93,12 +95,13 @@ def read(path: str | Path) -> Trials:
 def write(trials: Trials, path: str | Path) -> None:
     """Writes a list that `read` gives back, in VoxCeleb's form, whole or not at all.
 
-    Columns are apart by tabs if a name has a blank or a comma. Raises UserError where it cannot be written.
+    Columns are apart by tabs if a name has a blank or a comma; names are written as by `names.quote`, and so are
+    those that could be taken for labels. Raises UserError where it cannot be written.
     """
-    separator = "\t" if any(" " in name or "," in name for name in trials.names) else " "
-    names = trials.names
+    shown = [name_forms.quoted(name) if name.lower() in LABELS else name_forms.quote(name) for name in trials.names]
+    separator = "\t" if any(" " in name or "," in name for name in shown) else " "
     text = "".join(
-        f"{label}{separator}{names[left]}{separator}{names[right]}\n"
+        f"{label}{separator}{shown[left]}{separator}{shown[right]}\n"
         for label, left, right in zip(
             trials.labels.astype(int).tolist(), trials.left.tolist(), trials.right.tolist(), strict=True
         )
@@ -131,7 +134,8 @@ def generate(
         unknown = [speaker for speaker in corpus.speakers if speaker not in sexes]
         if unknown:
             raise UserError(
-                f"sexes lacks {len(unknown)} of {len(corpus.speakers)} speakers, the first {unknown[0]!r}; add them."
+                f"The table of sexes lacks {len(unknown)} of {len(corpus.speakers)} speakers, the first "
+                f"{unknown[0]!r}; add them."
             )
         kinds = {kind: number for number, kind in enumerate(sorted({sexes[s] for s in corpus.speakers}))}
         groups = np.array([kinds[sexes[s]] for s in corpus.speakers], np.int64)[speakers]
@@ -153,8 +157,11 @@ def generate(
 
 
 def speaker_of_path(name: str) -> str:
-    """The speaker of an utterance named as in VoxCeleb, `speaker/session/file`: the first component."""
-    speaker, slash, _ = name.partition("/")
+    """Returns the speaker of an utterance named as in VoxCeleb, `speaker/session/file`: the first component.
+
+    Of a whole list, `utterance_speakers.speakers_of` leaves out what all names have in common.
+    """
+    speaker, slash, _ = name_forms.normalised(name).partition("/")
     if not speaker or not slash:
         raise UserError(
             f"The name {name!r} does not begin with its speaker's folder; give the speaker of every utterance."
@@ -163,11 +170,12 @@ def speaker_of_path(name: str) -> str:
 
 
 def speakers(
-    trials: Trials, speaker_of: Callable[[str], str] | Mapping[str, str] = speaker_of_path
+    trials: Trials, speaker_of: Callable[[str], str] | Mapping[str, str] | None = None
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The speakers' names, and the number of each trial's left and right speaker, int32 (trials,).
 
-    `speaker_of` is a function or a mapping from an utterance's name. Raises UserError for an unknown utterance.
+    `speaker_of` is a function or a mapping from an utterance's name; None is the folder, see `utterance_speakers`.
+    Raises UserError for an unknown utterance.
     """
     if isinstance(speaker_of, Mapping):
         unknown = [name for name in trials.names if name not in speaker_of]
@@ -177,7 +185,10 @@ def speakers(
                 f"{unknown[0]!r}; add them to the mapping."
             )
         speaker_of = speaker_of.__getitem__
-    of = [speaker_of(name) for name in trials.names]
+    if speaker_of is None:
+        of = utterance_speakers.speakers_of(trials.names, utterance_speakers.rule(), source="the trials")
+    else:
+        of = [speaker_of(name) for name in trials.names]
     number = {name: index for index, name in enumerate(dict.fromkeys(of))}
     index = np.fromiter(map(number.__getitem__, of), np.int32, len(of))
     return list(number), index[trials.left], index[trials.right]
@@ -188,7 +199,7 @@ def check(
     *,
     known: Collection[str] | None = None,
     training_speakers: Collection[str] | None = None,
-    speaker_of: Callable[[str], str] | Mapping[str, str] = speaker_of_path,
+    speaker_of: Callable[[str], str] | Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """What is wrong with a list: kind -> one sentence; empty if nothing is.
 
@@ -212,14 +223,18 @@ def check(
         problems["one class"] = (
             f"All {len(trials)} trials of the list are {only} trials; error rates need both classes."
         )
-    itself = trials.left == trials.right
+    # One file may have several names, such as "a.wav" and "./a.wav".
+    number: dict[str, int] = {}
+    same = np.array([number.setdefault(name_forms.normalised(name), i) for i, name in enumerate(trials.names)], int)
+    left, right = same[trials.left], same[trials.right]
+    itself = left == right
     if itself.any():
         name = trials.names[trials.left[np.argmax(itself)]]
         problems["self"] = (
             f"{int(itself.sum())} of {len(trials)} trials compare an utterance with itself, the first {name!r}; "
             "leave them out."
         )
-    low, high = np.minimum(trials.left, trials.right), np.maximum(trials.left, trials.right)
+    low, high = np.minimum(left, right), np.maximum(left, right)
     pairs = np.sort(low.astype(np.int64) * len(trials.names) + high)
     repeated = pairs[1:][pairs[1:] == pairs[:-1]]
     if len(repeated):
@@ -246,19 +261,36 @@ def check(
     return problems
 
 
-def _cells(lines: list[str]) -> tuple[list[str], list[int]]:
+def _unquoted(left: list[str], right: list[str], labels: list[bool], numbers: list[int], path: Path) -> Trials:
+    """The trials of the names in two columns, which are quoted where need be, of the lines `numbers` of `path`."""
+    if not any(name.startswith("$'") for side in (left, right) for name in side):
+        return from_pairs(left, right, labels)
+    plain: list[list[str]] = []
+    for side in (left, right):
+        plain.append([])
+        for number, name in zip(numbers, side, strict=True):
+            try:
+                plain[-1].append(name_forms.unquote(name))
+            except UserError as error:
+                raise UserError(f"Line {number} of {path} cannot be read: {error}") from error
+    return from_pairs(*plain, labels)
+
+
+def _cells(lines: list[bytes]) -> tuple[list[str], list[int]]:
     """The cells of all lines in one list, and how many each line has; the first line shows the separator.
 
     A list for every line of a million would keep the garbage collector busy for longer than the reading takes.
     """
-    if "," in lines[0] and "\t" not in lines[0]:
+    if b"," in lines[0] and b"\t" not in lines[0]:
         cells, widths = [], []
-        for row in csv.reader(lines, skipinitialspace=True):
+        for row in csv.reader(map(name_forms.decode, lines), skipinitialspace=True):
             cells += row
             widths.append(len(row))
         return cells, widths
-    separator = "\t" if "\t" in lines[0] else None
-    return (separator or " ").join(lines).split(separator), [len(line.split(separator)) for line in lines]
+    # As bytes, columns end at blanks of ASCII alone; others belong to names.
+    separator = b"\t" if b"\t" in lines[0] else None
+    cells = (separator or b" ").join(lines).split(separator)
+    return name_forms.decode(b"\n".join(cells)).split("\n"), [len(line.split(separator)) for line in lines]
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:

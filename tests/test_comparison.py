@@ -1,5 +1,7 @@
 """Another system's scores of the same trials."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from refusals import refusal
@@ -55,3 +57,44 @@ def test_other_trials_are_refused(of, tmp_path):
 def test_other_dimensions_are_refused(of, tmp_path):
     path = score_file.write(tmp_path / "scores.tsv", of, (4, 8), scores(of, 1.0, 0))
     assert "4, 8, none of 16" in refusal(comparison.common_dims, comparison.read(path, of), (16,))
+
+
+def test_scores_that_were_changed_are_refused(of, tmp_path):
+    path = score_file.write(tmp_path / "scores.tsv", of, (4, 8), scores(of, 1.0, 0))
+    beside = tmp_path / "scores.tsv.sha256"
+    content = path.read_bytes()
+    assert beside.read_text() == f"{hashlib.sha256(content).hexdigest()}  scores.tsv\n"
+    for damaged in (content.replace(b".", b"1", 1), content[:-1], content + b"\n"):
+        path.write_bytes(damaged)
+        assert "does not match its checksum in scores.tsv.sha256" in refusal(comparison.read, path, of)
+    path.write_bytes(content)
+    comparison.read(path, of)
+    beside.write_bytes(b"\xff")
+    assert "does not match" in refusal(comparison.read, path, of)
+    beside.unlink()  # as scores have it that were written elsewhere
+    comparison.read(path, of)
+
+
+def test_scores_are_written_over_others(of, tmp_path):
+    for noise in (1.0, 2.0):
+        path = score_file.write(tmp_path / "scores.tsv", of, (4, 8), scores(of, noise, 0))
+    assert (comparison.read(path, of).scores == scores(of, 2.0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1\ta\tb\t0.5\n1\ta\tc\tnan\n", "Line 3"),
+        ("1\ta\tb\t1e999\n", "not finite"),
+        ("1\ta\tb\t1e39\n", "not finite"),
+        ("1\t$'a\tb\t0\n", "quoted"),
+    ],
+)
+def test_scores_that_are_none_are_refused(text, said, tmp_path):
+    (tmp_path / "scores.tsv").write_text("label\tleft\tright\t8\n" + text)
+    assert said in refusal(score_file.read, tmp_path / "scores.tsv")
+
+
+def test_a_dimension_of_many_digits_is_none(tmp_path):
+    (tmp_path / "scores.tsv").write_text(f"label\tleft\tright\t{'9' * 5000}\n")
+    assert "does not begin with" in refusal(score_file.read, tmp_path / "scores.tsv")

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import tiny
 from fake_corpus import FakeCorpus
 from refusals import refusal
 
-from redimnet_jax import checkpoint, cli, embedding, embedding_folder
+from redimnet_jax import checkpoint, cli, embedding, embedding_folder, file_checksums, files, names
 from redimnet_jax.embedding import Windows
 
 WHOLE = Windows()
@@ -154,6 +155,125 @@ def test_crops_have_an_axis(tmp_path):
 def test_an_array_of_unknown_origin_is_refused(tmp_path):
     (tmp_path / "embeddings.npy").write_bytes(b"")
     assert "embeddings.json" in refusal(embedding_folder.check, tmp_path, {})
+
+
+def finished(folder):
+    embedding_folder.embed(model(), Noises(broken=2), folder, wanted(), windows=WHOLE, max_bad=0.2)
+    return folder
+
+
+def wanted():
+    return embedding_folder.settings(model(), WHOLE, 4)
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    return finished(tmp_path_factory.mktemp("intact"))
+
+
+def test_a_finished_folder_is_read(intact):
+    assert embedding_folder.check(intact, wanted())
+    found = embedding_folder.load(intact)
+    np.testing.assert_array_equal(found.array, np.load(intact / "embeddings.npy"))
+    assert found.utterances == [f"id{i % 3}/{i}.wav" for i in (0, 1, 3, 4, 5)]
+    assert found.speakers == ["id0", "id1", "id0", "id1", "id2"] and set(found.sessions.tolist()) == {-1}
+    np.testing.assert_allclose(found.seconds, np.delete(LENGTHS, 2) / 16000, atol=1e-4)
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["embeddings.npy", "index.tsv", "unreadable.txt", "embeddings.json"])
+@pytest.mark.parametrize("how", ["flipped first", "flipped last", "cut", "longer", "empty", "missing"])
+def test_a_damaged_folder_is_neither_finished_nor_read(name, how, intact, tmp_path):
+    folder = shutil.copytree(intact, tmp_path / "copy")
+    path = folder / name
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how.startswith("flipped"):
+        flip(path, 5 if how == "flipped first" else -5)
+    else:
+        path.write_bytes({"cut": content[:-2], "longer": content + b"0", "empty": b""}[how])
+    assert str(folder) in refusal(embedding_folder.check, folder, wanted())
+    assert str(folder) in refusal(embedding_folder.load, folder)
+
+
+def test_blocks_of_large_files_are_checked_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_checksums, "BLOCK", 10)
+    path = files.write(tmp_path / "data", bytes(range(35)))
+    kept = file_checksums.of(path)
+    assert len(kept["blake2b"]) == 4
+    file_checksums.verify(path, kept, "mend it")
+    flip(path, 21)
+    assert "bytes from 20 on; mend it" in refusal(file_checksums.verify, path, kept, "mend it")
+    assert "malformed" in refusal(file_checksums.verify, path, kept | {"blake2b": []}, "mend it")
+
+
+def test_an_unfinished_folder_is_not_read(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        embed(Noises(stop=1), tmp_path)
+    assert "no finished embeddings" in refusal(embedding_folder.load, tmp_path)
+    assert "no finished embeddings" in refusal(embedding_folder.load, tmp_path / "none")
+
+
+@pytest.mark.parametrize("file", ["embeddings.partial.npy", "embeddings.partial.crc32"])
+def test_a_row_that_was_damaged_before_the_end_is_computed_anew(file, whole, tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        embed(Noises(stop=len(LENGTHS)), tmp_path)
+    done = np.flatnonzero(~np.isnan(np.load(tmp_path / "embeddings.partial.npy")).any(axis=1))[0]
+    flip(tmp_path / file, 128 + 16 * done if file.endswith("npy") else 4 * done)
+    capsys.readouterr()
+    embed(Noises(), tmp_path)
+    assert "1 damaged rows" in capsys.readouterr().err
+    np.testing.assert_array_equal(np.load(tmp_path / "embeddings.npy"), whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings.json", "embeddings.npy", "index.tsv"]
+
+
+def test_without_a_journal_no_row_is_trusted(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        embed(Noises(stop=len(LENGTHS)), tmp_path)
+    (tmp_path / "embeddings.partial.crc32").unlink()
+    corpus = Noises()
+    embed(corpus, tmp_path)
+    assert corpus.reads == len(LENGTHS)
+    np.testing.assert_array_equal(np.load(tmp_path / "embeddings.npy"), whole)
+
+
+def test_an_unfinished_array_of_another_form_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        embed(Noises(stop=1), tmp_path)
+    flip(tmp_path / "embeddings.partial.npy", 20)
+    assert "embeddings.partial.npy cannot be used" in refusal(embed, Noises(), tmp_path)
+
+
+def test_names_of_any_bytes_come_back(tmp_path):
+    class Odd(Noises):
+        speakers = ("a\tb", "caf\udce9", '"c\u2028"')
+
+        def name(self, index):
+            return f"{self.speakers[index % 3]}/\n{index}.wav"
+
+    corpus = Odd(broken=2)
+    corpus.speakers = Odd.speakers
+    embed(corpus, tmp_path, max_bad=0.2)
+    found = embedding_folder.load(tmp_path)
+    assert found.utterances == [corpus.name(i) for i in (0, 1, 3, 4, 5)]
+    assert found.speakers == [corpus.speakers[i % 3] for i in (0, 1, 3, 4, 5)]
+    [line] = (tmp_path / "unreadable.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert names.unquote(line.split("\t")[0]) == corpus.name(2)
+    assert len((tmp_path / "index.tsv").read_text(encoding="utf-8").splitlines()) == 6
+
+
+def test_a_finished_folder_is_not_begun_anew(intact, tmp_path):
+    folder = shutil.copytree(intact, tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    message = refusal(embedding_folder.embed, model(), Noises(broken=2), folder, wanted(), windows=WHOLE, max_bad=0.2)
+    assert "finished by another process" in message
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_one_process_writes(tmp_path):

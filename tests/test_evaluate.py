@@ -1,7 +1,10 @@
 """From a checkpoint and a trial list to results, through `eval.py`, and the files that it leaves."""
 
+import dataclasses
+import io
 import json
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -229,6 +232,52 @@ def test_trials_can_be_made_of_a_tree(weights, tree, tmp_path, capsys):
     assert "EER %" in capsys.readouterr().out
 
 
+def test_names_of_any_bytes_go_through_all_outputs(weights, tree, tmp_path, monkeypatch):
+    odd = tmp_path / "caf\udce9\n$t$"
+    shutil.copytree(weights, tmp_path / "_$é\n$")
+    renamed = {}
+    for path in sorted(tree.glob("*/*.wav")):
+        speaker = f"wav/{path.parent.name}\udcff\t|"
+        renamed[str(path.relative_to(tree))] = name = f"{speaker}/\n\u2028{path.name}"
+        (odd / speaker).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, odd / name)
+    of = trials.read(tree / "trials.txt")
+    trials.write(dataclasses.replace(of, names=[renamed[name] for name in of.names]), odd / "trials.txt")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    arguments = [f"--trials={odd / 'trials.txt'}", "--bootstrap=50"]
+    first = run(tmp_path / "_$é\n$", *arguments, output=odd / "first")
+    found, _, scores = score_file.read(first / "scores.tsv")
+    assert sorted(found.names) == sorted(renamed.values()) and len(found) == len(of)
+    arguments.append(f"--compare={first / 'scores.tsv'}")
+    second = run(tmp_path / "_$é\n$", *arguments, output=odd / "second")
+    assert read(second)["comparison"]["dims"]["8"]["difference"] == 0
+    assert read(second)["comparison"]["other"] == str(first / "scores.tsv")
+    assert "EER minus that of" in (second / "results.md").read_text(encoding="utf-8")
+    made = run(tmp_path / "_$é\n$", f"--corpus={odd / 'wav'}", "--bootstrap=50", output=odd / "made")
+    assert {f"wav/{name}" for name in score_file.read(made / "scores.tsv")[0].names} <= set(renamed.values())
+    sys.stdout.flush()
+    assert b"scores.tsv, results.json" in raw.getvalue()
+
+
+def test_speakers_and_roots_are_given_on_the_command_line(weights, tree, tmp_path):
+    """The list of two roots, with a folder before the speakers, gives the scores of the plain list."""
+    of = trials.read(tree / "trials.txt")
+    for name in of.names:
+        root = tmp_path / ("dev" if name < "s2" else "test")
+        (root / "x").mkdir(parents=True, exist_ok=True)
+        shutil.copy(tree / name, root / "x" / name.replace("/", "-"))
+    flat = dataclasses.replace(of, names=[f"./x/{name.replace('/', '-')}" for name in of.names])
+    trials.write(flat, tmp_path / "list")
+    files.write(tmp_path / "utt2spk", "".join(f"x/{name.replace('/', '-')} {name[:2]}\n" for name in of.names))
+    roots = [f"--trials={tmp_path / 'list'}", f"--audio_root={tmp_path / 'dev'}", f"--audio_root={tmp_path / 'test'}"]
+    table = run(weights, *roots, f"--utt2spk={tmp_path / 'utt2spk'}", output=tmp_path / "table")
+    pattern = run(weights, *roots, "--speaker_pattern=(s[0-9])", output=tmp_path / "pattern")
+    plain = run(weights, f"--trials={tree / 'trials.txt'}", output=tmp_path / "plain")
+    assert read(table)["dims"] == read(pattern)["dims"] == read(plain)["dims"]
+    assert score_file.read(table / "scores.tsv")[0].names == flat.names
+
+
 def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
     judged, model = validation.from_list(listed), rj.load(weights)
     pooled = embedding.pool_recordings(model, judged.recordings, windows=embedding.Windows(0.2, 2))
@@ -257,6 +306,8 @@ def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
         (["--trials={tree}/trials.txt", "--calibrate={tree}/trials.txt"], "--allow_same_trials"),
         (["--trials={tree}/trials.txt", "--compare={tree}/trials.txt"], "scores.tsv"),
         (["--trials={tree}/trials.txt", "--enrolment={tree}/none.txt"], "none.txt"),
+        (["--trials={tree}/trials.txt", "--utt2spk={tree}/none.txt"], "none.txt"),
+        (["--trials={tree}/trials.txt", "--speaker_pattern=("], "regular expression"),
         (["--trials={tree}/trials.txt", "--cache={tree}/trials.txt"], "cache"),
     ],
 )
@@ -272,6 +323,9 @@ def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, cap
     "flags",
     [
         [],
+        ["--trials=x", "--utt2spk=y", "--speaker_pattern=(z)"],
+        ["--corpus=x", "--utt2spk=y"],
+        ["--corpus=x", "--trials=y", "--speaker_pattern=(z)"],
         ["--trials=x", "--score_norm=s-norm"],
         ["--trials=x", "--cohort=y"],
         ["--trials=x", "--score_norm=s-norm", "--cohort=y", "--top_k=5"],

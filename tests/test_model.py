@@ -1,11 +1,14 @@
 """What a user does with a model: `embed` with every kind of input, and what it says of wrong ones."""
 
+import pathlib
+
 import checkpoints
 import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,16 +95,64 @@ def test_classification_head(tmp_path, audio):
     state = checkpoints.state_dict("v1_fc") | {"cls_head.2.weight": weight, "cls_head.2.bias": bias}
     config = checkpoints.case("v1_fc").model_config | {"num_classes": 11, "head_activation": "nn.Tanh()"}
     model = from_torch(checkpoints.save(tmp_path / "head.pt", "v1_fc", state=state, config=config))
-    embedding = np.asarray(model.embed(audio, normalize=False, head=False))
-    classes = np.asarray(model.embed(audio, normalize=False))
+    embedding = np.asarray(model.embed(audio, normalize=False))
+    classes = np.asarray(model.classify(audio))
     assert embedding.shape == (2, 32) and classes.shape == (2, 11) and model.embed_dim == 32
     np.testing.assert_allclose(classes, np.tanh(np.maximum(embedding, 0) @ weight.T + bias), atol=1e-5)
-    assert "between 1 and 11" in refusal(model.embed, audio, dim=12)
-    assert model.embed(audio, dim=12, head=False).shape == (2, 12)
+    np.testing.assert_allclose(model.classify(audio[1]), classes[1], atol=1e-5)
+    assert model.embed(audio, dim=12).shape == (2, 12)
+    assert "call classify" in refusal(model.embed, audio, head=True)
+    assert "11 classes" in repr(model)
 
 
-def test_head_of_a_model_without_one(model, audio, embedded):
-    np.testing.assert_array_equal(model.embed(audio, head=True), model.embed(audio, head=False))
+def test_a_model_without_a_head_classifies_nothing(model, audio):
+    assert "no classification head" in refusal(model.classify, audio)
+
+
+def test_a_model_says_what_it_is(model):
+    first, second = repr(model).split("\n")
+    arrays = nnx.to_flat_state(nnx.state(model.network, nnx.Param))
+    count = sum(np.asarray(variable.get_value()).size for _, variable in arrays)
+    assert first == f"SpeakerModel(redimnet, {count:,} parameters, 32 dimensions, float32)"
+    assert "v1_fc.pt" in second and model.source.sha256[:16] in second and second.endswith("licence: unknown")
+
+
+@pytest.fixture
+def changeable(audio):
+    """A small model of its own, which has run once, and a signal."""
+    model = tiny.model()
+    return model, audio[0], np.asarray(model.embed(audio[0], normalize=False))
+
+
+def test_an_array_that_is_changed_counts_in_the_next_call(changeable):
+    model, signal, before = changeable
+    kernel = model.network.linear.kernel
+    kernel.set_value(2 * kernel.get_value())
+    bias = np.asarray(model.network.linear.bias.get_value())
+    np.testing.assert_allclose(model.embed(signal, normalize=False), 2 * (before - bias) + bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_part_or_network_that_is_replaced_counts_in_the_next_call(changeable, whole):
+    model, signal, before = changeable
+    other = tiny.model(embed_dim=8)
+    other.network.linear.bias.set_value(other.network.linear.bias.get_value() + 1)
+    if whole:
+        model.network = other.network
+    else:
+        model.network.linear = other.network.linear
+    np.testing.assert_allclose(model.embed(signal, normalize=False), before + 1, rtol=1e-4, atol=1e-4)
+
+
+def test_a_setting_that_is_changed_counts_in_the_next_call(changeable):
+    model, signal, before = changeable
+    model.network.bn.eps = 10.0
+    assert np.abs(model.embed(signal, normalize=False) - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("what", ["a.wav", pathlib.Path("a.wav"), b"a.wav", ["a.wav", "b.wav"]])
+def test_names_of_files_are_no_signals(model, what):
+    assert "redimnet_jax.audio.read" in refusal(model.embed, what)
 
 
 # Lengths and padding
@@ -163,12 +214,12 @@ def test_compilations_are_bounded():
     lengths, audio = list(range(8001, 32000, 599)), golden.audio(0, 1, 32000)[0]
     sizes = {buckets.samples(length) for length in lengths}
     assert len(lengths) == 41 and not sizes & set(lengths) and len(sizes) == 6
-    before = model._forward.jitted()._cache_size()
+    before = model._program.forward.jitted()._cache_size()
     for length in lengths:
         model.embed(audio[:length])
-    assert model._forward.jitted()._cache_size() - before <= len(sizes)
+    assert model._program.forward.jitted()._cache_size() - before <= len(sizes)
     model.embed(audio[None, :9000], dim=4, normalize=False)  # neither is a program of its own
-    assert model._forward.jitted()._cache_size() - before <= len(sizes)
+    assert model._program.forward.jitted()._cache_size() - before <= len(sizes)
 
 
 # Mistakes
