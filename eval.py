@@ -3,9 +3,13 @@
 python eval.py --checkpoint=runs/b2 --trials=veri_test2.txt --audio_root=/data/vox1 --output=report/
 """
 
+import signal
 import sys
 
-from redimnet_jax import cli
-
 if __name__ == "__main__":
+    # During the imports, which take seconds, Ctrl-C ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    from redimnet_jax import cli
+
     sys.exit(cli.evaluate())

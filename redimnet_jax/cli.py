@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax import checkpoint, download, names, signals, torch_weights
+from redimnet_jax import checkpoint, download, locks, signals, torch_weights
+from redimnet_jax.command import Parser, run
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
 from redimnet_jax.score_norm import METHODS
+from redimnet_jax.train_command import train
 
 TOP_K = 300  # of the cohort that count in as-norm
 
@@ -54,95 +56,10 @@ HELP = """usage: python -m redimnet_jax.cli COMMAND ...
 COMMAND --help says more.
 """
 
-TRAIN_HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same workdir goes on.
-
-  python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2
-  python train.py --config=configs/projection_only.py:demo --workdir=runs/demo
-
-  --config=FILE[:PRESET]  a file of configs/, whose docstring says what it does
-  --config.KEY=VALUE      changes a setting, such as --config.batch_size=512 or --config.data.augment.gain.p=0.5;
-                          docs/settings.md lists all of them, and so does --settings
-  --settings              print every setting with its default, range and meaning, and exit
-  --workdir=DIR           checkpoints, best model, logs, results and plots of the run
-  --distributed           join the other hosts of the TPU slice or cluster first
-  --coordinator=HOST:PORT --processes=N --process_id=I
-                          the same where no cluster tells
-
-Give validation.trials (VoxCeleb's format), with validation.audio_root, or validation.tree (unseen speakers to make
-trials of); with neither, some training speakers are kept out of training and validated on. SIGTERM saves and exits 0.
-"""
-
-
-def run(command: Callable[[], None]) -> int:
-    """Runs `command`; returns the exit code and reports a UserError or Ctrl-C on standard error."""
-    names.show_any()
-    try:
-        command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    return 0
-
-
-def train(arguments: Sequence[str]) -> int:
-    """`train.py`, with `sys.argv`: returns the exit code, 0 also after a SIGTERM, when everything is saved."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "a file of configs/, FILE or FILE:PRESET", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run goes on", flag_values=values)
-    flags.DEFINE_bool("distributed", False, "join the other hosts of the slice or cluster", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no cluster tells", flag_values=values)
-    flags.DEFINE_integer("processes", None, "how many there are, with --coordinator", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "which one this is, with --coordinator", flag_values=values)
-    if not {"-h", "--help", "-help"}.isdisjoint(arguments):
-        print(TRAIN_HELP)
-        return 0
-    if "--settings" in arguments:
-        from redimnet_jax import settings_reference
-
-        print(settings_reference.text(), end="")
-        return 0
-    try:
-        rest = values(list(arguments))[1:]
-        missing = [f"--{name}" for name in ("config", "workdir") if getattr(values, name) is None]
-        if missing or rest:
-            raise flags.Error(f"{', '.join(missing)} is missing" if missing else f"{rest[0]!r} is not understood")
-        cluster = [values.coordinator, values.processes, values.process_id]
-        if None in cluster and any(flag is not None for flag in cluster):
-            raise flags.Error("--coordinator, --processes and --process_id are given together or not at all")
-        values.config.to_dict()  # A file that does not load says so only when it is used.
-    except (AttributeError, KeyError) as error:  # of a locked config
-        print(f"error: The config has no setting {error}; see configs/ and train.py --help.", file=sys.stderr)
-        return 2
-    except (flags.Error, UserError, ValueError, TypeError, OSError) as error:
-        # Of a file that does not load, only the last line says why.
-        reason = str(error).strip().splitlines()[-1].strip().removesuffix(".")
-        print(f"error: {reason}; see train.py --help.", file=sys.stderr)
-        return 2
-    return run(lambda: _train(values))
-
-
-def _train(values) -> None:
-    if values.distributed or values.coordinator:
-        jax.distributed.initialize(values.coordinator, values.processes, values.process_id)
-    from redimnet_jax import train
-
-    try:
-        train.train(values.config, values.workdir)
-    except train.Preempted as stop:
-        print(stop)
-
 
 def evaluate(arguments: Sequence[str] | None = None) -> int:
     """`eval.py`: returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "eval.py", description=EVALUATE_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("eval.py", description=EVALUATE_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="PATH", help="native checkpoint, workdir of a run, or .pt"
     )
@@ -236,7 +153,13 @@ def evaluate(arguments: Sequence[str] | None = None) -> int:
         parser.error("--top_k belongs to --score_norm=as-norm")
     if args.score_norm == "as-norm" and args.top_k is None:
         args.top_k = TOP_K
-    return run(lambda: _evaluate(args))
+    return run(lambda: _with_output(_evaluate, args))
+
+
+def _with_output(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """Runs `command` while no other process writes to the folder `args.output`."""
+    with locks.locked(args.output):
+        command(args)
 
 
 def _dims(text: str) -> tuple[int, ...]:
@@ -263,7 +186,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def embed(arguments: Sequence[str] | None = None) -> int:
     """`python -m redimnet_jax.cli embed`: returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m redimnet_jax.cli embed",
         description=EMBED_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -313,7 +236,7 @@ def embed(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.crops > 1 and args.crop_seconds is None:
         parser.error("--crops needs --crop_seconds=S, the length of a crop")
-    return run(lambda: _embed(args))
+    return run(lambda: _with_output(_embed, args))
 
 
 def _positive(kind: type) -> Callable[[str], float]:
@@ -373,7 +296,7 @@ def _embed(args: argparse.Namespace) -> None:
 
 def convert(arguments: Sequence[str] | None = None) -> int:
     """`convert_torch_weights.py`: returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "convert_torch_weights.py",
         description=CONVERT_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from redimnet_jax import audio, corpus_index, files, names
+from redimnet_jax import audio, corpus_index, files, local_paths, names
 from redimnet_jax.corpus_files import FileList, Tree
 from redimnet_jax.corpus_index import Bad, Entries, Index
 from redimnet_jax.errors import UserError
@@ -141,6 +141,7 @@ def open_corpus(
 
 
 def _origin(source: str, audio_root: str | Path | None, data_dir: str | Path | None) -> Origin:
+    local_paths.check(source, "The corpus")
     if source.startswith("tfds:"):
         from redimnet_jax import tfds_corpus
 

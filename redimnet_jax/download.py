@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import os
 import re
+import shlex
 import ssl
 import time
 import urllib.error
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from redimnet_jax import locks
 from redimnet_jax.errors import UserError
 
 _BASES = {
@@ -99,19 +101,34 @@ def fetch(url: str, folder: str | os.PathLike[str], sha256: str | None = None, r
             verify(path, expected, f"delete {path} to download it again")
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, part, retries)
-        try:
-            verify(part, expected, "it was removed, so try again, or check which sum is meant")
-        except UserError:
+        with locks.locked(path.parent, name=f"{name}.lock"):
+            _download(url, part, retries)
+            try:
+                verify(part, expected, "it was removed, so try again, or check which sum is meant")
+            except UserError:
+                _discard(part)
+                raise
+            os.replace(part, path)
             _discard(part)
-            raise
-        os.replace(part, path)
-        _discard(part)
     except OSError as error:
         full = error.errno == errno.ENOSPC
         advice = "free some space and run again to continue" if full else "choose another folder"
         raise UserError(f"{path} cannot be written ({error.strerror or error}): {advice}.") from error
     return path
+
+
+def conversion_command(output: str | Path) -> str:
+    """Return the command that writes published weights to `output`: those of its name, such as weights/b6, or b2."""
+    name = Path(output).name
+    models = {
+        model: (data, types.split()[-1]) for models, data, types in _PUBLISHED["redimnet"] for model in models.split()
+    }
+    if name not in models:
+        name, output = "b2", "weights/b2"
+    dataset, train_type = models[name]
+    data = "" if dataset == "vox2" else f" --dataset={dataset}"
+    output = shlex.quote(str(output))
+    return f"python convert_torch_weights.py --model={name} --train_type={train_type}{data} --output={output}"
 
 
 def verify(path: Path, expected: str | None, advice: str) -> None:

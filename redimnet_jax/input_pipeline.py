@@ -12,13 +12,14 @@ the step, is all its state.
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from redimnet_jax import speaker_groups
+from redimnet_jax import speaker_groups, worker_process
 from redimnet_jax.augment import Speed, Step, apply
 from redimnet_jax.errors import UserError
 
@@ -96,6 +97,7 @@ class TrainBatches:
         self._identity = identity
         self._step = 0
         self._iterator: Any = None
+        self._closing: Any = None
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -103,6 +105,8 @@ class TrainBatches:
     def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._start()
+            # Grain's threads and workers end with tracebacks when the interpreter ends before they are closed.
+            self._closing = weakref.finalize(self, self._iterator.close)
         batch = next(self._iterator)
         self._step += 1
         return batch
@@ -120,7 +124,8 @@ class TrainBatches:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
+                worker_init_fn=worker_process.begin,
             )
         return iter(batches)
 
@@ -142,7 +147,7 @@ class TrainBatches:
     def close(self) -> None:
         """Ends workers and threads; the next batch starts them again."""
         if self._iterator is not None:
-            self._iterator.close()
+            self._closing()
             self._iterator = None
 
 

@@ -4,12 +4,19 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from redimnet_jax import checkpoint, torch_weights
+from redimnet_jax import checkpoint, download, local_paths, torch_weights
+from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
 
 
 def open_model(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> SpeakerModel:
     """The model in a native checkpoint, in the workdir of a run (its best), or in a `.pt` or `.pth` file."""
+    local_paths.check(path, "The checkpoint")
+    if not Path(path).exists():
+        raise UserError(
+            f"There is no checkpoint {path}; check the path, or convert published weights with "
+            f"`{download.conversion_command(path)}`."
+        )
     if Path(path).suffix in (".pt", ".pth"):
         return torch_weights.from_torch(path, dtype=dtype)
     return checkpoint.load(path, dtype=dtype)

@@ -1,11 +1,26 @@
-"""A request to stop: SIGTERM, which a machine that is about to be taken away sends."""
+"""Requests to stop: SIGTERM, which a machine that is about to be taken away sends, and Ctrl-C."""
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# How long the main thread may take to handle a signal until the process ends without it.
+GRACE_SECONDS = 1.0
+
+
+class _Handled:
+    """When this process last handled a signal (time.monotonic()), and how many requests are being watched for."""
+
+    last = 0.0
+    watching = 0
 
 
 class StopRequest:
@@ -16,21 +31,32 @@ class StopRequest:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """SIGTERM makes the request; the second one ends the process at once."""
+        """During the block SIGTERM makes the request, and the second one ends the process at once.
+
+        The same holds for Ctrl-C within `leaving_at_once`; elsewhere it stays a KeyboardInterrupt.
+        """
+        in_command = signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_IGN)
+        before: dict[int, Any] = {}
 
         def request(number, frame):
+            _Handled.last = time.monotonic()
             self.made = True
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for other, handler in before.items():
+                signal.signal(other, handler)
 
         try:
-            before = signal.signal(signal.SIGTERM, request)
+            for number in SIGNALS[: 1 + in_command]:
+                before[number] = signal.signal(number, request)
         except ValueError:  # Only the main thread may; elsewhere the caller decides.
             yield
             return
+        _Handled.watching += 1
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            _Handled.watching -= 1
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def made_anywhere(self) -> bool:
         """Whether any process was asked; all processes must call this together."""
@@ -39,3 +65,61 @@ class StopRequest:
         from jax.experimental import multihost_utils
 
         return bool(multihost_utils.process_allgather(np.array(self.made)).any())
+
+
+@contextlib.contextmanager
+def leaving_at_once(leave: Callable[[int], Any]) -> Iterator[None]:
+    """During the block SIGTERM and Ctrl-C call `leave(number)`, which must end the process.
+
+    Where a request is watched for, this is so from the second signal on. A main thread that does not return to
+    Python, since it compiles or waits for another process, is not waited for. Ignored signals, such as Ctrl-C
+    in a background job, stay ignored. Does nothing outside the main thread.
+    """
+
+    def handle(number, frame):
+        _Handled.last = time.monotonic()
+        leave(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(reader, leave), name="signals", daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writer)
+        listener.join(2 * GRACE_SECONDS)
+        os.close(reader)
+
+
+def reinstall_handlers() -> None:
+    """Installs Python's handlers again, after native code (`jax.distributed`) has put its own in their place."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.getsignal(number))
+
+
+def _listen(reader: int, leave: Callable[[int], Any]) -> None:
+    """Calls `leave` for signals that the main thread does not handle in time, until the other end is closed."""
+    unhandled = 0
+    while data := os.read(reader, 1):
+        received = time.monotonic()
+        if data[0] not in SIGNALS:
+            continue
+        while (waited := time.monotonic() - received) < GRACE_SECONDS and _Handled.last < received - 0.1:
+            time.sleep(GRACE_SECONDS - waited if waited > GRACE_SECONDS / 2 else 0.05)
+        if _Handled.last >= received - 0.1:
+            unhandled = 0
+            continue
+        unhandled += 1
+        if unhandled > 1 or not _Handled.watching:
+            leave(data[0])

@@ -9,6 +9,7 @@ and `averaged/`, their mean.
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -30,7 +31,10 @@ from redimnet_jax import (
     early_stopping,
     evaluate,
     files,
+    hosts,
     input_pipeline,
+    local_paths,
+    locks,
     matryoshka,
     model_config,
     objective,
@@ -39,6 +43,7 @@ from redimnet_jax import (
     placement,
     stages,
     train_config,
+    training_data,
     training_report,
     weight_average,
 )
@@ -73,26 +78,71 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     `config` is `train_config.default()` with changes. Raises UserError for what the user can mend, before any long
     work where that can be known, and Preempted after a SIGTERM, when all is saved.
     """
+    workdir = _checked_start(config, workdir)
+    with _only_run(workdir):
+        _check_folders(config, workdir)
+        return _train(config, workdir)
+
+
+def _checked_start(config: Any, workdir: str | Path) -> Path:
+    """Returns the absolute workdir, after the checks that need no look at any file."""
+    local_paths.check(workdir, "The workdir")
+    local_paths.check_all(config.to_dict(), "config.")
     workdir = Path(workdir).absolute()
-    train_config.check(config, jax.device_count(), jax.process_count())
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be made ({error.strerror}); choose another one.") from error
+    settings = hashlib.sha256(config.to_json_best_effort(sort_keys=True).encode()).hexdigest()
+    hosts.check_same(settings, "The config of process {which} is not that of process 0; give all processes the same.")
+    with hosts.failing_together():
+        train_config.check(config, jax.device_count(), jax.process_count())
+        training_data.check_sources(config)
+    return workdir
+
+
+@contextlib.contextmanager
+def _only_run(workdir: Path) -> Iterator[None]:
+    """Makes the workdir, and keeps every other run out of it during the block."""
+    with contextlib.ExitStack() as stack:
+        with hosts.failing_together():
+            if jax.process_index() == 0:
+                try:
+                    stack.enter_context(locks.locked(workdir))
+                except UserError as error:
+                    raise UserError(f"The workdir {error}") from error
+        yield
+
+
+def _check_folders(config: Any, workdir: Path) -> None:
+    """Raises UserError on every process unless all see the same folders that the run writes."""
+    hosts.check_common_folder(workdir, "the workdir")
+    if config.cache.crops and config.cache.folder:
+        folder = Path(config.cache.folder)
+        with hosts.failing_together():
+            if jax.process_index() == 0:
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise UserError(
+                        f"cache.folder {folder} cannot be made ({error.strerror}); choose another one."
+                    ) from error
+        hosts.check_common_folder(folder, "cache.folder")
+
+
+def _train(config: Any, workdir: Path) -> dict[str, Any]:
+    """Trains in a workdir that no other run uses; see `train`."""
     if jax.config.jax_compilation_cache_dir is None:
         # So that a run that goes on does not compile again.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     with contextlib.closing(TrainingCheckpoints(workdir, config.checkpoint.keep)) as checkpoints:
         saved = None if checkpoints.latest() is None else checkpoints.read_progress()
-        if saved is None:
-            model = starting_model(config)
-        else:
-            train_config.check_resume(config, saved["config"], workdir)
-            model = _empty_model(saved["model"], jnp.dtype(config.dtype))
-        _check_filters(config, model)
-        model.network.backbone.remat = config.remat
-        teacher = open_teacher(config)
-        data = open_data(config, workdir)
+        with hosts.failing_together():
+            if saved is None:
+                model = starting_model(config)
+            else:
+                train_config.check_resume(config, saved["config"], workdir)
+                model = _empty_model(saved["model"], jnp.dtype(config.dtype))
+            _check_filters(config, model)
+            model.network.backbone.remat = config.remat
+            teacher = open_teacher(config)
+            data = open_data(config, workdir)
         with contextlib.closing(_Run(config, workdir, data, model, teacher, checkpoints, saved)) as run:
             return run.complete()
 

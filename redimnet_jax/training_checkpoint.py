@@ -36,8 +36,11 @@ class TrainingCheckpoints:
         best = policy.BestN(get_metric_fn=lambda m: -m["eer"], n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy.AnyPreservationPolicy([policy.LatestN(keep), best]),
-            cleanup_tmp_directories=True,
         )
+        # Orbax would do this in a thread, which fails with a traceback where the run ends at once.
+        if jax.process_index() == 0 and self.folder.is_dir():
+            for unfinished in ocp.utils.tmp_checkpoints(self.folder):
+                shutil.rmtree(unfinished.get())
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:

@@ -1,15 +1,13 @@
 """What a training run reads: its corpus, its validation trials, and how crops are augmented."""
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from redimnet_jax import augment, classification, same_speaker_split, subset, utterance_speakers, validation
+from redimnet_jax import augment, classification, hosts, same_speaker_split, subset, utterance_speakers, validation
 from redimnet_jax.classification import SeenSpeakers
 from redimnet_jax.corpus import Corpus, open_corpus
 from redimnet_jax.errors import UserError
@@ -37,23 +35,31 @@ class Data:
         return [f"{name}@{factor:g}" if factor != 1 else name for factor in factors for name in self.corpus.speakers]
 
 
+def check_sources(config: Any) -> None:
+    """Raises UserError when `config` does not say what to train on; looks at no file."""
+    if not config.data.train:
+        raise UserError(
+            "config.data.train is empty; give --config.data.train=FOLDER, a tree of speakers, or a list file or "
+            "tfds:NAME, or choose the :demo preset of configs/projection_only.py, which makes its own data."
+        )
+    if config.validation.same_sex and not config.validation.metadata:
+        raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
+
+
 def open_data(config: Any, workdir: Path) -> Data:
     """The training corpus and the validation trials of `config`, checked, the quickest to check first.
 
     Indices of the audio and synthetic voices are kept in `workdir`.
     """
     wanted, chosen = config.validation, config.data.augment
-    if not config.data.train:
-        raise UserError("config.data.train is empty; give a tree of speakers, a list file, or tfds:NAME.")
-    if wanted.same_sex and not wanted.metadata:
-        raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
+    check_sources(config)
     rule = utterance_speakers.rule(wanted.utt2spk, wanted.speaker_pattern)
     steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
     speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
 
     def opened(source: str, min_speakers: int = 1) -> Corpus:
-        with _first_process_first(source):
-            return open_corpus(
+        corpus = hosts.first_then_others(
+            lambda: open_corpus(
                 _synthetic_tree(source, workdir / "synthetic") if source.startswith("synthetic:") else source,
                 cache_dir=workdir / "index",
                 min_seconds=config.data.min_seconds,
@@ -62,6 +68,12 @@ def open_data(config: Any, workdir: Path) -> Data:
                 data_dir=config.data.data_dir,
                 progress=jax.process_index() == 0,
             )
+        )
+        hosts.check_same(
+            corpus.digest,
+            f"Process {{which}} finds other recordings in {source} than process 0; give all processes the same data.",
+        )
+        return corpus
 
     making = {
         "count": wanted.generated_trials,
@@ -122,22 +134,3 @@ def _synthetic_tree(source: str, folder: Path) -> Path:
             first_speaker=first,
         )
     return tree
-
-
-@contextlib.contextmanager
-def _first_process_first(name: str) -> Iterator[None]:
-    """The other processes run the block after the first one, whose files they then find."""
-    from jax.experimental import multihost_utils
-
-    def meet():
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(name)
-
-    if jax.process_index():
-        meet()
-        yield
-    else:
-        try:
-            yield
-        finally:
-            meet()

@@ -23,6 +23,7 @@ LONGEST = (
     "test_train",
     "test_kernels",
     "test_train_processes",
+    "test_run_start",
     "test_class_sharding",
     "test_stages",
     "test_training",

@@ -150,7 +150,7 @@ def test_wrong_flags(arguments, told, tmp_path, monkeypatch, capsys):
         cli.convert(arguments)
     assert ended.value.code == 2 and list(tmp_path.iterdir()) == []
     out, err = capsys.readouterr()
-    assert out == "" and told in err and err.startswith("usage: convert_torch_weights.py")
+    assert out == "" and told in err and err.startswith("error: ") and err.count("\n") == 1
 
 
 def test_help_of_the_script():
