@@ -62,6 +62,7 @@ TRAIN_HELP = """Train a Matryoshka speaker embedding; an interrupted run in the 
   --config=FILE[:PRESET]  a file of configs/, whose docstring says what it does
   --config.KEY=VALUE      changes a setting, such as --config.batch_size=512 or --config.data.augment.gain.p=0.5;
                           redimnet_jax/train_config.py lists all of them
+  --check                 decode all recordings first and say which cannot be read; exit code 1 where too many
   --workdir=DIR           checkpoints, best model, logs, results and plots of the run
   --distributed           join the other hosts of the TPU slice or cluster first
   --coordinator=HOST:PORT --processes=N --process_id=I
@@ -93,6 +94,7 @@ def train(arguments: Sequence[str]) -> int:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "a file of configs/, FILE or FILE:PRESET", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run goes on", flag_values=values)
+    flags.DEFINE_bool("check", False, "decode all recordings, say which cannot be read, and end", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the other hosts of the slice or cluster", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no cluster tells", flag_values=values)
     flags.DEFINE_integer("processes", None, "how many there are, with --coordinator", flag_values=values)
@@ -123,8 +125,11 @@ def train(arguments: Sequence[str]) -> int:
 def _train(values) -> None:
     if values.distributed or values.coordinator:
         jax.distributed.initialize(values.coordinator, values.processes, values.process_id)
-    from redimnet_jax import train
+    from redimnet_jax import recording_check, train
 
+    if values.check:
+        recording_check.check(values.config, values.workdir)
+        return
     try:
         train.train(values.config, values.workdir)
     except train.Preempted as stop:

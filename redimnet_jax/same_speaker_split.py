@@ -55,7 +55,8 @@ def split(corpus: Corpus, share: float, *, gap_seconds: float, min_seconds: floa
     rng = np.random.default_rng(seed)
     least = max(1, round(min_seconds * SAMPLE_RATE))
     # [start, stop) of every utterance on both sides; a side that an utterance is not on has none of its samples.
-    train = np.stack([np.zeros(len(corpus), np.int64), corpus.samples], axis=1)
+    lengths = getattr(corpus, "original_samples", corpus.samples)
+    train = np.stack([np.zeros(len(corpus), np.int64), lengths], axis=1)
     held = np.zeros_like(train)
     ways: Counter[str] = Counter()
     ends = np.cumsum(np.bincount(corpus.labels, minlength=len(corpus.speakers)))
@@ -69,7 +70,7 @@ def split(corpus: Corpus, share: float, *, gap_seconds: float, min_seconds: floa
             held[out], train[out] = train[out], 0
             ways[BY_UTTERANCE if sessions.max() < 0 else BY_SESSION] += 1
             continue
-        before, after = _in_time(corpus.samples[utterances], share, round(gap_seconds * SAMPLE_RATE), least)
+        before, after = _in_time(lengths[utterances], share, round(gap_seconds * SAMPLE_RATE), least)
         if before.any() and after.any():
             train[utterances], held[utterances] = before, after
             ways[IN_TIME] += 1

@@ -39,6 +39,7 @@ COUNTS = (
 FREE_TO_CHANGE = (
     "data.train",
     "data.data_dir",
+    "data.max_bad",
     "data.workers",
     "cache.folder",
     "cache.batch_size",

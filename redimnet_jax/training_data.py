@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from redimnet_jax import augment, classification, same_speaker_split, subset, validation
+from redimnet_jax import augment, classification, resumed_corpus, same_speaker_split, subset, validation
 from redimnet_jax.classification import SeenSpeakers
 from redimnet_jax.corpus import Corpus, open_corpus
 from redimnet_jax.errors import UserError
@@ -29,6 +29,7 @@ class Data:
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
     seen: SeenSpeakers | None = None
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the corpora opened, by their setting
 
     @property
     def classes(self) -> list[str]:
@@ -37,10 +38,11 @@ class Data:
         return [f"{name}@{factor:g}" if factor != 1 else name for factor in factors for name in self.corpus.speakers]
 
 
-def open_data(config: Any, workdir: Path) -> Data:
+def open_data(config: Any, workdir: Path, digests: Mapping[str, str] | None = None) -> Data:
     """The training corpus and the validation trials of `config`, checked, the quickest to check first.
 
-    Indices of the audio and synthetic voices are kept in `workdir`.
+    Indices of the audio and synthetic voices are kept in `workdir`. A run that goes on gives the `digests` of its
+    start, by which recordings that were removed or replaced since are known, see `resumed_corpus`.
     """
     wanted, chosen = config.validation, config.data.augment
     if not config.data.train:
@@ -50,9 +52,11 @@ def open_data(config: Any, workdir: Path) -> Data:
     steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
     speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
 
-    def opened(source: str, min_speakers: int = 1) -> Corpus:
+    found: dict[str, str] = {}
+
+    def opened(setting: str, source: str, min_speakers: int = 1) -> Corpus:
         with _first_process_first(source):
-            return open_corpus(
+            now = open_corpus(
                 _synthetic_tree(source, workdir / "synthetic") if source.startswith("synthetic:") else source,
                 cache_dir=workdir / "index",
                 min_seconds=config.data.min_seconds,
@@ -61,6 +65,10 @@ def open_data(config: Any, workdir: Path) -> Data:
                 data_dir=config.data.data_dir,
                 progress=jax.process_index() == 0,
             )
+        show = jax.process_index() == 0
+        corpus = resumed_corpus.resumed(now, (digests or {}).get(setting), workdir / "index", show=show)
+        found[setting] = corpus.digest
+        return corpus
 
     making = {
         "count": wanted.generated_trials,
@@ -69,19 +77,23 @@ def open_data(config: Any, workdir: Path) -> Data:
     }
     trials = None
     if wanted.trials:
-        unseen = opened(wanted.tree) if wanted.tree else None
+        unseen = opened("validation.tree", wanted.tree) if wanted.tree else None
         trials = validation.from_list(wanted.trials, wanted.audio_root, unseen)
     elif wanted.tree:
-        trials = validation.from_corpus(opened(wanted.tree), description=wanted.tree, **making)
-    corpus = opened(config.data.train, min_speakers=2)
+        trials = validation.from_corpus(opened("validation.tree", wanted.tree), description=wanted.tree, **making)
+    corpus = opened("data.train", config.data.train, min_speakers=2)
     if trials is None:
         corpus, held = subset.hold_out(corpus, wanted.holdout, config.seed)
         description = f"{len(held.speakers)} training speakers kept out of training"
         trials = validation.from_corpus(held, description=description, **making)
+    resumed_corpus.require_all(trials.recordings, "the validation")
     validation.check(trials, corpus.speakers, wanted.allow_shared_speakers)
     known, held, seen = config.classification, None, None
     if known.source:
-        held, description = opened(known.source), f"recordings of training speakers in {known.source}"
+        held, description = (
+            opened("classification.source", known.source),
+            f"recordings of training speakers in {known.source}",
+        )
         classification.check_apart(held, corpus)
     elif known.share:
         parts = same_speaker_split.split(
@@ -93,10 +105,11 @@ def open_data(config: Any, workdir: Path) -> Data:
         )
         corpus, held, description = parts.train, parts.held, parts.description
     if held is not None:
+        resumed_corpus.require_all(held, "the classification of training speakers")
         seen = classification.seen_speakers(
             held, corpus, most=known.max_recordings, seed=config.seed, description=description, speed=speed
         )
-    return Data(corpus, trials, speed, steps, seen)
+    return Data(corpus, trials, speed, steps, seen, found)
 
 
 def _synthetic_tree(source: str, folder: Path) -> Path:
