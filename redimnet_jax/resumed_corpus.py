@@ -12,6 +12,7 @@ import numpy as np
 
 from redimnet_jax import corpus_index
 from redimnet_jax.corpus import Corpus
+from redimnet_jax.corpus_files import Tree
 from redimnet_jax.errors import UserError
 
 
@@ -27,8 +28,11 @@ class ResumedCorpus:
         self._old, self._now, self._place = old, now, place
         self.digest, self.speakers, self.labels, self.sessions = old.digest, old.speakers, old.labels, old.sessions
         self.gone = place < 0
+        if isinstance(now._origin, Tree):
+            # A tree's index is not built anew for what is put back below a speaker's folder.
+            self.gone[[i for i in np.flatnonzero(self.gone) if not old.removed(int(i))]] = False
         self.original_samples = np.asarray(old.samples)
-        self.samples = np.where(self.gone, old.samples, now.samples[np.maximum(place, 0)])
+        self.samples = np.where(place < 0, old.samples, now.samples[np.maximum(place, 0)])
         self.summary = now.summary
 
     def __len__(self) -> int:
@@ -38,18 +42,21 @@ class ResumedCorpus:
         return self._old.name(i)
 
     def source(self, i: int) -> Path | bytes:
-        return self._now.source(self._where(i))
+        corpus, number = self._where(i)
+        return corpus.source(number)
 
     def removed(self, i: int) -> bool:
-        return bool(self.gone[i]) or self._now.removed(int(self._place[i]))
+        return bool(self.gone[i]) or self._where(i)[0].removed(self._where(i)[1])
 
     def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
-        return self._now.read(self._where(i), start, samples)
+        corpus, number = self._where(i)
+        return corpus.read(number, start, samples)
 
-    def _where(self, i: int) -> int:
+    def _where(self, i: int) -> tuple[Corpus, int]:
+        """The corpus that an utterance is read from, and its number there."""
         if self.gone[i]:
             raise UserError(f"{self.name(i)} was removed since the run was started; restore it.")
-        return int(self._place[i])
+        return (self._old, i) if self._place[i] < 0 else (self._now, int(self._place[i]))
 
 
 def resumed(now: Corpus, digest: str | None, cache_dir: Path, *, show: bool = True) -> Corpus | ResumedCorpus:
@@ -70,14 +77,15 @@ def resumed(now: Corpus, digest: str | None, cache_dir: Path, *, show: bool = Tr
     there = place >= 0
     if old.speakers != now.speakers or (old.labels[there] != now.labels[place[there]]).any():
         return now
+    corpus = ResumedCorpus(old, now, place)
     if show:
         added = len(now) - int(there.sum())
         print(
-            f"the run was started with {len(old):,} recordings: {int((~there).sum()):,} of them were removed, and "
+            f"the run was started with {len(old):,} recordings: {int(corpus.gone.sum()):,} of them were removed, and "
             f"others take their place; {added:,} were added, and are not used",
             file=sys.stderr,
         )
-    return ResumedCorpus(old, now, place)
+    return corpus
 
 
 def _folder_of(digest: str, cache_dir: Path) -> Path | None:
