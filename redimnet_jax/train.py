@@ -2,8 +2,8 @@
 
 The workdir holds `config.json`, `checkpoints/` (what an interrupted run resumes from), `best/` (the best model,
 native), `scores/` (of the validations that were the best so far), `index/` (of the audio), `events/` (TensorBoard),
-and at the end `results.json`, `results.md` and plots; with `averaging.last` also `epochs/`, the last epochs' models,
-and `averaged/`, their mean.
+`unreadable.txt` (training recordings that could not be read, if any), and at the end `results.json`, `results.md` and
+plots; with `averaging.last` also `epochs/`, the last epochs' models, and `averaged/`, their mean.
 """
 
 import collections
@@ -366,6 +366,8 @@ class _Run:
                     read(0)
                     self._save(None)
             read(0)
+            with self._saved_on_error():
+                self._note_unreadable(self.batches.take_unreadable())
             seconds = time.perf_counter() - start
         waited = self.steps.wait_fraction()
         speed = (end - begin) * self.config.batch_size / max(seconds, 1e-9)
@@ -629,10 +631,8 @@ class _Run:
         """Tables, JSON and plots of the whole run; returns the best model's results."""
         if self.progress["stopped"]:
             self.log.say(f"stopped early: no better EER for {self.progress['stale']} validations")
-        if len(self.unreadable):
-            self.log.say(
-                f"{len(self.unreadable):,} training recordings could not be read; see {self.unreadable.path}"
-            )
+        if count := len(self.unreadable):
+            self.log.say(f"unreadable: {count:,} training recording{'s' * (count > 1)}; see {self.unreadable.path}")
         if not self.first:
             return training_report.best_results(self.progress)
         return training_report.write(self.workdir, self.progress, self.data.validation.trials, self.dims, averaged)

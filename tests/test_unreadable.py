@@ -64,7 +64,7 @@ def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_pat
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train.train(wanted, whole)
     assert listed(whole) == [bad.relative_to(data["data.train"]).as_posix()]
-    assert "1 training recordings could not be read" in capsys.readouterr().out
+    assert "unreadable: 1 training recording; see" in capsys.readouterr().out
     for step in () if cached else (6, 10):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
