@@ -182,6 +182,30 @@ def test_a_validation_recording_that_goes_bad_costs_no_training(data, tmp_path, 
     same_runs(tmp_path / "whole", tmp_path / "run", 12)
 
 
+def test_noise_that_goes_away_costs_no_training(data, tmp_path, monkeypatch):
+    noise, aside = tmp_path / "noise", tmp_path / "aside"
+    noise.mkdir()
+    soundfile.write(noise / "hum.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
+    start = {"heads__init": "random", "projection__init": "random"}
+    wanted = config(data, **start, data__augment__noise_folder__folder=str(noise), data__augment__noise_folder__p=1.0)
+    original = LiveSteps.run
+
+    def run(self, state, frozen, begin, end):
+        if begin == 1:
+            noise.rename(aside)
+        return original(self, state, frozen, begin, end)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveSteps, "run", run)
+        assert "hum.wav" in refusal(train.train, wanted, tmp_path / "run")
+    stopped = max(int(folder.name) for folder in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved(tmp_path / "run", stopped)[1]["batches"]["step"] == stopped > 0
+    aside.rename(noise)
+    train.train(wanted, tmp_path / "run")
+    train.train(wanted, tmp_path / "whole")
+    same_runs(tmp_path / "whole", tmp_path / "run", 12)
+
+
 def test_check_decodes_everything(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     bad = recordings(data)[7:9]
