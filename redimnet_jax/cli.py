@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax import checkpoint, download, locks, signals, torch_weights
+from redimnet_jax import checkpoint, download, locks, names, signals, torch_weights
 from redimnet_jax.command import Parser, run
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel

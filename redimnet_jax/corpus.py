@@ -63,6 +63,11 @@ class Corpus:
         records = self._index.records
         return self._origin.fetch(self.name(i), None if records is None else int(records[i]))
 
+    def removed(self, i: int) -> bool:
+        """Whether the file of an utterance is not there any more."""
+        source = self.source(i)
+        return isinstance(source, Path) and not source.exists()
+
     def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
         """Waveform at 16 kHz, float32 (n,), from sample `start` on; n < `samples` only where the signal ends."""
         source = self.source(i)

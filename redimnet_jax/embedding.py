@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from redimnet_jax import audio, buckets, embedding_cache
+from redimnet_jax import audio, buckets, embedding_cache, placement
 from redimnet_jax.compilation import jit
 from redimnet_jax.embedding_cache import PooledCache
 from redimnet_jax.errors import UserError
@@ -225,11 +225,12 @@ def pool_recordings(
         ]
         missing = mine[~cache.read(keys, pooled)]
     batches = plan(pieces.lengths, missing, round(batch_seconds * model.sample_rate), jax.local_device_count())
-    for found, rows in pooled_batches(model, batches, pieces.read, progress=progress, check=check):
-        places = found // share
-        pooled[places] = rows
-        if cache is not None:
-            cache.append([keys[place] for place in places], rows)
+    with placement.raised_together():
+        for found, rows in pooled_batches(model, batches, pieces.read, progress=progress, check=check):
+            places = found // share
+            pooled[places] = rows
+            if cache is not None:
+                cache.append([keys[place] for place in places], rows)
     return _gathered(pooled, len(pieces)).reshape(len(recordings), pieces.crops, -1)
 
 

@@ -190,12 +190,14 @@ def extract(
     log: TrainingLog,
     workers: int = 0,
     check: Callable[[], None] = lambda: None,
+    unreadable: Callable[[list[tuple[int, int]]], None] = lambda found: None,
 ) -> None:
     """Makes `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
 
     An interrupted extraction goes on where it stopped, with any batch size and on any devices. `check` is called
-    before each batch and may raise, which loses nothing. Raises UserError for features that are not finite, with the
-    name of the utterance.
+    before each batch and may raise, which loses nothing. So may `unreadable`, which is told for each batch what could
+    not be read and has another crop in its place (see `examples`), whose label is that of the row.
+    Raises UserError for features that are not finite, with the name of the utterance.
     """
     begin = int(placement.agreed(np.asarray(cache.rows, np.int32)))
     if begin >= rows:
@@ -218,7 +220,9 @@ def extract(
     def made() -> Iterator[Rows]:
         while True:
             check()
-            yield pooled(state, placement.deal_rows(next(meter), mesh))
+            batch = next(meter)
+            unreadable(batches.take_unreadable())
+            yield pooled(state, placement.deal_rows(batch, mesh))
 
     with contextlib.ExitStack() as stack:
         stack.callback(batches.close)

@@ -14,14 +14,14 @@ import shutil
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from redimnet_jax import speaker_groups, worker_process
-from redimnet_jax.augment import Speed, Step, apply
+from redimnet_jax.augment import Speed, Step
 from redimnet_jax.errors import UserError
+from redimnet_jax.examples import UNREADABLE, Example
 
 if TYPE_CHECKING:
     from redimnet_jax.corpus import Corpus
@@ -45,44 +45,6 @@ def classes(corpus: "Corpus", speed: Speed | None = None) -> int:
     return speed.classes(len(corpus.speakers)) if speed else len(corpus.speakers)
 
 
-@dataclass(frozen=True)
-class Example:
-    """Makes an example, {"waveform": float32 (crop,), "label": int32}, from its index and a generator."""
-
-    corpus: "Corpus"
-    crop: int
-    steps: tuple[Step, ...]
-    speed: Speed | None
-
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        choice = int(rng.integers(len(self.speed.factors))) if self.speed else None
-        return self.make(int(index) % len(self.corpus), choice, rng)
-
-    def make(self, utterance: int, choice: int | None, rng: np.random.Generator) -> dict[str, Any]:
-        """A crop of an utterance, at the speed of index `choice`."""
-        label, samples = int(self.corpus.labels[utterance]), self.crop
-        if self.speed:
-            label = self.speed.label(label, choice, len(self.corpus.speakers))
-            samples = self.speed.samples(choice, self.crop)
-        waveform = self.read(utterance, samples, rng)
-        if self.speed:
-            waveform = np.resize(self.speed.change(waveform, choice), self.crop)
-        waveform = apply(self.steps, waveform, rng)
-        return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
-
-    def read(self, utterance: int, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """A random stretch of an utterance, float32 (samples,); a shorter utterance is repeated."""
-        length = int(self.corpus.samples[utterance])
-        start = int(rng.integers(max(length - samples, 0) + 1))
-        waveform = self.corpus.read(utterance, start, samples)
-        if len(waveform) < min(samples, length) or not length:
-            raise UserError(
-                f"The utterance {self.corpus.name(utterance)} is shorter than the {length} samples that the index of"
-                " the corpus gives it, so build the index anew."
-            )
-        return np.resize(waveform, samples)
-
-
 class TrainBatches:
     """An endless iterator over batches whose state is the number of batches taken.
 
@@ -98,6 +60,7 @@ class TrainBatches:
         self._step = 0
         self._iterator: Any = None
         self._closing: Any = None
+        self._unreadable: list[tuple[int, int]] = []
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -107,9 +70,16 @@ class TrainBatches:
             self._iterator = self._start()
             # Grain's threads and workers end with tracebacks when the interpreter ends before they are closed.
             self._closing = weakref.finalize(self, self._iterator.close)
-        batch = next(self._iterator)
+        batch = dict(next(self._iterator))
         self._step += 1
+        failures = batch.pop(UNREADABLE).reshape(-1, 2)
+        self._unreadable += map(tuple, failures[failures[:, 0] >= 0].tolist())
         return batch
+
+    def take_unreadable(self) -> list[tuple[int, int]]:
+        """(utterance, first sample) of what could not be read for the batches taken since the last call."""
+        taken, self._unreadable = self._unreadable, []
+        return taken
 
     def _start(self) -> Iterator[Batch]:
         import grain
@@ -136,6 +106,12 @@ class TrainBatches:
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on behind the batch after which `state` was got; UserError if that was another stream."""
         for key, ours in self._identity.items():
+            if state.get(key) != ours and key == "corpus":
+                raise UserError(
+                    f"The state of the input pipeline was saved with the corpus {state.get(key)!r} and the run has"
+                    f" {ours!r}, in which recordings have other names, lengths or speakers, so give data.train as it"
+                    " was, or start a new run in another workdir."
+                )
             if state.get(key) != ours:
                 raise UserError(
                     f"The state of the input pipeline was saved with {key} = {state.get(key)!r} and the run has"
@@ -187,7 +163,8 @@ def train_batches(
     consumer up to `threads` batches wait, between workers and consumer up to `BATCHES_A_WORKER` a worker, in shared
     memory.
 
-    Raises UserError for impossible numbers now, and with the name of the file for an unreadable one later.
+    Where a recording cannot be read, another crop takes its place, see `examples`, and `take_unreadable` tells.
+    Raises UserError for impossible numbers now, and later where nothing can be read in place of a recording.
     """
     import grain
 
@@ -220,9 +197,8 @@ def train_batches(
     else:
         speakers = batch_size // crops_per_speaker
         group = speaker_groups.group(
-            example.make,
+            example,
             corpus,
-            speed,
             crops=crops_per_speaker,
             batch_size=batch_size,
             process_count=process_count,

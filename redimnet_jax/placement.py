@@ -1,12 +1,18 @@
 """Where arrays lie: on all devices of the mesh, whole or by rows, whichever process has them."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from redimnet_jax.errors import UserError
+
 AXIS = "data"
+# Of an error that one process tells the others.
+MESSAGE_BYTES = 2048
 
 
 def mesh() -> Mesh:
@@ -42,6 +48,26 @@ def agreed(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.broadcast_one_to_all(tree)
+
+
+@contextlib.contextmanager
+def raised_together() -> Iterator[None]:
+    """Makes a UserError of the block in one process one in all of them; all processes must enter this together."""
+    if jax.process_count() == 1:
+        yield
+        return
+    from jax.experimental import multihost_utils
+
+    said = b""
+    try:
+        yield
+    except UserError as error:
+        said = str(error).encode("utf-8", "surrogateescape")[:MESSAGE_BYTES]
+    told = np.zeros(MESSAGE_BYTES, np.uint8)
+    told[: len(said)] = np.frombuffer(said, np.uint8)
+    for row in multihost_utils.process_allgather(told):
+        if row.any():
+            raise UserError(row.tobytes().rstrip(b"\0").decode("utf-8", "surrogateescape"))
 
 
 def deal_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ that follows what was trained on. Room and microphone are then still the same on
 """
 
 import dataclasses
+import math
 from collections import Counter
 
 import numpy as np
@@ -55,7 +56,8 @@ def split(corpus: Corpus, share: float, *, gap_seconds: float, min_seconds: floa
     rng = np.random.default_rng(seed)
     least = max(1, round(min_seconds * SAMPLE_RATE))
     # [start, stop) of every utterance on both sides; a side that an utterance is not on has none of its samples.
-    train = np.stack([np.zeros(len(corpus), np.int64), corpus.samples], axis=1)
+    lengths = getattr(corpus, "original_samples", corpus.samples)
+    train = np.stack([np.zeros(len(corpus), np.int64), lengths], axis=1)
     held = np.zeros_like(train)
     ways: Counter[str] = Counter()
     ends = np.cumsum(np.bincount(corpus.labels, minlength=len(corpus.speakers)))
@@ -69,7 +71,7 @@ def split(corpus: Corpus, share: float, *, gap_seconds: float, min_seconds: floa
             held[out], train[out] = train[out], 0
             ways[BY_UTTERANCE if sessions.max() < 0 else BY_SESSION] += 1
             continue
-        before, after = _in_time(corpus.samples[utterances], share, round(gap_seconds * SAMPLE_RATE), least)
+        before, after = _in_time(lengths[utterances], share, round(gap_seconds * SAMPLE_RATE), least)
         if before.any() and after.any():
             train[utterances], held[utterances] = before, after
             ways[IN_TIME] += 1
@@ -79,9 +81,25 @@ def split(corpus: Corpus, share: float, *, gap_seconds: float, min_seconds: floa
         raise UserError(
             f"classification.share={share:g} keeps out nothing: each of the {len(corpus.speakers):,} training "
             f"speakers has one recording, too short to give {min_seconds:g} s to both sides of a gap of "
-            f"{gap_seconds:g} s; raise the share, or leave it out and trust the EER."
+            f"{gap_seconds:g} s; {_remedy(corpus, lengths, round(gap_seconds * SAMPLE_RATE), least)}."
         )
     return SameSpeakerSplit(_excerpts(corpus, train), _excerpts(corpus, held), ways, gap_seconds)
+
+
+def _remedy(corpus: Corpus, lengths: np.ndarray, gap: int, least: int) -> str:
+    """The settings by which the speaker with the longest recording can be split in time, as advice."""
+    totals = np.bincount(corpus.labels, weights=lengths, minlength=len(corpus.speakers))
+    own = lengths[corpus.labels == np.argmax(totals)]
+    total = int(totals.max())
+    smallest = math.ceil(1000 * least / total) / 1000
+    # The gap is in whole milliseconds.
+    for wanted, between in ((smallest, gap), (0.5, gap), (0.5, max(0, total - 2 * least) // 16 * 16)):
+        if not 0 < wanted < 1 or between > gap:
+            continue
+        if all(side.any() for side in _in_time(own, wanted, between, least)):
+            shorter = f" and classification.gap_seconds to {between / SAMPLE_RATE:g}" if between != gap else ""
+            return f"set classification.share to {wanted:g}{shorter}, or to 0 and trust the EER"
+    return "set classification.share to 0 and trust the EER"
 
 
 def _in_time(lengths: np.ndarray, share: float, gap: int, least: int) -> tuple[np.ndarray, np.ndarray]:

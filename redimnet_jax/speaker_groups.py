@@ -5,16 +5,15 @@ no speaker is in it twice, and what remains at the end of a round is dropped. Ea
 utterances as far as they go, in consecutive rows. Speakers are drawn equally often, however much they said.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from redimnet_jax.errors import UserError
+from redimnet_jax.examples import OTHERS, UNREADABLE, Example, Failure, failure_rows, nothing_readable
 
 if TYPE_CHECKING:
-    from redimnet_jax.augment import Speed
     from redimnet_jax.corpus import Corpus
 
 
@@ -22,35 +21,52 @@ if TYPE_CHECKING:
 class Group:
     """Makes the crops of a speaker, {"waveform": float32 (crops, samples), "label": int32 (crops,)}.
 
-    `make(utterance, choice, rng)` makes one, at the speed of index `choice`. Where a speaker at another speed is
-    another one, all crops of a group have the same.
+    `example` makes one. Where a speaker at another speed is another one, all crops of a group have the same. Where a
+    recording cannot be read, another crop of the speaker takes its place; where none can be, a group of another
+    speaker, who may then be in a batch twice. What failed is told as by `examples.Example`.
     """
 
-    make: Callable[[int, int | None, np.random.Generator], dict[str, Any]]
+    example: Example
     crops: int
-    speed: "Speed | None"
     utterances: np.ndarray  # of the corpus, speaker by speaker
     ends: np.ndarray  # (speakers,), where those of a speaker end
 
     def __call__(self, speaker: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        failures: list[Failure] = []
+        group = self._of(int(speaker), rng, failures)
+        tries = 0
+        while group is None:
+            if tries == OTHERS:
+                raise nothing_readable(failures)
+            group, tries = self._of(int(rng.integers(len(self.ends))), rng, failures), tries + 1
+        # All that failed travels with the group, dealt to its rows.
+        rows = [failure_rows(failures[crop :: self.crops]) for crop in range(self.crops)]
+        return group | {UNREADABLE: np.stack(rows)}
+
+    def _of(self, speaker: int, rng: np.random.Generator, failures: list[Failure]) -> dict[str, np.ndarray] | None:
+        """The crops of a speaker, or None when one of them cannot be made."""
         own = self.utterances[self.ends[speaker - 1] if speaker else 0 : self.ends[speaker]]
         # Every utterance once before any comes a second time.
         rounds = [rng.permutation(own) for _ in range(-(-self.crops // len(own)))]
         choices = self._speeds(rng)
-        crops = [self.make(int(u), c, rng) for u, c in zip(np.concatenate(rounds), choices, strict=False)]
+        crops = []
+        for utterance, choice in zip(np.concatenate(rounds), choices, strict=False):
+            crop = self.example.of_speaker(int(utterance), choice, rng, failures)
+            if crop is None:
+                return None
+            crops.append(crop)
         return {name: np.stack([crop[name] for crop in crops]) for name in crops[0]}
 
     def _speeds(self, rng: np.random.Generator) -> list[int | None]:
-        if self.speed is None:
+        if self.example.speed is None:
             return [None] * self.crops
-        choices = rng.integers(len(self.speed.factors), size=self.crops)
-        return [int(choices[0])] * self.crops if self.speed.new_speakers else choices.tolist()
+        choices = rng.integers(len(self.example.speed.factors), size=self.crops)
+        return [int(choices[0])] * self.crops if self.example.speed.new_speakers else choices.tolist()
 
 
 def group(
-    make: Callable,
+    example: Example,
     corpus: "Corpus",
-    speed: "Speed | None",
     *,
     crops: int,
     batch_size: int,
@@ -80,7 +96,7 @@ def group(
             f"{corpus.speakers[single[0]]}, and crops_per_speaker asks for different ones; leave these speakers out, "
             "or set data.one_utterance=True to take all crops of such a speaker from it."
         )
-    return Group(make, crops, speed, np.argsort(corpus.labels, kind="stable"), np.cumsum(counts))
+    return Group(example, crops, np.argsort(corpus.labels, kind="stable"), np.cumsum(counts))
 
 
 def rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

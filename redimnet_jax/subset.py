@@ -20,6 +20,7 @@ class Subset:
         self.speakers = tuple(corpus.speakers[label] for label in present)
         self.labels = labels.astype(np.int32)
         self.sessions, self.samples = corpus.sessions[index], corpus.samples[index]
+        self.gone = gone_of(corpus)[index]
         self.digest = hashlib.sha256(corpus.digest.encode() + index.astype("<i8").tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -30,6 +31,9 @@ class Subset:
 
     def source(self, i: int) -> Path | bytes:
         return self._corpus.source(int(self._index[i]))
+
+    def removed(self, i: int) -> bool:
+        return self._corpus.removed(int(self._index[i]))
 
     def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
         return self._corpus.read(int(self._index[i]), start, samples)
@@ -44,7 +48,8 @@ class Excerpts(Subset):
     def __init__(self, corpus: Corpus, index: np.ndarray, spans: np.ndarray):
         super().__init__(corpus, index)
         self._starts = spans[:, 0]
-        self.samples = spans[:, 1] - spans[:, 0]
+        # Of a recording that has become shorter, what is left of the span.
+        self.samples = np.clip(corpus.samples[index], spans[:, 0], spans[:, 1]) - spans[:, 0]
         self.digest = hashlib.sha256(self.digest.encode() + spans.astype("<i8").tobytes()).hexdigest()
 
     def source(self, i: int) -> Path | bytes:
@@ -57,6 +62,11 @@ class Excerpts(Subset):
         start = min(start, length)
         stop = length if samples is None else min(start + samples, length)
         return super().read(i, int(self._starts[i]) + start, stop - start)
+
+
+def gone_of(corpus: Corpus) -> np.ndarray:
+    """bool (utterances,): which were removed since the run started, see `resumed_corpus`; of other corpora none."""
+    return getattr(corpus, "gone", np.zeros(len(corpus), bool))
 
 
 def named(corpus: Corpus, names: Sequence[str]) -> Subset:

@@ -2,8 +2,8 @@
 
 The workdir holds `config.json`, `checkpoints/` (what an interrupted run resumes from), `best/` (the best model,
 native), `scores/` (of the validations that were the best so far), `index/` (of the audio), `events/` (TensorBoard),
-and at the end `results.json`, `results.md` and plots; with `averaging.last` also `epochs/`, the last epochs' models,
-and `averaged/`, their mean.
+`unreadable.txt` (training recordings that could not be read, if any), and at the end `results.json`, `results.md` and
+plots; with `averaging.last` also `epochs/`, the last epochs' models, and `averaged/`, their mean.
 """
 
 import collections
@@ -62,6 +62,8 @@ from redimnet_jax.train_step import Arrays, Learner, Split, compile_step, initia
 from redimnet_jax.training_checkpoint import TrainingCheckpoints, save_best
 from redimnet_jax.training_data import Data, open_data
 from redimnet_jax.training_log import TrainingLog
+from redimnet_jax.unreadable import FILE as UNREADABLE
+from redimnet_jax.unreadable import Unreadable
 
 # Steps that may be on their way before their figures are read: enough to keep the device busy, and soon enough to see
 # a loss that is not finite.
@@ -142,7 +144,7 @@ def _train(config: Any, workdir: Path) -> dict[str, Any]:
             _check_filters(config, model)
             model.network.backbone.remat = config.remat
             teacher = open_teacher(config)
-            data = open_data(config, workdir)
+            data = open_data(config, workdir, saved and saved.get("corpora"))
         with contextlib.closing(_Run(config, workdir, data, model, teacher, checkpoints, saved)) as run:
             return run.complete()
 
@@ -164,6 +166,9 @@ class _Run:
         self.first = jax.process_index() == 0
         self.log = TrainingLog(workdir, tuple(config.projection.mrl_dims))
         self.mesh = placement.mesh()
+        crop = round(config.data.crop_seconds * 16000)
+        self.unreadable = Unreadable(workdir / UNREADABLE, data.corpus, crop, config.data.max_bad)
+        self._note_unreadable([])
         self.batches = self._batches(self.data.steps, self.data.speed, config.data.crops_per_speaker)
         self.epoch_steps = input_pipeline.steps_per_epoch(
             data.corpus, config.batch_size, config.data.crops_per_utterance
@@ -204,13 +209,26 @@ class _Run:
         """(pooled features, labels) of about `count` training crops for the start."""
         config = self.config
         if config.cache.crops:
-            rows = config.cache.crops * len(self.data.corpus)
-            return self._features(self.pretrained).sample(rows, count, config.seed)
+            utterances = len(self.data.corpus)
+            crops = config.cache.crops
+            if config.projection.init == "lossless" and crops * utterances <= self.dims[-1]:
+                # Too few for a rotation: the start alone has more crops of every utterance.
+                crops = -(-count // utterances)
+            return self._features(self.pretrained, crops).sample(crops * utterances, count, config.seed)
         batches = self._batches(speed=self.data.speed)
-        return pooled_crops(self.pretrained, batches, -(-count // config.batch_size), self.mesh, self.log)
+        found = pooled_crops(self.pretrained, batches, -(-count // config.batch_size), self.mesh, self.log)
+        self._note_unreadable(batches.take_unreadable())
+        return found
 
-    def _features(self, model: SpeakerModel) -> FeatureCache:
-        """The features of `cache.crops` crops of every utterance; those that are not there yet are computed."""
+    def _note_unreadable(self, found: list[tuple[int, int]]) -> None:
+        """Counts and lists recordings; UserError when they are too many."""
+        for text in self.unreadable.note(found):
+            self.log.say(text)
+        if too_many := self.unreadable.excess():
+            raise UserError(too_many)
+
+    def _features(self, model: SpeakerModel, each: int) -> FeatureCache:
+        """The features of `each` crops of every utterance; those that are not there yet are computed."""
         config, data = self.config, self.data
 
         def check() -> None:
@@ -225,12 +243,13 @@ class _Run:
                 cache,
                 model,
                 crops,
-                config.cache.crops * len(data.corpus),
+                each * len(data.corpus),
                 batch_size=config.cache.batch_size,
                 mesh=self.mesh,
                 log=self.log,
                 workers=config.data.workers,
                 check=check,
+                unreadable=self._note_unreadable,
             )
         return cache
 
@@ -326,7 +345,7 @@ class _Run:
 
     def _cached_steps(self, step: Callable) -> CachedSteps:
         config, utterances = self.config, len(self.data.corpus)
-        cache, rows = self._features(self.model()), config.cache.crops * utterances
+        cache, rows = self._features(self.model(), config.cache.crops), config.cache.crops * utterances
         steps = CachedSteps(
             step,
             self.mesh,
@@ -376,13 +395,19 @@ class _Run:
 
         total = self.epoch_steps * self.config.batch_size
         name = f"epoch {epoch + 1}/{self.config.epochs}"
+        # To agree costs a meeting of all processes, too much for every step.
+        alone = jax.process_count() == 1
         with self.log.bar(name, total, (begin % self.epoch_steps) * self.config.batch_size, "crop") as bar:
             start = time.perf_counter()
             while self.step < end:
                 before, until = self.step, self._next_stop(end)
-                self.state, figures, self.step = self.steps.run(self.state, self.frozen, before, until)
+                with self._saved_on_error(lambda: read(0)) if alone else contextlib.nullcontext():
+                    self.state, figures, self.step = self.steps.run(self.state, self.frozen, before, until)
                 waiting.append((before, self.step, figures))
                 read(IN_FLIGHT)
+                if alone or self.step % self.config.log_every_steps == 0:
+                    with self._saved_on_error(lambda: read(0)):
+                        self._note_unreadable(self.batches.take_unreadable())
                 if self._must_stop():
                     read(0)
                     self._save(None)
@@ -391,6 +416,8 @@ class _Run:
                     read(0)
                     self._save(None)
             read(0)
+            with self._saved_on_error():
+                self._note_unreadable(self.batches.take_unreadable())
             seconds = time.perf_counter() - start
         waited = self.steps.wait_fraction()
         speed = (end - begin) * self.config.batch_size / max(seconds, 1e-9)
@@ -502,14 +529,15 @@ class _Run:
     ) -> np.ndarray:
         """Pooled features of the recordings called `name`; a frozen backbone needs to give them only once."""
         if name not in self.pooled or self.split.backbone_trains:
-            self.pooled[name] = pool_recordings(
-                model,
-                recordings,
-                windows=windows,
-                batch_seconds=self.config.validation.batch_seconds,
-                progress=name if self.first else None,
-                check=self._check_stop,
-            )
+            with self._saved_on_error():
+                self.pooled[name] = pool_recordings(
+                    model,
+                    recordings,
+                    windows=windows,
+                    batch_seconds=self.config.validation.batch_seconds,
+                    progress=name if self.first else None,
+                    check=self._check_stop,
+                )
         return self.pooled[name]
 
     def _classification(self, model: SpeakerModel) -> dict[str, Any]:
@@ -583,6 +611,7 @@ class _Run:
             },
             "batches": self.batches.get_state(),
             "progress": self.progress,
+            "corpora": dict(self.data.digests),
         }
         state, frozen = self.split.exact(placement.collected((self.state, self.frozen)))
         self.checkpoints.save(state, frozen, everything, eer)
@@ -609,6 +638,21 @@ class _Run:
             if self.progress["sums"]:
                 self._save(None)
             self._leave()
+
+    @contextlib.contextmanager
+    def _saved_on_error(self, before: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Saves the steps of an epoch that is not validated yet when the block raises UserError.
+
+        `before` is called first. All processes must raise together.
+        """
+        try:
+            yield
+        except UserError:
+            before()
+            if self.progress["sums"] and self.progress["sums"]["steps"]:
+                self._save(None)
+                self.checkpoints.wait()
+            raise
 
     def _leave(self) -> None:
         self.checkpoints.wait()
@@ -637,6 +681,8 @@ class _Run:
         """Tables, JSON and plots of the whole run; returns the best model's results."""
         if self.progress["stopped"]:
             self.log.say(f"stopped early: no better EER for {self.progress['stale']} validations")
+        if count := len(self.unreadable):
+            self.log.say(f"unreadable: {count:,} training recording{'s' * (count > 1)}; see {self.unreadable.path}")
         if not self.first:
             return training_report.best_results(self.progress)
         return training_report.write(self.workdir, self.progress, self.data.validation.trials, self.dims, averaged)

@@ -23,6 +23,7 @@ HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same w
   --config.KEY=VALUE      changes a setting, such as --config.batch_size=512 or --config.data.augment.gain.p=0.5;
                           docs/settings.md lists all of them, and so does --settings
   --settings              print every setting with its default, range and meaning, and exit
+  --check                 decode all recordings first and say which cannot be read; exit code 1 where too many
   --workdir=DIR           checkpoints, best model, logs, results and plots of the run
                           (default: a new folder in runs/, named by config and time)
   --distributed           join the other hosts of the TPU slice or cluster first
@@ -65,6 +66,7 @@ def _flags() -> Any:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "a file of configs/, FILE or FILE:PRESET", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run goes on", flag_values=values)
+    flags.DEFINE_bool("check", False, "decode all recordings, say which cannot be read, and end", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the other hosts of the slice or cluster", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no cluster tells", flag_values=values)
     flags.DEFINE_integer("processes", None, "how many there are, with --coordinator", flag_values=values)
@@ -169,7 +171,7 @@ def _run(values: Any, ending: _Ending) -> int:
 
 
 def _train(values: Any, ending: _Ending) -> None:
-    from redimnet_jax import train
+    from redimnet_jax import recording_check, train
 
     workdir = values.workdir
     if workdir is None:
@@ -177,6 +179,9 @@ def _train(values: Any, ending: _Ending) -> None:
         ending.again = f"the same command with --workdir={workdir} goes on from there"
         if jax.process_index() == 0:
             print(f"workdir     {workdir}", flush=True)
+    if values.check:
+        recording_check.check(values.config, workdir)
+        return
     try:
         train.train(values.config, workdir)
     except train.Preempted as stop:

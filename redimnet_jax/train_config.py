@@ -19,6 +19,7 @@ from redimnet_jax.training_settings import Settings
 FREE_TO_CHANGE = (
     "data.train",
     "data.data_dir",
+    "data.max_bad",
     "data.workers",
     "cache.folder",
     "cache.batch_size",

@@ -2,12 +2,22 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from redimnet_jax import augment, classification, hosts, same_speaker_split, subset, utterance_speakers, validation
+from redimnet_jax import (
+    augment,
+    classification,
+    hosts,
+    resumed_corpus,
+    same_speaker_split,
+    subset,
+    utterance_speakers,
+    validation,
+)
 from redimnet_jax.classification import SeenSpeakers
 from redimnet_jax.corpus import Corpus, open_corpus
 from redimnet_jax.errors import UserError
@@ -27,6 +37,7 @@ class Data:
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
     seen: SeenSpeakers | None = None
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the corpora opened, by their setting
 
     @property
     def classes(self) -> list[str]:
@@ -46,10 +57,11 @@ def check_sources(config: Any) -> None:
         raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
 
 
-def open_data(config: Any, workdir: Path) -> Data:
+def open_data(config: Any, workdir: Path, digests: Mapping[str, str] | None = None) -> Data:
     """The training corpus and the validation trials of `config`, checked, the quickest to check first.
 
-    Indices of the audio and synthetic voices are kept in `workdir`.
+    Indices of the audio and synthetic voices are kept in `workdir`. A run that goes on gives the `digests` of its
+    start, by which recordings that were removed or replaced since are known, see `resumed_corpus`.
     """
     wanted, chosen = config.validation, config.data.augment
     check_sources(config)
@@ -57,8 +69,10 @@ def open_data(config: Any, workdir: Path) -> Data:
     steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
     speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
 
-    def opened(source: str, min_speakers: int = 1) -> Corpus:
-        corpus = hosts.first_then_others(
+    opened_digests: dict[str, str] = {}
+
+    def opened(setting: str, source: str, min_speakers: int = 1) -> Corpus:
+        now = hosts.first_then_others(
             lambda: open_corpus(
                 _synthetic_tree(source, workdir / "synthetic") if source.startswith("synthetic:") else source,
                 cache_dir=workdir / "index",
@@ -69,10 +83,13 @@ def open_data(config: Any, workdir: Path) -> Data:
                 progress=jax.process_index() == 0,
             )
         )
+        show = jax.process_index() == 0
+        corpus = resumed_corpus.resumed(now, (digests or {}).get(setting), workdir / "index", show=show)
         hosts.check_same(
             corpus.digest,
             f"Process {{which}} finds other recordings in {source} than process 0; give all processes the same data.",
         )
+        opened_digests[setting] = corpus.digest
         return corpus
 
     making = {
@@ -82,19 +99,23 @@ def open_data(config: Any, workdir: Path) -> Data:
     }
     trials = None
     if wanted.trials:
-        unseen = opened(wanted.tree) if wanted.tree else None
+        unseen = opened("validation.tree", wanted.tree) if wanted.tree else None
         trials = validation.from_list(wanted.trials, wanted.audio_root, unseen, rule)
     elif wanted.tree:
-        trials = validation.from_corpus(opened(wanted.tree), description=wanted.tree, **making)
-    corpus = opened(config.data.train, min_speakers=2)
+        trials = validation.from_corpus(opened("validation.tree", wanted.tree), description=wanted.tree, **making)
+    corpus = opened("data.train", config.data.train, min_speakers=2)
     if trials is None:
         corpus, held = subset.hold_out(corpus, wanted.holdout, config.seed)
         description = f"{len(held.speakers)} training speakers kept out of training"
         trials = validation.from_corpus(held, description=description, **making)
+    resumed_corpus.require_all(trials.recordings, "the validation")
     validation.check(trials, corpus.speakers, wanted.allow_shared_speakers)
     known, held, seen = config.classification, None, None
     if known.source:
-        held, description = opened(known.source), f"recordings of training speakers in {known.source}"
+        held, description = (
+            opened("classification.source", known.source),
+            f"recordings of training speakers in {known.source}",
+        )
         classification.check_apart(held, corpus)
     elif known.share:
         parts = same_speaker_split.split(
@@ -106,10 +127,11 @@ def open_data(config: Any, workdir: Path) -> Data:
         )
         corpus, held, description = parts.train, parts.held, parts.description
     if held is not None:
+        resumed_corpus.require_all(held, "the classification of training speakers")
         seen = classification.seen_speakers(
             held, corpus, most=known.max_recordings, seed=config.seed, description=description, speed=speed
         )
-    return Data(corpus, trials, speed, steps, seen)
+    return Data(corpus, trials, speed, steps, seen, opened_digests)
 
 
 def _synthetic_tree(source: str, folder: Path) -> Path:

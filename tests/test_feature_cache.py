@@ -105,6 +105,21 @@ def test_half_the_bytes_in_bfloat16(whole, model, tmp_path):
     assert cache.sample(7, 7, seed=0)[0].dtype == np.float32
 
 
+def test_another_crop_takes_the_place_of_one_that_cannot_be_read(whole, model, tmp_path):
+    """Its label is that of its recording; other rows stay what they are, and an interruption changes nothing."""
+    crops = Crops(Noise(LENGTHS, broken=2), SAMPLES, seed=5, steps=CROPS.steps, speed=CROPS.speed)
+    told = []
+    cache = extracted(tmp_path / "one", model, 14, crops, unreadable=told.extend)
+    assert {utterance for utterance, _ in told} == {2}
+    same = (cache.read_features(14) == whole.read_features(14)).all(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(~same), [2, 9])
+    # A recording of the same speaker, at the same speed.
+    np.testing.assert_array_equal(cache.read_labels(14), whole.read_labels(14))
+    with pytest.raises(Interrupted):
+        extracted(tmp_path / "two", model, 14, crops, check=after(2))
+    assert contents(extracted(tmp_path / "two", model, 14, crops)) == contents(cache)
+
+
 class Interrupted(Exception):
     pass
 
@@ -181,10 +196,13 @@ def test_what_features_follow_from_names_the_folder(whole, model, tmp_path):
 
 
 def test_refused(whole, model, tmp_path):
-    crops = Crops(Noise(LENGTHS, broken=2), SAMPLES, seed=5)
-    assert "id2/2.wav are NaN" in refusal(extracted, tmp_path, model, 7, crops)
+    crops = Crops(Noise(LENGTHS), SAMPLES, seed=5)
+    broken = tiny.model()
+    broken.network.backbone.stem.conv.kernel.set_value(broken.network.backbone.stem.conv.kernel[...] * np.nan)
+    assert "id0/0.wav are NaN" in refusal(extracted, tmp_path, broken, 7, crops)
+    assert FeatureCache(tmp_path, broken, crops, jnp.float32).rows == 0
     cache = FeatureCache(tmp_path, model, crops, jnp.float32)
-    assert cache.rows == 0
+    extracted(tmp_path, model, 1, crops, batch_size=1)
     with open(cache.folder / "features", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "another run" in refusal(extracted, tmp_path, model, 7, crops)

@@ -181,20 +181,90 @@ def test_speed_without_new_speakers():
         np.testing.assert_array_equal(batch["label"], np.round(batch["waveform"][:, 50]) % 3)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_file_ends_training_by_name(workers):
-    iterator = train_batches(FakeCorpus(LENGTHS, broken=5), batch_size=7, crop=CROP, seed=0, workers=workers)
-    with pytest.raises(UserError, match="id2/5.wav cannot be decoded"):
-        next(iterator)
+BROKEN = FakeCorpus(LENGTHS, broken=5)
+SPEED = Speed(factors=(1.0, 0.5))
+
+
+def test_another_crop_takes_the_place_of_one_that_cannot_be_read():
+    """It is of the same speaker where there is another recording, and its label is that of the recording."""
+    whole, taken = batches(21, steps=STEPS), batches(21, BROKEN, steps=STEPS)
+    plain, replaced = batches(21), batches(21, BROKEN)
+    changed = 0
+    for with_steps, broken, before, after in zip(whole, taken, plain, replaced, strict=True):
+        for row in range(4):
+            if int(before["waveform"][row, 0]) != 5:
+                # Nothing else changes.
+                assert broken["waveform"][row].tobytes() == with_steps["waveform"][row].tobytes()
+            else:
+                changed += 1
+                # The only other recording of the speaker of 5.
+                assert int(after["waveform"][row, 0]) == 2 and after["label"][row] == 2
+                assert broken["label"][row] == 2
+    assert changed > 5
+
+
+@pytest.mark.parametrize("options", [{}, {"crops_per_speaker": 2}])
+def test_what_takes_its_place_does_not_depend_on_workers_processes_or_a_restart(options):
+    options = OPTIONS | {"steps": STEPS, "speed": SPEED} | options
+    expected = batches(9, BROKEN, **options)
+    iterator = train_batches(BROKEN, **options)
+    assert_same(expected[:4], take(iterator, 4))
+    state, failed = iterator.get_state(), iterator.take_unreadable()
+    assert failed and {utterance for utterance, _ in failed} == {5} and not iterator.take_unreadable()
     iterator.close()
+    iterator = train_batches(BROKEN, workers=2, **options)
+    assert_same(expected[:4], take(iterator, 4))
+    assert iterator.take_unreadable() == failed
+    iterator.set_state(state)
+    assert_same(expected[4:], take(iterator, 5))
+    iterator.close()
+    size = options.get("crops_per_speaker", 1)
+    for index in range(2):
+        part = batches(9, BROKEN, process_index=index, process_count=2, **options)
+        for ours, theirs in zip(expected, part, strict=True):
+            groups = ours["waveform"].reshape(-1, size, CROP)[index::2]
+            np.testing.assert_array_equal(groups.reshape(-1, CROP), theirs["waveform"])
 
 
-def test_a_file_shorter_than_its_index_is_named():
-    corpus = FakeCorpus(LENGTHS)
-    read = corpus.read
-    corpus.read = lambda index, start=0, samples=None: read(index, start, samples)[:90]
-    iterator = train_batches(corpus, batch_size=7, crop=CROP, seed=0)
-    with pytest.raises(UserError, match=r"The utterance id\d/\d.wav is shorter than the \d+ samples"):
+def test_a_speaker_of_whom_nothing_can_be_read():
+    """Others take the place, in groups whole ones, and labels are theirs."""
+
+    class Lost(FakeCorpus):
+        def read(self, index, start=0, samples=None):
+            if self.labels[index] == 1:
+                raise UserError(f"{self.name(index)} is lost; restore it.")
+            return super().read(index, start, samples)
+
+    for size in (1, 2):
+        for batch in batches(12, Lost(LENGTHS), crops_per_speaker=size):
+            labels = batch["label"].reshape(-1, size)
+            assert 1 not in labels and (labels == labels[:, :1]).all()
+            np.testing.assert_array_equal(batch["waveform"][:, 50].astype(int) % 3, batch["label"])
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e13, 90])
+def test_stretches_that_are_refused(bad):
+    """Not finite, too loud for float32, and fewer samples than the index says."""
+
+    class Odd(FakeCorpus):
+        def read(self, index, start=0, samples=None):
+            waveform = super().read(index, start, samples)
+            if index != 5:
+                return waveform
+            return waveform[:bad] if bad == 90 else waveform * np.float32(bad)
+
+    for batch, expected in zip(batches(9, Odd(LENGTHS)), batches(9, BROKEN), strict=True):
+        np.testing.assert_array_equal(batch["waveform"], expected["waveform"])
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 1}, {"crops_per_speaker": 2}])
+def test_nothing_that_can_be_read_ends_training_by_name(options):
+    class Empty(FakeCorpus):
+        def read(self, index, start=0, samples=None):
+            raise UserError(f"{self.name(index)} cannot be decoded; replace or remove it.")
+
+    iterator = train_batches(Empty(LENGTHS), **OPTIONS | options)
+    with pytest.raises(UserError, match=r"None of the \d+ crops .* the first since: id\d/\d.wav cannot be decoded"):
         next(iterator)
     iterator.close()
 

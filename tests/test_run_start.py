@@ -202,6 +202,7 @@ def test_addresses_are_no_paths(address, data, tmp_path, monkeypatch, capsys):
         ("validaton.trials", "validation.trials"),
     ],
 )
-def test_the_nearest_setting_is_named(key, found):
-    names = train_command._names(train_config.default().to_dict())
-    assert train_command.nearest(key, names)[0] == found and train_command.nearest("zzzzzz", names) == []
+def test_the_nearest_setting_is_named(key, found, capsys):
+    config = Path(__file__).parents[1] / "configs/projection_only.py"
+    assert train_command.train(["train.py", f"--config={config}", f"--config.{key}=1"]) == 2
+    assert f"no setting '{key}'; the nearest" in (error := capsys.readouterr().err) and found in error

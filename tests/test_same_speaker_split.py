@@ -1,6 +1,7 @@
 """What is kept out of training of every speaker, and that nothing of it is ever trained on."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from refusals import refusal
 
 from redimnet_jax import augment, classification, input_pipeline, same_speaker_split, subset
 from redimnet_jax.corpus import open_corpus
+from redimnet_jax.examples import Example
 
 SECOND = 16000
 
@@ -83,22 +85,35 @@ def test_who_has_too_little_trains_on_everything():
     assert parts.ways == {"time": 1, "none": 1} and "1 not at all, having too little" in parts.description
     assert parts.train.samples.tolist() == [2.5 * SECOND, SECOND] and parts.held.speakers == ("id0",)
     message = refusal(split, Utterances([0, 1], [0, 1], seconds=1.0))
-    assert "classification.share" in message and "raise the share" in message
+    assert "classification.share" in message and "set classification.share to 0.5" in message
+    # What the message says helps.
+    (gap,) = re.findall(r"gap_seconds to ([\d.]+)", message)
+    assert split(Utterances([0, 1], [0, 1], seconds=1.0), share=0.5, gap=float(gap)).ways == {"time": 2}
+    long = Utterances([0, 1], [0, 1], seconds=6.0)
+    message = refusal(split, long, share=0.01)
+    (share,) = re.findall(r"set classification.share to ([\d.]+)", message)
+    assert split(long, share=float(share)).ways == {"time": 2}
+    assert "set classification.share to 0 and trust" in refusal(split, Utterances([0, 1], [0, 1], seconds=0.9))
 
 
 def test_crops_never_reach_what_is_kept_out():
     """Neither at another speed, whose crops are longer, nor in worker processes, to which the corpus is pickled."""
     corpus = Utterances([0, 1, 2], [0, 1, 2], seconds=4.0)
     train = pickle.loads(pickle.dumps(split(corpus).train))
-    speed = augment.Speed(factors=(1.0, 1.5), new_speakers=False)
-    for each in (None, speed):
-        example = input_pipeline.Example(train, 2 * SECOND, (), each)
-        drawn = [
-            example.read(i % 3, s, np.random.default_rng(i)) for i in range(60) for s in (2 * SECOND, 6 * SECOND)
-        ]
-        # A sample of `FakeCorpus` tells where it is.
-        places = np.concatenate([(x - np.floor(x[0])) * 2.0**14 for x in drawn])
-        assert 2.4 * SECOND < places.max() < 2.5 * SECOND
+
+    class Unchanged(augment.Speed):
+        """Takes the samples of another speed, and leaves them as they are."""
+
+        def change(self, waveform, choice):
+            return waveform
+
+    for speed in (None, Unchanged(factors=(1.0, 1.5), new_speakers=False)):
+        for seconds in (2, 6):
+            example = Example(train, seconds * SECOND, (), speed)
+            drawn = [example(i, np.random.default_rng(i))["waveform"] for i in range(60)]
+            # A sample of `FakeCorpus` tells where it is.
+            places = np.concatenate([(x - np.floor(x[0])) * 2.0**14 for x in drawn])
+            assert 2.4 * SECOND < places.max() < 2.5 * SECOND
     made = next(input_pipeline.train_batches(train, batch_size=3, crop=SECOND, seed=0))
     assert sorted(made["label"]) == [0, 1, 2]
 

@@ -320,7 +320,10 @@ def test_resuming_with_another_setting_or_speakers(whole, data, tmp_path):
     speaker.rename(moved / "somebody")
     assert "speakers" in refusal(train.train, config(data, data__train=str(moved)), workdir)
     (moved / "somebody").rename(speaker)
+    # Recordings that are gone are no reason to refuse; other recordings of these speakers are.
     shutil.rmtree(next(speaker.iterdir()))
+    assert train.train(config(data, data__train=str(moved)), workdir) == whole[1]
+    (workdir / "index").rename(workdir / "lost")
     assert "corpus" in refusal(train.train, config(data, data__train=str(moved)), workdir)
 
 

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import tiny
 import training_runs
 
@@ -21,7 +23,13 @@ EPOCHS, LAST = 6, 24
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return training_runs.write_data(tmp_path_factory.mktemp("data"))
+    """One of the recordings is NaN nearly throughout, and is replaced."""
+    made = training_runs.write_data(tmp_path_factory.mktemp("data"))
+    path = sorted(Path(made["data.train"]).glob("*/*/*.wav"))[5]
+    waveform, rate = soundfile.read(path, dtype="float32")
+    waveform[:-800] = np.nan
+    soundfile.write(path, waveform, rate, subtype="FLOAT")
+    return made | {"data.max_bad": 0.03}
 
 
 def free_port() -> int:
@@ -84,6 +92,9 @@ def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatc
     assert {4, 8, stopped, LAST} <= {int(folder.name) for folder in (workdir / "checkpoints").iterdir()}
     assert len(list(workdir.glob("best-*/"))) == 1 and not list(workdir.glob(".*"))
     assert rj.load(workdir).mrl_dims == tiny.DIMS
+
+    (line,) = (workdir / "unreadable.txt").read_text().splitlines()
+    assert line.endswith("holds samples that are not finite; replace or remove it")
 
     monkeypatch.setattr(plots, "save", lambda *_: None)
     train.train(training_runs.config(data, epochs=EPOCHS, cache__crops=2), tmp_path / "one")
