@@ -3,6 +3,7 @@
 It is written under another name and renamed when whole, so a folder of the wanted name is always complete.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         if shutil.disk_usage(folder.parent).free < 2 * size:
             raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        with _checkpointer() as checkpointer:
+        with own_checkpointer() as checkpointer:
             checkpointer.save(part / ARRAYS, arrays)
         (part / DESCRIPTION).write_text(_readable(description))
         part.chmod(0o755)
@@ -99,15 +101,44 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
 
     Raises UserError when the folder is none, is damaged, or was written by a newer version.
     """
+    folder = Path(folder).absolute()
+    while True:
+        found = _resolved(folder)
+        with _kept(found):
+            try:
+                return _load(found, dtype)
+            except UserError:
+                if found == _resolved(folder):
+                    raise
+                # The best model was replaced meanwhile.
+
+
+def _resolved(folder: Path) -> Path:
+    """Where the checkpoint in `folder`, or the best one in the workdir `folder`, is at this moment."""
+    if not (folder / DESCRIPTION).exists() and os.path.lexists(folder / BEST):
+        folder = folder / BEST
+    return folder.parent / os.readlink(folder) if folder.is_symlink() else folder
+
+
+@contextlib.contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Keeps a training run from removing the checkpoint in `folder`, see `training_checkpoint.save_best`."""
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        # Without a file there is nothing to keep, and a file system may have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(stack.enter_context(open(folder / DESCRIPTION, "rb")), fcntl.LOCK_SH)
+        yield
+
+
+def _load(folder: Path, dtype: Any) -> SpeakerModel:
     import orbax.checkpoint as ocp
 
-    folder = Path(folder).absolute()
-    if not (folder / DESCRIPTION).exists() and (folder / BEST / DESCRIPTION).exists():
-        folder = folder / BEST
     description = _description(folder)
     config = model_config.parse(description["arch"], description["model_config"])
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    with _checkpointer() as checkpointer:
+    with own_checkpointer() as checkpointer:
         try:
             names = checkpointer.metadata(folder / ARRAYS).item_metadata.tree
             wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
@@ -132,7 +163,7 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
     return SpeakerModel(network, description["model_config"], Source(**description["source"]))
 
 
-def _checkpointer():
+def own_checkpointer() -> Any:
     """Orbax's, for this process alone: it waits for no other one."""
     import orbax.checkpoint as ocp
 

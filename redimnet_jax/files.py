@@ -1,10 +1,19 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from redimnet_jax.errors import UserError
+
+
+def reason(error: Exception) -> str:
+    """The cause of a failed write in a few words; TensorStore puts the system's among many others."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
+    return getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".").replace(". ", "; ")
 
 
 def write(path: str | Path, data: bytes | str) -> Path:

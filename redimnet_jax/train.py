@@ -335,11 +335,11 @@ class _Run:
                 read(IN_FLIGHT)
                 if self._must_stop():
                     read(0)
-                    self._save(None)
+                    self._save()
                     self._leave()
                 if self.step % self.config.checkpoint.every_steps == 0 and self.step < end:
                     read(0)
-                    self._save(None)
+                    self._save()
             read(0)
             seconds = time.perf_counter() - start
         waited = self.steps.wait_fraction()
@@ -391,7 +391,7 @@ class _Run:
         if self.step:
             self._keep_for_average()
             self._end_stage_when_due()
-            self._save(eer)
+            self._save()
 
     def _keep_for_average(self) -> None:
         count = self.config.averaging.last
@@ -522,7 +522,7 @@ class _Run:
         """The model as it is now."""
         return SpeakerModel(self._learner().network, self.model_config, self.source)
 
-    def _save(self, eer: float | None) -> None:
+    def _save(self) -> None:
         everything = {
             "config": json.loads(self.config.to_json_best_effort()),
             "speakers": self.data.classes,
@@ -535,10 +535,12 @@ class _Run:
             "progress": self.progress,
         }
         state, frozen = self.split.exact(placement.collected((self.state, self.frozen)))
-        self.checkpoints.save(state, frozen, everything, eer)
+        best = self.progress["best"]
+        self.checkpoints.save(state, frozen, everything, best and best["step"])
 
     def _check_finite(self, step: int, figures: dict[str, Any]) -> None:
         if not math.isfinite(figures["loss"]) or not math.isfinite(figures["grad_norm"]):
+            self.checkpoints.wait()
             kept = self.checkpoints.latest()
             state = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept"
             raise UserError(
@@ -557,7 +559,7 @@ class _Run:
         if self.stop.made and jax.process_count() == 1:
             # At the end of a run all is saved already.
             if self.progress["sums"]:
-                self._save(None)
+                self._save()
             self._leave()
 
     def _leave(self) -> None:
