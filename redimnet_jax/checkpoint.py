@@ -6,13 +6,16 @@ It is written under another name and renamed when whole, so a folder of the want
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,12 +69,10 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         "config_sha256": config_checksum(model.arch, model.model_config),
         "arrays_sha256": checksum(arrays),
     }
-    size = sum(array.nbytes for array in arrays.values())
     part = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder.parent).free < 2 * size:
-            raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
+        check_room(folder.parent, arrays.values())
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         with own_checkpointer() as checkpointer:
             checkpointer.save(part / ARRAYS, arrays)
@@ -86,6 +87,16 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def check_room(folder: Path, arrays: Iterable[np.ndarray]) -> None:
+    """Raises UserError when the disk of `folder` lacks room for a checkpoint of `arrays`.
+
+    Where a disk fills up while Orbax writes, its threads print tracebacks.
+    """
+    wanted = 2 * sum(array.nbytes for array in arrays) + 2**20
+    if shutil.disk_usage(folder).free < wanted:
+        raise UserError(f"There is no room for {wanted / 1e6:.0f} MB in {folder}; free some space.")
 
 
 def check_output(folder: str | Path) -> None:
@@ -167,11 +178,26 @@ def own_checkpointer() -> Any:
     """Orbax's, for this process alone: it waits for no other one."""
     import orbax.checkpoint as ocp
 
+    _keep_threads_quiet()
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
     )
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+@functools.cache
+def _keep_threads_quiet() -> None:
+    """Keeps Orbax's threads from printing tracebacks of an error that the caller gets as well."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # TensorStore tells an event loop of what is cancelled that ended with the first error.
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
 
 
 def fill(network: SpeakerNetwork, arrays: dict[str, Any]) -> None:

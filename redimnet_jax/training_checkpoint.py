@@ -128,6 +128,7 @@ class TrainingCheckpoints:
         folder, part, replaced = (self.folder / name for name in (f"{step}", f".{step}{PART}", f".{step}{REPLACED}"))
         try:
             _remove_folder(part)
+            checkpoint.check_room(self.folder, jax.tree.leaves(tree))
             with checkpoint.own_checkpointer() as checkpointer:
                 checkpointer.save(part / ARRAYS, tree)
             files.write(part / PROGRESS, text)
