@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -39,3 +41,16 @@ def write(path: str | Path, data: bytes | str) -> Path:
         if part is not None:
             os.unlink(part)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the hidden files and folders with random ends that a killed process left in `folder`.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
+            try:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            except OSError as error:
+                raise UserError(f"{path} cannot be removed ({error.strerror}); remove it and start again.") from error

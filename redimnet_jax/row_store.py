@@ -114,6 +114,7 @@ class RowStore:
                     f"The rows in {self.folder} are being written by another run; wait for it, or choose another "
                     f"{self.setting}."
                 ) from error
+            files.remove_leftovers(self.folder)
             # Only now, since another process may have appended until the lock was taken.
             complete = self.complete()
             with self.writable():

@@ -61,6 +61,8 @@ from redimnet_jax.training_log import TrainingLog
 # Steps that may be on their way before their figures are read: enough to keep the device busy, and soon enough to see
 # a loss that is not finite.
 IN_FLIGHT = 4
+# Folders of a workdir where a killed run may have left incomplete files; others clean their own.
+LEFTOVERS = ("index", early_stopping.SCORES, weight_average.SNAPSHOTS)
 
 
 class Preempted(Exception):
@@ -112,6 +114,9 @@ class _Run:
     ):
         self.config, self.workdir, self.data, self.checkpoints = config, workdir, data, checkpoints
         self.first = jax.process_index() == 0
+        if self.first:
+            for folder in (workdir, *(workdir / name for name in LEFTOVERS)):
+                files.remove_leftovers(folder)
         self.log = TrainingLog(workdir, tuple(config.projection.mrl_dims))
         self.mesh = placement.mesh()
         self.batches = self._batches(self.data.steps, self.data.speed, config.data.crops_per_speaker)
