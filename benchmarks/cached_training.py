@@ -177,8 +177,8 @@ def main() -> None:
             cache = FeatureCache(folder, model, Crops(Noise(args.utterances), samples, seed=0), dtype)
             times = [time.perf_counter()]
             batches = (pooled(variables, batch(number, args.extraction_batch)) for number in itertools.count(1))
-            with tqdm(total=rows, desc="features", unit="crop") as bar:
-                keep(cache, batches, 0, rows, batch_size=args.extraction_batch, name=str, done=bar.update)
+            with tqdm(total=rows, desc="features", unit="crop") as bar, cache.writer() as writer:
+                keep(writer, batches, 0, rows, batch_size=args.extraction_batch, name=str, done=bar.update)
             times.append(time.perf_counter())
             steps = on_devices(cache.read_features(rows), cache.read_labels(rows))
             times.append(time.perf_counter())

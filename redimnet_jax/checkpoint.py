@@ -3,14 +3,19 @@
 It is written under another name and renamed when whole, so a folder of the wanted name is always complete.
 """
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,14 +69,12 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         "config_sha256": config_checksum(model.arch, model.model_config),
         "arrays_sha256": checksum(arrays),
     }
-    size = sum(array.nbytes for array in arrays.values())
     part = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder.parent).free < 2 * size:
-            raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
+        check_room(folder.parent, arrays.values())
         part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        with _checkpointer() as checkpointer:
+        with own_checkpointer() as checkpointer:
             checkpointer.save(part / ARRAYS, arrays)
         (part / DESCRIPTION).write_text(_readable(description))
         part.chmod(0o755)
@@ -84,6 +87,16 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def check_room(folder: Path, arrays: Iterable[np.ndarray]) -> None:
+    """Raises UserError when the disk of `folder` lacks room for a checkpoint of `arrays`.
+
+    Where a disk fills up while Orbax writes, its threads print tracebacks.
+    """
+    wanted = 2 * sum(array.nbytes for array in arrays) + 2**20
+    if shutil.disk_usage(folder).free < wanted:
+        raise UserError(f"There is no room for {wanted / 1e6:.0f} MB in {folder}; free some space.")
 
 
 def check_output(folder: str | Path) -> None:
@@ -99,15 +112,44 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
 
     Raises UserError when the folder is none, is damaged, or was written by a newer version.
     """
+    folder = Path(folder).absolute()
+    while True:
+        found = _resolved(folder)
+        with _kept(found):
+            try:
+                return _load(found, dtype)
+            except UserError:
+                if found == _resolved(folder):
+                    raise
+                # The best model was replaced meanwhile.
+
+
+def _resolved(folder: Path) -> Path:
+    """Where the checkpoint in `folder`, or the best one in the workdir `folder`, is at this moment."""
+    if not (folder / DESCRIPTION).exists() and os.path.lexists(folder / BEST):
+        folder = folder / BEST
+    return folder.parent / os.readlink(folder) if folder.is_symlink() else folder
+
+
+@contextlib.contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Keeps a training run from removing the checkpoint in `folder`, see `training_checkpoint.save_best`."""
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        # Without a file there is nothing to keep, and a file system may have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(stack.enter_context(open(folder / DESCRIPTION, "rb")), fcntl.LOCK_SH)
+        yield
+
+
+def _load(folder: Path, dtype: Any) -> SpeakerModel:
     import orbax.checkpoint as ocp
 
-    folder = Path(folder).absolute()
-    if not (folder / DESCRIPTION).exists() and (folder / BEST / DESCRIPTION).exists():
-        folder = folder / BEST
     description = _description(folder)
     config = model_config.parse(description["arch"], description["model_config"])
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    with _checkpointer() as checkpointer:
+    with own_checkpointer() as checkpointer:
         try:
             names = checkpointer.metadata(folder / ARRAYS).item_metadata.tree
             wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
@@ -132,15 +174,30 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
     return SpeakerModel(network, description["model_config"], Source(**description["source"]))
 
 
-def _checkpointer():
+def own_checkpointer() -> Any:
     """Orbax's, for this process alone: it waits for no other one."""
     import orbax.checkpoint as ocp
 
+    _keep_threads_quiet()
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
     )
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+@functools.cache
+def _keep_threads_quiet() -> None:
+    """Keeps Orbax's threads from printing tracebacks of an error that the caller gets as well."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        # TensorStore tells an event loop of what is cancelled that ended with the first error.
+        if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
 
 
 def fill(network: SpeakerNetwork, arrays: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """When a lower EER is an improvement: by how much, and whether by more than the choice of validation speakers."""
 
 import io
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def read_scores(workdir: Path, step: int) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as saved:
             return saved["scores"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, tokenize.TokenError) as error:
         raise UserError(
             f"{path}, which the run needs to go on, cannot be read; put it back, or start in another workdir."
         ) from error

@@ -5,8 +5,11 @@ Row r is of crop r // utterances of utterance r % utterances, whose waveform fol
 
     features        (rows, pool.features), bfloat16 or float32, little-endian and nothing else
     labels          (rows,) int32: of the corpus, or with speed perturbation of its new speakers
-    complete.json   how many rows are whole; written after they are on the disk, so what was cut short is not counted
+    complete.json   how many rows are whole and the checksums of their blocks, see `row_store`
     made_of.json    what the rows follow from, whose digest is in the name of the folder
+
+Every block is compared with its checksum before anything is trained on its rows. Rows of an earlier version, which
+have no checksums, are made anew.
 
 One process writes and all read, so with several processes they must see the folder under one path.
 """
@@ -16,7 +19,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,15 +36,14 @@ from redimnet_jax.compilation import jit
 from redimnet_jax.embedding_cache import backbone_digest
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
+from redimnet_jax.row_store import Appender, RowStore
 from redimnet_jax.training_log import TrainingLog
 
 Array = jax.Array
 # Features (batch, pool.features), labels (batch,), and whether all of a row's features are finite (batch,).
 Rows = tuple[Array, Array, Array]
 
-FEATURES, LABELS, COMPLETE, MADE_OF = "features", "labels", "complete.json", "made_of.json"
-# What an interruption may cost.
-COMMIT_SECONDS = 20.0
+FEATURES, LABELS, MADE_OF = "features", "labels", "made_of.json"
 # Batches on their way to the devices before the first one's features are waited for.
 IN_FLIGHT = 2
 
@@ -81,102 +82,41 @@ class FeatureCache:
         made_of = {"backbone": backbone_digest(model), **crops.made_of(), "dtype": self.dtype.name}
         text = json.dumps(made_of, indent=2, sort_keys=True)
         self.folder = Path(folder) / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.classes = input_pipeline.classes(crops.corpus, crops.speed)
+        row_bytes = {FEATURES: self.features * self.dtype.itemsize, LABELS: 4}
+        self.store = RowStore(self.folder, row_bytes, "cache.folder")
         if jax.process_index() == 0 and not (self.folder / MADE_OF).exists():
             files.write(self.folder / MADE_OF, text + "\n")
 
     @property
     def rows(self) -> int:
         """How many rows are whole."""
-        path = self.folder / COMPLETE
-        if not path.exists():
-            return 0
-        try:
-            rows = int(json.loads(path.read_text())["rows"])
-            sizes = [(self.folder / name).stat().st_size for name in (FEATURES, LABELS)]
-        except (OSError, ValueError, KeyError, TypeError):
-            rows, sizes = 1, [0, 0]
-        if sizes[0] < rows * self.features * self.dtype.itemsize or sizes[1] < rows * 4:
-            raise UserError(f"The cached features in {self.folder} are damaged; remove the folder to make them anew.")
-        return rows
+        return self.store.complete().rows
 
     def read_features(self, rows: int) -> np.ndarray:
-        """The first `rows` rows (rows, features), memory-mapped."""
+        """The first `rows` rows (rows, features), memory-mapped; UserError when they do not match their checksums."""
+        self.store.check(FEATURES, rows)
         return np.memmap(self.folder / FEATURES, self.dtype, "r", shape=(rows, self.features))
 
     def read_labels(self, rows: int) -> np.ndarray:
-        """The labels (rows,) int32 of the first `rows` rows."""
-        return np.fromfile(self.folder / LABELS, "<i4", rows)
+        """The labels (rows,) int32 of the first `rows` rows; UserError when they are damaged or of no class."""
+        self.store.check(LABELS, rows)
+        labels = np.fromfile(self.folder / LABELS, "<i4", rows)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise UserError(
+                f"{self.folder / LABELS} has labels from {labels.min()} to {labels.max()} for {self.classes} "
+                f"classes; remove the folder {self.folder} to make its rows anew."
+            )
+        return labels
+
+    def writer(self) -> contextlib.AbstractContextManager[Appender | None]:
+        """What appends rows, in the first process; UserError when another run appends."""
+        return self.store.appender() if jax.process_index() == 0 else contextlib.nullcontext()
 
     def sample(self, rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(features float32, labels) of `count` random rows of the first `rows`, or of all when they are fewer."""
         chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
         return self.read_features(rows)[chosen].astype(np.float32), self.read_labels(rows)[chosen]
-
-    @contextlib.contextmanager
-    def writer(self) -> Iterator["Writer"]:
-        """Appends rows; commits what there is on the way out, whatever the reason."""
-        import fcntl
-
-        rows = self.rows
-        with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(open(self.folder / name, "ab")) for name in (FEATURES, LABELS)]
-            try:
-                fcntl.flock(opened[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"The features in {self.folder} are being written by another run; wait for it, or choose another "
-                    "cache.folder."
-                ) from error
-            for file, size in zip(opened, (self.features * self.dtype.itemsize, 4), strict=True):
-                file.truncate(rows * size)
-            writer = Writer(self.folder, *opened, rows)
-            try:
-                yield writer
-            finally:
-                writer.commit()
-
-
-@dataclasses.dataclass
-class Writer:
-    """The end of a cache's files; `rows` are written, of which some may not be committed."""
-
-    folder: Path
-    features: Any
-    labels: Any
-    rows: int
-
-    def __post_init__(self) -> None:
-        self._committed, self._since = self.rows, time.monotonic()
-
-    def append(self, features: np.ndarray, labels: np.ndarray) -> None:
-        """Writes rows, and commits now and then."""
-        with _writable(self.folder):
-            self.features.write(np.ascontiguousarray(features).tobytes())
-            self.labels.write(labels.astype("<i4").tobytes())
-        self.rows += len(labels)
-        if time.monotonic() - self._since > COMMIT_SECONDS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Returns when all rows are on the disk, and counted."""
-        if self.rows > self._committed:
-            with _writable(self.folder):
-                for file in (self.features, self.labels):
-                    file.flush()
-                    os.fsync(file.fileno())
-            files.write(self.folder / COMPLETE, json.dumps({"rows": self.rows}) + "\n")
-        self._committed, self._since = self.rows, time.monotonic()
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Features cannot be written to {folder} ({error.strerror or error}); free some space, or choose another "
-            "cache.folder."
-        ) from error
 
 
 def extract(
@@ -199,44 +139,54 @@ def extract(
     not be read and has another crop in its place (see `examples`), whose label is that of the row.
     Raises UserError for features that are not finite, with the name of the utterance.
     """
-    begin = int(placement.agreed(np.asarray(cache.rows, np.int32)))
-    if begin >= rows:
+    if int(placement.agreed(np.asarray(cache.rows, np.int32))) >= rows:
         return
-    batches = input_pipeline.crops_in_order(
-        crops.corpus,
-        begin=begin,
-        batch_size=batch_size,
-        crop=crops.samples,
-        seed=crops.seed,
-        steps=crops.steps,
-        speed=crops.speed,
-        workers=workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    pooled, state = pooled_program(model, cache.dtype, mesh), placement.replicate(nnx.state(model.network), mesh)
-    meter, start = input_pipeline.WaitMeter(batches), time.perf_counter()
+    if cache.store.is_of_earlier_version():
+        log.say(f"the features in {cache.folder} have no checksums, so they are made anew")
 
-    def made() -> Iterator[Rows]:
-        while True:
-            check()
-            batch = next(meter)
-            unreadable(batches.take_unreadable())
-            yield pooled(state, placement.deal_rows(batch, mesh))
+    def name(row: int) -> str:
+        return crops.corpus.name(row % cache.utterances)
 
-    with contextlib.ExitStack() as stack:
-        stack.callback(batches.close)
-        bar = stack.enter_context(log.bar("features", rows, begin, "crop"))
-        keep(cache, made(), begin, rows, batch_size=batch_size, name=crops.corpus.name, done=bar.update)
-        speed = (rows - begin) / max(time.perf_counter() - start, 1e-9)
-    waited = meter.wait_fraction()
-    log.say(f"features of {rows - begin:,} crops, {speed:,.0f} a second; the devices waited for audio {waited:.0%}")
+    with cache.writer() as writer:
+        # Counted by the process that alone may append, since another run may have appended meanwhile.
+        begin = int(placement.agreed(np.asarray(writer.rows if writer else 0, np.int32)))
+        batches = input_pipeline.crops_in_order(
+            crops.corpus,
+            begin=begin,
+            batch_size=batch_size,
+            crop=crops.samples,
+            seed=crops.seed,
+            steps=crops.steps,
+            speed=crops.speed,
+            workers=workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        pooled, state = pooled_program(model, cache.dtype, mesh), placement.replicate(nnx.state(model.network), mesh)
+        meter, start = input_pipeline.WaitMeter(batches), time.perf_counter()
+
+        def made() -> Iterator[Rows]:
+            while True:
+                check()
+                batch = next(meter)
+                unreadable(batches.take_unreadable())
+                yield pooled(state, placement.deal_rows(batch, mesh))
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(batches.close)
+            bar = stack.enter_context(log.bar("features", rows, begin, "crop"))
+            keep(writer, made(), begin, rows, batch_size=batch_size, name=name, done=bar.update)
+            speed = (rows - begin) / max(time.perf_counter() - start, 1e-9)
+        waited = meter.wait_fraction()
+        log.say(
+            f"features of {rows - begin:,} crops, {speed:,.0f} a second; the devices waited for audio {waited:.0%}"
+        )
     # The first process has committed before any other reads.
     placement.agreed(np.zeros((), np.int32))
 
 
 def keep(
-    cache: FeatureCache,
+    writer: Appender | None,
     made: Iterator[Rows],
     begin: int,
     rows: int,
@@ -245,32 +195,31 @@ def keep(
     name: Callable[[int], str],
     done: Callable[[int], Any],
 ) -> None:
-    """Writes what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of `cache`.
+    """Writes what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of a cache.
 
-    `name` is that of an utterance, `done` is told how many rows are written. Raises UserError for features that are
-    not finite.
+    Only the first process has a `writer`. `name` is that of the utterance of a row, `done` is told how many rows are
+    written. Raises UserError for features that are not finite.
     """
     processes, waiting = jax.process_count(), collections.deque()
-    with cache.writer() if jax.process_index() == 0 else contextlib.nullcontext() as writer:
-        given = written = begin
-        while written < rows:
-            if given < rows:
-                waiting.append(next(made))
-                given += batch_size
-            if len(waiting) > IN_FLIGHT or given >= rows:
-                # Processes have every `processes`-th row, and theirs side by side.
-                found = jax.tree.map(
-                    lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
-                    waiting.popleft(),
-                )
-                features, labels, finite = (array[: rows - written] for array in found)
-                if not finite.all():
-                    which = name((written + int(np.argmin(finite))) % cache.utterances)
-                    raise UserError(f"The features of {which} are NaN or Inf; repair the recording or leave it out.")
-                if writer is not None:
-                    writer.append(features, labels)
-                written += len(labels)
-                done(len(labels))
+    given = written = begin
+    while written < rows:
+        if given < rows:
+            waiting.append(next(made))
+            given += batch_size
+        if len(waiting) > IN_FLIGHT or given >= rows:
+            # Processes have every `processes`-th row, and theirs side by side.
+            found = jax.tree.map(
+                lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
+                waiting.popleft(),
+            )
+            features, labels, finite = (array[: rows - written] for array in found)
+            if not finite.all():
+                which = name(written + int(np.argmin(finite)))
+                raise UserError(f"The features of {which} are NaN or Inf; repair the recording or leave it out.")
+            if writer is not None:
+                writer.append(features=features, labels=labels.astype("<i4"))
+            written += len(labels)
+            done(len(labels))
 
 
 def pooled_program(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable[[Any, dict[str, Array]], Rows]:

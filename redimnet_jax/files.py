@@ -1,10 +1,21 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
+import re
+import shutil
 import tempfile
 from pathlib import Path
 
 from redimnet_jax.errors import UserError
+
+
+def reason(error: Exception) -> str:
+    """The cause of a failed write in a few words; TensorStore puts the system's among many others."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
+    return getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".").replace(". ", "; ")
 
 
 def write(path: str | Path, data: bytes | str) -> Path:
@@ -30,3 +41,16 @@ def write(path: str | Path, data: bytes | str) -> Path:
         if part is not None:
             os.unlink(part)
     return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the hidden files and folders with random ends that a killed process left in `folder`.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
+            try:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            except OSError as error:
+                raise UserError(f"{path} cannot be removed ({error.strerror}); remove it and start again.") from error

@@ -68,6 +68,8 @@ from redimnet_jax.unreadable import Unreadable
 # Steps that may be on their way before their figures are read: enough to keep the device busy, and soon enough to see
 # a loss that is not finite.
 IN_FLIGHT = 4
+# Folders of a workdir where a killed run may have left incomplete files; others clean their own.
+LEFTOVERS = ("index", early_stopping.SCORES, weight_average.SNAPSHOTS)
 
 
 class Preempted(Exception):
@@ -164,6 +166,9 @@ class _Run:
     ):
         self.config, self.workdir, self.data, self.checkpoints = config, workdir, data, checkpoints
         self.first = jax.process_index() == 0
+        if self.first:
+            for folder in (workdir, *(workdir / name for name in LEFTOVERS)):
+                files.remove_leftovers(folder)
         self.log = TrainingLog(workdir, tuple(config.projection.mrl_dims))
         self.mesh = placement.mesh()
         crop = round(config.data.crop_seconds * 16000)
@@ -410,11 +415,11 @@ class _Run:
                         self._note_unreadable(self.batches.take_unreadable())
                 if self._must_stop():
                     read(0)
-                    self._save(None)
+                    self._save()
                     self._leave()
                 if self.step % self.config.checkpoint.every_steps == 0 and self.step < end:
                     read(0)
-                    self._save(None)
+                    self._save()
             read(0)
             with self._saved_on_error():
                 self._note_unreadable(self.batches.take_unreadable())
@@ -468,7 +473,7 @@ class _Run:
         if self.step:
             self._keep_for_average()
             self._end_stage_when_due()
-            self._save(eer)
+            self._save()
 
     def _keep_for_average(self) -> None:
         count = self.config.averaging.last
@@ -600,7 +605,7 @@ class _Run:
         """The model as it is now."""
         return SpeakerModel(self._learner().network, self.model_config, self.source)
 
-    def _save(self, eer: float | None) -> None:
+    def _save(self) -> None:
         everything = {
             "config": json.loads(self.config.to_json_best_effort()),
             "speakers": self.data.classes,
@@ -614,10 +619,12 @@ class _Run:
             "corpora": dict(self.data.digests),
         }
         state, frozen = self.split.exact(placement.collected((self.state, self.frozen)))
-        self.checkpoints.save(state, frozen, everything, eer)
+        best = self.progress["best"]
+        self.checkpoints.save(state, frozen, everything, best and best["step"])
 
     def _check_finite(self, step: int, figures: dict[str, Any]) -> None:
         if not math.isfinite(figures["loss"]) or not math.isfinite(figures["grad_norm"]):
+            self.checkpoints.wait()
             kept = self.checkpoints.latest()
             state = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is kept"
             raise UserError(
@@ -636,7 +643,7 @@ class _Run:
         if self.stop.made and jax.process_count() == 1:
             # At the end of a run all is saved already.
             if self.progress["sums"]:
-                self._save(None)
+                self._save()
             self._leave()
 
     @contextlib.contextmanager

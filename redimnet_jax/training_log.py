@@ -1,17 +1,23 @@
 """What the user sees while a run goes on: text, progress bars and TensorBoard events, of the first process only."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from redimnet_jax import overfitting
+from redimnet_jax import files, overfitting
+from redimnet_jax.errors import UserError
 
 # Above this share of an epoch spent waiting for audio, the user is told.
 STARVED = 0.05
+# TensorBoard's events are on the disk after this time at most.
+FLUSH_SECONDS = 60.0
 
 
 @dataclasses.dataclass
@@ -26,10 +32,7 @@ class TrainingLog:
         self._writer = None
         self._has_header = False
         if self.shown:
-            # TensorBoard's own writer, and clu's, need TensorFlow; this one does not.
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.workdir / "events"))
+            self._writer = _Events(self.workdir / "events")
 
     def close(self) -> None:
         if self._writer:
@@ -102,5 +105,51 @@ class TrainingLog:
 
     def _scalars(self, group: str, scalars: Mapping[str, float], step: int) -> None:
         if self._writer:
-            for name, value in scalars.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._writer.add({f"{group}/{name}": value for name, value in scalars.items()}, step)
+
+
+class _Events:
+    """TensorBoard's event file in `folder`; raises UserError where the disk fails.
+
+    It is written by the calling thread: the writer with a thread of its own prints the traceback of a full disk and
+    loses the error.
+    """
+
+    def __init__(self, folder: Path):
+        # TensorBoard's own writer, and clu's, need TensorFlow; this one does not.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._folder, self._flushed = folder, time.monotonic()
+        with self._writable():
+            folder.mkdir(parents=True, exist_ok=True)
+            # Two starts within a second have different files.
+            self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """Adds the scalars of a step, and flushes now and then."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
+        with self._writable():
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        with self._writable():
+            self._events.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with self._writable():
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._folder} cannot be written ({files.reason(error)}); free some space and start again."
+            ) from error

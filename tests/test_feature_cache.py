@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -60,7 +61,7 @@ def compiled_once(model):
 def extracted(folder, model, rows: int, crops=CROPS, dtype=jnp.float32, **options) -> FeatureCache:
     cache = FeatureCache(folder, model, crops, dtype)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    extract(cache, model, crops, rows, mesh=mesh, log=LOG, **{"batch_size": BATCH} | options)
+    extract(cache, model, crops, rows, mesh=mesh, **{"batch_size": BATCH, "log": LOG} | options)
     return cache
 
 
@@ -193,6 +194,62 @@ def test_what_features_follow_from_names_the_folder(whole, model, tmp_path):
     assert len({name(), *names}) == len(names) + 1
     # A projection changes nothing.
     assert name(model=tiny.model(embed_dim=12)) == name()
+
+
+def flip(path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("name", "place"), [("features", 50), ("features", -1), ("labels", 4), ("complete.json", 9)])
+def test_a_flipped_bit_is_found_before_training(name, place, whole, tmp_path, model):
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
+    shutil.copytree(whole.folder, cache.folder, dirs_exist_ok=True)
+    flip(cache.folder / name, place)
+
+    def read():
+        cache.read_features(14), cache.read_labels(14)
+
+    told = refusal(read)
+    assert str(cache.folder / name) in told and "remove the folder" in told
+    refusal(cache.sample, 14, 3, seed=0)
+    # The rows before a damaged one are in its block.
+    assert name != "features" or "do not match" in refusal(cache.read_features, 1)
+
+
+def test_labels_beyond_the_classes(whole, tmp_path, model):
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
+    with cache.writer() as writer:
+        writer.append(features=np.zeros((2, 24), np.float32), labels=np.array([0, cache.classes], "<i4"))
+    assert f"for {cache.classes} classes" in refusal(cache.read_labels, 2)
+
+
+def test_rows_without_checksums_are_made_anew(whole, tmp_path, model):
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
+    for name in ("features", "labels"):
+        (cache.folder / name).write_bytes(b"\x01" * 5000)
+    (cache.folder / "complete.json").write_text('{"rows": 9}')
+    said = []
+    log = SimpleNamespace(say=said.append, bar=LOG.bar)
+    extracted(tmp_path, model, 2 * len(LENGTHS), log=log)
+    assert contents(cache) == contents(whole) and "no checksums" in said[0]
+
+
+def test_the_count_is_read_under_the_lock(whole, tmp_path, model):
+    """Another run that appends between the first look and the lock neither shifts nor cuts what is there."""
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
+    original = cache.writer
+
+    def writer():
+        cache.writer = original
+        extracted(tmp_path, model, len(LENGTHS))
+        return original()
+
+    cache.writer = writer
+    extract(cache, model, CROPS, 2 * len(LENGTHS), batch_size=BATCH, mesh=Mesh(jax.devices()[:1], ("data",)), log=LOG)
+    np.testing.assert_array_equal(cache.read_labels(14), whole.read_labels(14))
+    np.testing.assert_allclose(cache.read_features(14), whole.read_features(14), rtol=1e-4, atol=1e-5)
 
 
 def test_refused(whole, model, tmp_path):

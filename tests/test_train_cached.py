@@ -10,7 +10,7 @@ import training_runs
 from refusals import refusal
 from training_runs import config, history, saved
 
-from redimnet_jax import feature_cache, input_pipeline, plots, train
+from redimnet_jax import input_pipeline, plots, row_store, train
 from redimnet_jax.cached_steps import CachedSteps
 
 CACHED = {"cache__crops": 2, "cache__batch_size": 6, "checkpoint__every_steps": 3}
@@ -48,7 +48,7 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, capsys):
     assert "features of 72 crops," in shown and "in the devices' memory" in shown and "lossless start" in shown
     # No crop is made in the epochs, and an interrupted run goes on within an epoch with the features that it has.
     with monkeypatch.context() as patch:
-        stop_while(patch, feature_cache.Writer, "append", 5)
+        stop_while(patch, row_store.Appender, "append", 5)
         with pytest.raises(train.Preempted, match="caching features"):
             train.train(config(data, **CACHED), stopped)
     with monkeypatch.context() as patch:

@@ -69,6 +69,19 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
     return outputs
 
 
+def stop_after(monkeypatch, step: int) -> None:
+    """Ends the run as soon as the checkpoint of `step` is on disk."""
+    original = train.TrainingCheckpoints.save
+
+    def save(checkpoints, state, *rest):
+        original(checkpoints, state, *rest)
+        if int(state.step) == step:
+            checkpoints.wait()
+            raise SystemExit
+
+    monkeypatch.setattr(train.TrainingCheckpoints, "save", save)
+
+
 def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatch):
     settings = training_runs.SETTINGS | data | {"epochs": EPOCHS, "checkpoint.keep": 20}
     workdir = tmp_path / "two"
@@ -87,17 +100,24 @@ def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatc
     assert 4 <= stopped < LAST and not (workdir / "results.json").exists()
     assert any((workdir / "compiled").iterdir())
 
+    # One process goes on, and two again.
+    monkeypatch.setattr(plots, "save", lambda *_: None)
+    of_one = training_runs.config(data, epochs=EPOCHS, cache__crops=2, checkpoint__keep=20)
+    further = min(4 * (stopped // 4 + 1), LAST - 4)
+    with monkeypatch.context() as patch:
+        stop_after(patch, further)
+        with pytest.raises(SystemExit):
+            train.train(of_one, workdir)
     first, second = finish(start(settings, workdir))
-    assert f"resumed at step {stopped}" in first and "resumed" not in second
-    assert {4, 8, stopped, LAST} <= {int(folder.name) for folder in (workdir / "checkpoints").iterdir()}
+    assert f"resumed at step {further}" in first and "resumed" not in second
+    assert {4, 8, stopped, further, LAST} <= {int(folder.name) for folder in (workdir / "checkpoints").iterdir()}
     assert len(list(workdir.glob("best-*/"))) == 1 and not list(workdir.glob(".*"))
     assert rj.load(workdir).mrl_dims == tiny.DIMS
 
     (line,) = (workdir / "unreadable.txt").read_text().splitlines()
     assert line.endswith("holds samples that are not finite; replace or remove it")
 
-    monkeypatch.setattr(plots, "save", lambda *_: None)
-    train.train(training_runs.config(data, epochs=EPOCHS, cache__crops=2), tmp_path / "one")
+    train.train(of_one, tmp_path / "one")
     two, one = training_runs.history(workdir), training_runs.history(tmp_path / "one")
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == list(range(0, LAST + 1, 4))
     for ours, theirs in zip(two, one, strict=True):

@@ -78,6 +78,7 @@ def saved(workdir: Path, step: int) -> tuple[dict[str, np.ndarray], dict]:
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         progress = checkpointer.restore(folder / "progress")
+    progress.pop("sha256")
     for entry in progress["progress"]["history"]:
         entry.pop("crops_per_second", None), entry.pop("input_wait", None)
     return arrays, progress

@@ -1,0 +1,71 @@
+"""A run that is killed at any file operation goes on from its last good state, to the same end."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import training_runs
+
+import redimnet_jax as rj
+
+TESTS = Path(__file__).parent
+CHAINS, KILLS = 5, 4
+SETTINGS = {"epochs": 2, "checkpoint.every_steps": 3, "checkpoint.keep": 1}
+# The last chain makes its crops while it trains.
+KINDS = [{"cache.crops": 2, "averaging.last": 2}] * 4 + [{}]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return training_runs.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts a run for [workdir, settings, n], see `kill_server`."""
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-W", "ignore", TESTS / "kill_server.py"], env=environment, **pipes)
+
+    def start(workdir: Path, settings: dict, last: int) -> tuple[int, int]:
+        print(json.dumps([str(workdir), settings, last]), file=process.stdin, flush=True)
+        return tuple(json.loads(process.stdout.readline()))
+
+    yield start
+    process.stdin.close()
+    process.wait(60)
+
+
+def outcome(workdir: Path) -> tuple:
+    return training_runs.history(workdir), json.loads((workdir / "results.json").read_text())
+
+
+def test_killed_at_file_operations(data, server, tmp_path):
+    """Every chain is a run that is killed four times; together they spread the kills evenly over a run."""
+    whole = {}
+    killed = 0
+    for chain in range(CHAINS):
+        kind = KINDS.index(KINDS[chain])
+        settings, workdir = data | SETTINGS | KINDS[kind], tmp_path / str(chain)
+        if kind not in whole:
+            code, operations = server(tmp_path / f"whole{kind}", settings, 0)
+            assert code == 0 and operations > 20
+            whole[kind] = operations, outcome(tmp_path / f"whole{kind}")
+        operations, wanted = whole[kind]
+        for number in range(KILLS):
+            last = operations // KILLS + (chain + 1) * operations // (KILLS * CHAINS) * (number == 0)
+            code, _ = server(workdir, settings, last)
+            assert code in (0, -9)
+            killed += code == -9
+            if (workdir / "best").exists():
+                rj.load(workdir)
+        assert server(workdir, settings, 0)[0] == 0
+        assert outcome(workdir) == wanted
+        rj.load(workdir)
+        hidden = [path for path in workdir.rglob(".*") if "compiled" not in path.parts]
+        assert hidden == [] and len(list(workdir.glob("best-*/"))) == 1
+        assert all(path.name.isdigit() for path in (workdir / "checkpoints").iterdir())
+    assert killed >= CHAINS * KILLS - CHAINS
