@@ -7,10 +7,10 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import model_config
-from redimnet_jax.errors import UserError
+from redimnet_jax import files, model_config
+from redimnet_jax.errors import UserError, shown
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 
 DESCRIPTION, ARRAYS = "checkpoint.json", "arrays"
 BEST = "best"  # of a workdir: where its best model is
 FORMAT = 1
+_LARGEST_COMPRESSION = 64
+_LARGEST_DESCRIPTION = 1 << 20  # bytes; a published model_config has less than 2,000
 
 
 def flat(network: SpeakerNetwork) -> dict[str, jax.Array]:
@@ -52,7 +54,6 @@ def config_checksum(arch: str, entries: dict[str, Any]) -> str:
 def save(model: SpeakerModel, folder: str | Path) -> None:
     """Writes `model` to `folder`, which must not exist; all of it or nothing."""
     folder = Path(folder).absolute()
-    check_output(folder)
     # Of NumPy, since Orbax saves arrays of JAX's for all processes together.
     arrays = {name: np.asarray(array) for name, array in flat(model.network).items()}
     description = {
@@ -65,31 +66,24 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         "arrays_sha256": checksum(arrays),
     }
     size = sum(array.nbytes for array in arrays.values())
-    part = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder.parent).free < 2 * size:
-            raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        with _checkpointer() as checkpointer:
-            checkpointer.save(part / ARRAYS, arrays)
-        (part / DESCRIPTION).write_text(_readable(description))
-        part.chmod(0o755)
-        part.rename(folder)
-    except (OSError, ValueError) as error:  # TensorStore's, of a full disk too, are ValueErrors.
+        with files.new_folder(folder) as part:
+            if shutil.disk_usage(part).free < 2 * size:
+                raise UserError(f"There is no room for {size / 1e6:.0f} MB in {folder.parent}; free some space.")
+            with _checkpointer() as checkpointer:
+                checkpointer.save(part / ARRAYS, arrays)
+            (part / DESCRIPTION).write_text(_readable(description), encoding="utf-8")
+    except (UserError, ValueError) as error:  # TensorStore's, of a full disk too, are ValueErrors.
         full = os.strerror(errno.ENOSPC) in str(error)
-        reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
-        advice = "free some space" if full else "choose another output"
+        if isinstance(error, UserError) and not full:
+            raise
+        reason, advice = (os.strerror(errno.ENOSPC), "free some space") if full else (error, "choose another output")
         raise UserError(f"{folder} cannot be written ({reason}); {advice}.") from error
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def check_output(folder: str | Path) -> None:
     """Raises UserError when there is something at `folder` already."""
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists already and is never overwritten; remove it or choose another output.")
+    files.check_new(folder)
 
 
 def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
@@ -99,26 +93,17 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
 
     Raises UserError when the folder is none, is damaged, or was written by a newer version.
     """
-    import orbax.checkpoint as ocp
-
     folder = Path(folder).absolute()
-    if not (folder / DESCRIPTION).exists() and (folder / BEST / DESCRIPTION).exists():
+    if not os.path.exists(folder / DESCRIPTION) and os.path.exists(folder / BEST / DESCRIPTION):
         folder = folder / BEST
     description = _description(folder)
     config = model_config.parse(description["arch"], description["model_config"])
-    network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    with _checkpointer() as checkpointer:
-        try:
-            names = checkpointer.metadata(folder / ARRAYS).item_metadata.tree
-            wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-            arrays = checkpointer.restore(folder / ARRAYS, restore_args=wanted)
-        except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
-            raise UserError(
-                f"The arrays in {folder / ARRAYS} cannot be read; convert the checkpoint again."
-            ) from error
+    arrays = _read_arrays(folder / ARRAYS)
     if checksum(arrays) != description["arrays_sha256"]:
         raise UserError(f"The arrays in {folder / ARRAYS} do not match their checksum; convert the checkpoint again.")
-    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in flat(network).items()}:
+    model_config.check_size(config, len(arrays), sum(x.size for x in arrays.values()), str(folder / ARRAYS))
+    network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    if _forms(arrays) != _forms(flat(network)):
         raise UserError(
             f"The arrays in {folder / ARRAYS} do not fit the model_config in {folder / DESCRIPTION}; "
             "convert the checkpoint again."
@@ -130,6 +115,31 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
         )
     fill(network, arrays)
     return SpeakerModel(network, description["model_config"], Source(**description["source"]))
+
+
+def _forms(arrays: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Reads every array in `folder` by its name; UserError when one cannot be, or takes more room than it can fill."""
+    import orbax.checkpoint as ocp
+
+    with _checkpointer() as checkpointer:
+        try:
+            found = checkpointer.metadata(folder).item_metadata.tree
+            # What is compressed may be small; weights hardly are, so this much smaller is a lie about the shape.
+            stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in found.values())
+            if claimed > _LARGEST_COMPRESSION * stored:
+                raise ValueError(f"{stored:,} bytes are said to hold arrays of {claimed:,}")
+            wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in found}
+            arrays = checkpointer.restore(folder, restore_args=wanted)
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds something other than arrays")
+            return arrays
+        except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
+            raise UserError(f"The arrays in {folder} cannot be read; convert the checkpoint again.") from error
 
 
 def _checkpointer():
@@ -163,24 +173,34 @@ def _readable(description: dict[str, Any]) -> str:
 
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.")
     try:
-        entries = json.loads(path.read_text())
+        if path.stat().st_size > _LARGEST_DESCRIPTION:
+            raise ValueError(f"it is larger than {_LARGEST_DESCRIPTION:,} bytes")
+        entries = files.parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} is no native checkpoint: it has no {DESCRIPTION}; check the path.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check its name and permissions.") from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); convert the checkpoint again.") from error
     if not isinstance(entries, dict):
         raise UserError(f"{path} is damaged (it holds no entries); convert the checkpoint again.")
     found = entries.get("format")
     if isinstance(found, int) and found != FORMAT:
-        raise UserError(f"{path} has format {found}, not {FORMAT}; update redimnet_jax.")
+        raise UserError(f"{path} has format {shown(found)}, not {FORMAT}; update redimnet_jax.")
     kinds = {"format": int, "arch": str, "model_config": dict, "source": dict}
     kinds |= {"config_sha256": str, "arrays_sha256": str}
     wrong = [key for key, kind in kinds.items() if not isinstance(entries.get(key), kind)]
-    if not wrong and entries["source"].keys() != {field.name for field in dataclasses.fields(Source)}:
+    if not wrong and not _is_source(entries["source"]):
         wrong = ["source"]
     if wrong:
         raise UserError(f"{path} is damaged (missing or wrong: {', '.join(wrong)}); convert the checkpoint again.")
     return entries
+
+
+def _is_source(entries: dict[str, Any]) -> bool:
+    if entries.keys() != {field.name for field in dataclasses.fields(Source)}:
+        return False
+    return all(isinstance(value, str) or (value is None and name == "licence") for name, value in entries.items())

@@ -1,5 +1,6 @@
 """Any model by its path."""
 
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from redimnet_jax.model import SpeakerModel
 
 
 def open_model(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> SpeakerModel:
-    """The model in a native checkpoint, in the workdir of a run (its best), or in a `.pt` or `.pth` file."""
-    if Path(path).suffix in (".pt", ".pth"):
+    """Opens the native checkpoint or the workdir of a run (its best model) in a folder, or a PyTorch checkpoint file."""
+    if os.path.isfile(path) or Path(path).suffix.lower() in (".pt", ".pth"):  # What is not there should be named right.
         return torch_weights.from_torch(path, dtype=dtype)
     return checkpoint.load(path, dtype=dtype)
