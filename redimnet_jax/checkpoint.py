@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import files, model_config
+from redimnet_jax import files, model_config, model_size
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
@@ -101,7 +101,7 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
     arrays = _read_arrays(folder / ARRAYS)
     if checksum(arrays) != description["arrays_sha256"]:
         raise UserError(f"The arrays in {folder / ARRAYS} do not match their checksum; convert the checkpoint again.")
-    model_config.check_size(config, len(arrays), sum(x.size for x in arrays.values()), str(folder / ARRAYS))
+    model_size.check(config, len(arrays), sum(x.size for x in arrays.values()), str(folder / ARRAYS))
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
     if _forms(arrays) != _forms(flat(network)):
         raise UserError(
@@ -122,7 +122,7 @@ def _forms(arrays: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Reads every array in `folder` by its name; UserError when one cannot be, or takes more room than it can fill."""
+    """Reads every array in `folder` by its name; UserError when one cannot be, or claims more than it can hold."""
     import orbax.checkpoint as ocp
 
     with _checkpointer() as checkpointer:
@@ -182,7 +182,9 @@ def _description(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} is no native checkpoint: it has no {DESCRIPTION}; check the path.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check its name and permissions.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check its name and permissions."
+        ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); convert the checkpoint again.") from error
     if not isinstance(entries, dict):

@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def some_of(names: Iterable[Any], most: int = 5) -> str:
-    """Joins `names` with commas, each cut to 100 characters; after the first `most` it says how many more there are."""
+    """Joins `names` with commas, each cut to 100 characters; after the first `most` says how many more there are."""
     names = list(names)
     shown = [_shortened(str(name)) for name in names[:most]]
     more = len(names) - len(shown)

@@ -16,6 +16,7 @@ from typing import Any
 from redimnet_jax.errors import UserError
 
 _PART = re.compile(r"[0-9a-f]{16}\.part")
+_MAX_DEPTH = 64  # of JSON; no file of ours has more than ten levels
 _SETTLED = 60.0  # seconds after which the maker of an unfinished folder has locked it, or is dead
 
 
@@ -80,7 +81,9 @@ def check_new(path: str | Path) -> None:
 def parse_json(text: str | bytes) -> Any:
     """Returns the value of JSON in UTF-8; raises ValueError, with a reason of one line, for whatever is none."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        _check_depth(value, _MAX_DEPTH)
+        return value
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -88,6 +91,14 @@ def parse_json(text: str | bytes) -> Any:
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError("a number has too many digits" if "digits" in reason else reason) from error
+
+
+def _check_depth(value: Any, left: int) -> None:
+    # What is only just read would be too deep for whoever walks through it.
+    if left < 0:
+        raise RecursionError
+    for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inside, left - 1)
 
 
 def _part_of(path: Path) -> Path:

@@ -186,7 +186,10 @@ def parse(arch: str, entries: Mapping[str, Any]) -> ModelConfig:
             config,
             **{k: e.boolean(k) for k in ("compress_tconvs", "return_2d_output", "use_freq_pos_enc")},
             **{k: e.boolean(k) for k in ("dual_agg", "agg_gnorm")},
-            **{k: e.optional_integer(k, least=0, most=LARGEST_FFT) or 0 for k in ("pad_right_samples", "before_pool_offset")},
+            **{
+                k: e.optional_integer(k, least=0, most=LARGEST_FFT) or 0
+                for k in ("pad_right_samples", "before_pool_offset")
+            },
         )
     _check_it_builds(config)
     return config
@@ -202,7 +205,9 @@ class _Entries(dict):
         value = self[key]
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             wanted = f"an integer of at least {least}"
-            self._fail(key, wanted if not isinstance(value, int) or value < least else f"{wanted} and at most {most:,}")
+            self._fail(
+                key, wanted if not isinstance(value, int) or value < least else f"{wanted} and at most {most:,}"
+            )
         return value
 
     def optional_integer(self, key: str, least: int = 1, most: int = LARGEST) -> int | None:
@@ -277,7 +282,9 @@ def _stages(arch: str, setup: Any) -> tuple[Stage, ...]:
     if not isinstance(setup, Sequence) or isinstance(setup, str) or not setup:
         raise UserError("model_config entry 'stages_setup' must be a list of at least one stage; correct it.")
     if len(setup) > MOST_STAGES:
-        raise UserError(f"model_config entry 'stages_setup' has {len(setup):,} stages, more than {MOST_STAGES}; lower it.")
+        raise UserError(
+            f"model_config entry 'stages_setup' has {len(setup):,} stages, more than {MOST_STAGES}; lower it."
+        )
     stages = []
     for i, entry in enumerate(setup):
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 5:
@@ -299,7 +306,11 @@ def _stages(arch: str, setup: Any) -> tuple[Stage, ...]:
         if e.number(conv_exp) <= 0:
             e._fail(conv_exp, "positive")
         kernels = [[3, 3]] if e[kernel_sizes] is None else e[kernel_sizes]
-        if not isinstance(kernels, Sequence) or not 1 <= len(kernels) <= MOST_KERNELS or not all(map(_is_sizes, kernels)):
+        if (
+            not isinstance(kernels, Sequence)
+            or not 1 <= len(kernels) <= MOST_KERNELS
+            or not all(map(_is_sizes, kernels))
+        ):
             e._fail(
                 kernel_sizes,
                 f"a list of pairs (frequency, time) of positive integers, at most {MOST_KERNELS} and up to "
@@ -369,7 +380,9 @@ def _mrl_dims(dims: Any, embed_dim: int) -> tuple[int, ...] | None:
             f"model_config entry 'mrl_dims' is {shown(dims)} but must be increasing positive integers; correct it."
         )
     if dims[-1] > embed_dim:
-        raise UserError(f"model_config entry 'mrl_dims' ends at {shown(dims[-1])}, beyond embed_dim {embed_dim}; lower it.")
+        raise UserError(
+            f"model_config entry 'mrl_dims' ends at {shown(dims[-1])}, beyond embed_dim {embed_dim}; lower it."
+        )
     return tuple(dims) if dims[-1] == embed_dim else (*dims, embed_dim)
 
 
@@ -424,41 +437,3 @@ def pooled_channels(config: ModelConfig) -> int:
     if config.return_2d_output:
         return config.F // math.prod(stage.freq_stride for stage in config.stages) * config.out_channels
     return config.out_channels
-
-
-def check_size(config: ModelConfig, tensors: int, elements: int, where: str) -> None:
-    """Raises UserError when a network of `config` would need far more than what a checkpoint holds.
-
-    `tensors` and `elements` are how many the checkpoint at `where` has. To build a network takes time by its blocks
-    and memory by its widths, so nothing is built for numbers that its file cannot fill. What differs by less is left
-    to those who compare the shapes.
-    """
-    needed_tensors, needed_elements = _least_size(config)
-    # Some more is built in a moment, and then the differences can be listed one by one.
-    if needed_tensors > 2 * tensors + 500 or needed_elements > 16 * elements + 1_000_000:
-        raise UserError(
-            f"The model_config of {where} asks for at least {needed_tensors:,} tensors with {needed_elements:,} numbers "
-            f"but there are {tensors:,} with {elements:,}; correct the model_config or use an intact file."
-        )
-
-
-def _least_size(config: ModelConfig) -> tuple[int, int]:
-    """Counts (tensors, numbers in them) that a network of `config` has at least: its largest parts are counted."""
-    bins, c, stride = config.spec.n_fft // 2, config.C, 1
-    tensors, elements = 0, config.F * bins + config.spec.win_length * (bins if config.feat_type.startswith("tf") else 1)
-    for index, stage in enumerate(config.stages):
-        stride *= stage.time_stride
-        c *= stage.freq_stride
-        inner = int(c * stage.conv_exp)
-        kernels = stage.kernel_sizes if config.block_2d_type.startswith("convnext") else ((3, 3),)
-        taps = sum(math.prod(kernel) for kernel in kernels) if config.arch == "redimnet2" else 9
-        # Each block has as many filters as channels, of at least one channel each, and a product of all channels.
-        tensors += 1 + stage.blocks * 6
-        elements += index * config.channels + stage.freq_stride * stride * inner + stage.blocks * inner * taps
-        if config.block_2d_type.startswith("convnext"):
-            elements += stage.blocks * inner * inner
-        if stage.att_block_red is not None:
-            tensors += 6
-            elements += 2 * config.channels * (config.channels // stage.att_block_red)
-    elements += pooled_channels(config) * config.embed_dim + config.embed_dim * (config.num_classes or 0)
-    return tensors, elements
