@@ -15,7 +15,7 @@ from typing import Any
 
 from redimnet_jax.errors import UserError
 
-_PART = re.compile(r"[0-9a-f]{16}\.part")
+_PART = re.compile(r"[a-z0-9_]{8}")  # the random end of an unfinished file or folder
 _MAX_DEPTH = 64  # of JSON; no file of ours has more than ten levels
 _SETTLED = 60.0  # seconds after which the maker of an unfinished folder has locked it, or is dead
 
@@ -102,7 +102,7 @@ def _check_depth(value: Any, left: int) -> None:
 
 
 def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _locked(folder: Path) -> int | None:
