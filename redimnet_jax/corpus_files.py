@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from redimnet_jax import audio
 from redimnet_jax.corpus_index import Bad, Entries
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -101,7 +101,7 @@ class FileList:
             path = fields[0].strip()
             if len(fields) < 2 or not _is_audio(path):
                 raise UserError(
-                    f"{self.path}:{number} reads {line.strip()!r} where `path speaker` is expected, the path "
+                    f"{self.path}:{number} reads {shown(line.strip())} where `path speaker` is expected, the path "
                     f"ending in {', '.join(sorted(audio.SUFFIXES))}; correct the line."
                 )
             name = posixpath.normpath(path)

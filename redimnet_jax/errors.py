@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _LONGEST = 100  # characters of a value in a message
+_CUT = "\u2026"  # where a value is cut: an ellipsis, which nobody takes for the end of the sentence
 
 
 class UserError(Exception):
@@ -25,6 +26,7 @@ class _Repr(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxstring = self.maxother = self.maxlong = _LONGEST
+        self.fillvalue = _CUT
 
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write thousands of digits, and they say nothing.
@@ -37,4 +39,4 @@ def shown(value: Any) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}{_CUT}"

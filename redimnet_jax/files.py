@@ -9,12 +9,15 @@ import re
 import secrets
 import shutil
 import time
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from redimnet_jax.errors import UserError
 
+# Errors of numpy.load for bytes that are no array; those of its parser for headers are among them.
+NOT_AN_ARRAY = (ValueError, TypeError, EOFError, ArithmeticError, MemoryError, SyntaxError, tokenize.TokenError)
 _PART = re.compile(r"[a-z0-9_]{8}")  # the random end of an unfinished file or folder
 _MAX_DEPTH = 64  # of JSON; no file of ours has more than ten levels
 _SETTLED = 60.0  # seconds after which the maker of an unfinished folder has locked it, or is dead
@@ -91,6 +94,11 @@ def parse_json(text: str | bytes) -> Any:
     except ValueError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError("a number has too many digits" if "digits" in reason else reason) from error
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of what `error` says, of at most 300 characters, without its full stop, or its type."""
+    return str(error).partition("\n")[0][:300].rstrip(".") or type(error).__name__
 
 
 def _check_depth(value: Any, left: int) -> None:
