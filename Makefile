@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo fuzz test
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
@@ -13,6 +13,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# Damaged files of every kind: FUZZ="--seed=7 --count=100 --target=trials" repeats or narrows a run.
+fuzz: $(VENV)/installed-test
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

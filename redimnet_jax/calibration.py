@@ -72,9 +72,9 @@ def save(calibrations: Mapping[int, Calibration], path: str | Path) -> None:
 def load(path: str | Path) -> dict[int, Calibration]:
     """The calibration of every dimension; raises UserError if the file is not one that `save` writes."""
     try:
-        dims = json.loads(Path(path).read_text(encoding="utf-8"))["dims"]
+        dims = files.parse_json(Path(path).read_bytes())["dims"]
         calibrations = {int(dim): Calibration(float(x["scale"]), float(x["offset"])) for dim, x in dims.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is not a calibration ({error}); make one with eval.py --calibrate.") from error
     for dim, calibration in calibrations.items():
         if not (0 < calibration.scale < math.inf and math.isfinite(calibration.offset)):

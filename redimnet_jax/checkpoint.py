@@ -10,11 +10,11 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -25,14 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import model_config
-from redimnet_jax.errors import UserError
+from redimnet_jax import files, model_config, model_size
+from redimnet_jax.errors import UserError, shown
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
 
 DESCRIPTION, ARRAYS = "checkpoint.json", "arrays"
 BEST = "best"  # of a workdir: where its best model is
 FORMAT = 1
+_LARGEST_COMPRESSION = 64
+_LARGEST_DESCRIPTION = 1 << 20  # bytes; a published model_config has less than 2,000
 
 
 def flat(network: SpeakerNetwork) -> dict[str, jax.Array]:
@@ -57,7 +59,6 @@ def config_checksum(arch: str, entries: dict[str, Any]) -> str:
 def save(model: SpeakerModel, folder: str | Path) -> None:
     """Writes `model` to `folder`, which must not exist; all of it or nothing."""
     folder = Path(folder).absolute()
-    check_output(folder)
     # Of NumPy, since Orbax saves arrays of JAX's for all processes together.
     arrays = {name: np.asarray(array) for name, array in flat(model.network).items()}
     description = {
@@ -69,24 +70,18 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
         "config_sha256": config_checksum(model.arch, model.model_config),
         "arrays_sha256": checksum(arrays),
     }
-    part = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        check_room(folder.parent, arrays.values())
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        with own_checkpointer() as checkpointer:
-            checkpointer.save(part / ARRAYS, arrays)
-        (part / DESCRIPTION).write_text(_readable(description))
-        part.chmod(0o755)
-        part.rename(folder)
-    except (OSError, ValueError) as error:  # TensorStore's, of a full disk too, are ValueErrors.
+        with files.new_folder(folder) as part:
+            check_room(part, arrays.values())
+            with own_checkpointer() as checkpointer:
+                checkpointer.save(part / ARRAYS, arrays)
+            (part / DESCRIPTION).write_text(_readable(description), encoding="utf-8")
+    except (UserError, ValueError) as error:  # TensorStore's, of a full disk too, are ValueErrors.
         full = os.strerror(errno.ENOSPC) in str(error)
-        reason = os.strerror(errno.ENOSPC) if full else getattr(error, "strerror", None) or error
-        advice = "free some space" if full else "choose another output"
+        if isinstance(error, UserError) and not full:
+            raise
+        reason, advice = (os.strerror(errno.ENOSPC), "free some space") if full else (error, "choose another output")
         raise UserError(f"{folder} cannot be written ({reason}); {advice}.") from error
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def check_room(folder: Path, arrays: Iterable[np.ndarray]) -> None:
@@ -101,8 +96,7 @@ def check_room(folder: Path, arrays: Iterable[np.ndarray]) -> None:
 
 def check_output(folder: str | Path) -> None:
     """Raises UserError when there is something at `folder` already."""
-    if os.path.lexists(folder):
-        raise UserError(f"{folder} exists already and is never overwritten; remove it or choose another output.")
+    files.check_new(folder)
 
 
 def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
@@ -144,23 +138,14 @@ def _kept(folder: Path) -> Iterator[None]:
 
 
 def _load(folder: Path, dtype: Any) -> SpeakerModel:
-    import orbax.checkpoint as ocp
-
     description = _description(folder)
     config = model_config.parse(description["arch"], description["model_config"])
-    network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    with own_checkpointer() as checkpointer:
-        try:
-            names = checkpointer.metadata(folder / ARRAYS).item_metadata.tree
-            wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-            arrays = checkpointer.restore(folder / ARRAYS, restore_args=wanted)
-        except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
-            raise UserError(
-                f"The arrays in {folder / ARRAYS} cannot be read; convert the checkpoint again."
-            ) from error
+    arrays = _read_arrays(folder / ARRAYS)
     if checksum(arrays) != description["arrays_sha256"]:
         raise UserError(f"The arrays in {folder / ARRAYS} do not match their checksum; convert the checkpoint again.")
-    if {k: v.shape for k, v in arrays.items()} != {k: v.shape for k, v in flat(network).items()}:
+    model_size.check(config, len(arrays), sum(x.size for x in arrays.values()), str(folder / ARRAYS))
+    network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    if _forms(arrays) != _forms(flat(network)):
         raise UserError(
             f"The arrays in {folder / ARRAYS} do not fit the model_config in {folder / DESCRIPTION}; "
             "convert the checkpoint again."
@@ -172,6 +157,31 @@ def _load(folder: Path, dtype: Any) -> SpeakerModel:
         )
     fill(network, arrays)
     return SpeakerModel(network, description["model_config"], Source(**description["source"]))
+
+
+def _forms(arrays: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+
+
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Reads every array in `folder` by its name; UserError when one cannot be, or claims more than it can hold."""
+    import orbax.checkpoint as ocp
+
+    with own_checkpointer() as checkpointer:
+        try:
+            found = checkpointer.metadata(folder).item_metadata.tree
+            # What is compressed may be small; weights hardly are, so this much smaller is a lie about the shape.
+            stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in found.values())
+            if claimed > _LARGEST_COMPRESSION * stored:
+                raise ValueError(f"{stored:,} bytes are said to hold arrays of {claimed:,}")
+            wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in found}
+            arrays = checkpointer.restore(folder, restore_args=wanted)
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds something other than arrays")
+            return arrays
+        except Exception as error:  # Orbax and TensorStore raise many kinds; the cause stays attached.
+            raise UserError(f"The arrays in {folder} cannot be read; convert the checkpoint again.") from error
 
 
 def own_checkpointer() -> Any:
@@ -220,24 +230,36 @@ def _readable(description: dict[str, Any]) -> str:
 
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.")
     try:
-        entries = json.loads(path.read_text())
+        if path.stat().st_size > _LARGEST_DESCRIPTION:
+            raise ValueError(f"it is larger than {_LARGEST_DESCRIPTION:,} bytes")
+        entries = files.parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} is no native checkpoint: it has no {DESCRIPTION}; check the path.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check its name and permissions."
+        ) from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); convert the checkpoint again.") from error
     if not isinstance(entries, dict):
         raise UserError(f"{path} is damaged (it holds no entries); convert the checkpoint again.")
     found = entries.get("format")
     if isinstance(found, int) and found != FORMAT:
-        raise UserError(f"{path} has format {found}, not {FORMAT}; update redimnet_jax.")
+        raise UserError(f"{path} has format {shown(found)}, not {FORMAT}; update redimnet_jax.")
     kinds = {"format": int, "arch": str, "model_config": dict, "source": dict}
     kinds |= {"config_sha256": str, "arrays_sha256": str}
     wrong = [key for key, kind in kinds.items() if not isinstance(entries.get(key), kind)]
-    if not wrong and entries["source"].keys() != {field.name for field in dataclasses.fields(Source)}:
+    if not wrong and not _is_source(entries["source"]):
         wrong = ["source"]
     if wrong:
         raise UserError(f"{path} is damaged (missing or wrong: {', '.join(wrong)}); convert the checkpoint again.")
     return entries
+
+
+def _is_source(entries: dict[str, Any]) -> bool:
+    if entries.keys() != {field.name for field in dataclasses.fields(Source)}:
+        return False
+    return all(isinstance(value, str) or (value is None and name == "licence") for name, value in entries.items())

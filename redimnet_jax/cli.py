@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax import checkpoint, download, locks, names, signals, torch_weights
+from redimnet_jax import checkpoint, download, files, locks, names, signals, torch_weights
 from redimnet_jax.command import Parser, run
 from redimnet_jax.errors import UserError
 from redimnet_jax.model import SpeakerModel
@@ -302,7 +301,7 @@ def convert(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_argument_group("what to convert: a file, or a release to download first")
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="a .pt or .pth file")
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="what torch.save wrote, whatever its suffix")
     source.add_argument("--model", metavar="NAME", help="b0 to b6, S or M")
     source.add_argument("--train_type", metavar="TYPE", help="ptn, ft_lm, ft_mix; lm for ReDimNet2")
     source.add_argument("--dataset", default="vox2", metavar="NAME", help="training data (default: %(default)s)")
@@ -350,7 +349,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = files.parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; check --model_config.") from error
     except (OSError, ValueError) as error:
@@ -384,9 +383,9 @@ def print_report(model: SpeakerModel, report: torch_weights.Report, output: Path
         "licence note": model.source.licence or "none known; see the source's release page",
         "architecture": f"{model.arch} (layout {report.layout})",
         **{
-            field.name.replace("_", " "): f"{getattr(report, field.name):,}"
-            for field in dataclasses.fields(report)
-            if field.name != "layout"
+            name.replace("_", " "): value if isinstance(value, str) else f"{value:,}"
+            for name, value in dataclasses.asdict(report).items()
+            if name != "layout"
         },
         "embedding": f"{model.embed_dim} dimensions"
         + (f", prefixes {', '.join(map(str, model.mrl_dims))}" if model.mrl_dims else ""),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from redimnet_jax import audio, names
 from redimnet_jax.corpus_index import Bad, Entries
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -103,14 +103,14 @@ class FileList:
             path, speaker = [names.unquote(field) for field in fields] if len(fields) == 2 else (fields[0], "")
             if not speaker or not _is_audio(path):
                 raise UserError(
-                    f"{self.path}:{number} reads {names.decode(line)!r} where `path speaker` is expected, the path "
-                    f"ending in {', '.join(sorted(audio.SUFFIXES))}; correct the line."
+                    f"{self.path}:{number} reads {shown(names.decode(line))} where `path speaker` is expected, the "
+                    f"path ending in {', '.join(sorted(audio.SUFFIXES))}; correct the line."
                 )
             name = posixpath.normpath(path)
             if name.startswith("/") and Path(name).is_relative_to(self.root):
                 name = str(Path(name).relative_to(self.root))
             if name in speaker_of:
-                raise UserError(f"{self.path}:{number} lists {path!r} a second time; remove the line.")
+                raise UserError(f"{self.path}:{number} lists {shown(path)} a second time; remove the line.")
             speaker_of[name] = speaker
         samples, bad = _examine(list(speaker_of), self.fetch, workers, progress)
         return Entries(list(speaker_of), list(speaker_of.values()), samples, bad)

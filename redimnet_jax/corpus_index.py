@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from redimnet_jax import audio
+from redimnet_jax import audio, files
 from redimnet_jax.errors import UserError
 
 FORMAT = 1  # raised when what an index holds, or what it means, changes
@@ -142,13 +142,15 @@ def load(folder: Path, verify: bool = True) -> tuple[Index, dict[str, Any]]:
     Raises UserError when it is damaged; `verify` False leaves out the checksum.
     """
     try:
-        description = json.loads((folder / "index.json").read_text())
+        description = files.parse_json((folder / "index.json").read_bytes())
         columns = {
             path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))
         }
         index = Index(tuple(description["speakers"]), **columns)
         if verify and index.digest() != description["digest"]:
             raise ValueError("it does not match its checksum")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"The index {folder} is damaged ({error}); remove the folder to rebuild it.") from error
+    except (OSError, *files.NOT_AN_ARRAY, LookupError, AttributeError) as error:
+        raise UserError(
+            f"The index {folder} is damaged ({files.first_line(error)}); remove the folder to rebuild it."
+        ) from error
     return index, description

@@ -90,8 +90,8 @@ def fetch(url: str, folder: str | os.PathLike[str], sha256: str | None = None, r
     interruption if the server still has the same file; a broken connection is retried `retries` times.
     Raises UserError when the file does not exist, cannot be reached or written, or has the wrong sum.
     """
-    name = urlsplit(url).path.rpartition("/")[2]
-    if not re.fullmatch("https?://[!-~]+", url) or name in ("", ".", ".."):
+    name = _file_name(url)
+    if name is None:
         raise UserError(f"{url!r} is no address of a file: give one that starts with https:// and ends in a name.")
     path = Path(folder) / name
     part = path.with_name(name + ".part")
@@ -131,6 +131,20 @@ def conversion_command(output: str | Path) -> str:
     return f"python convert_torch_weights.py --model={name} --train_type={train_type}{data} --output={output}"
 
 
+def _file_name(url: str) -> str | None:
+    """Returns the last part of the path of `url`, or None when it is no address of a file."""
+    if not re.fullmatch("https?://[!-~]+", url):
+        return None
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets, a port beyond 65,535, a label of more than 63 characters
+        return None
+    name = parts.path.rpartition("/")[2]
+    return name if has_host and name not in ("", ".", "..") else None
+
+
 def verify(path: Path, expected: str | None, advice: str) -> None:
     """Raise UserError, ending with `advice`, unless the SHA-256 of `path` is `expected` or none is expected."""
     if expected and (actual := sha256(path)) != expected.lower():
@@ -164,6 +178,10 @@ def _download(url: str, part: Path, retries: int) -> None:
             problem = error
         except _RETRIED as error:
             problem = error
+        except ValueError as error:  # of an address that the server leads to, or of its headers
+            raise UserError(
+                f"{url} has a server that answers what is not HTTP ({error}): check the address."
+            ) from error
         if attempt < retries:
             _pause(attempt)
     raise UserError(
@@ -175,7 +193,9 @@ def _download(url: str, part: Path, retries: int) -> None:
 def _download_once(url: str, part: Path) -> None:
     have, etag = 0, ""
     if part.exists() and _etag_file(part).exists():
-        have, etag = part.stat().st_size, _etag_file(part).read_text()
+        have, etag = part.stat().st_size, _etag_file(part).read_text(encoding="latin-1")
+        if not re.fullmatch('"[!-~]*"', etag):  # damaged: it would be no header
+            have, etag = 0, ""
     # If-Range makes the server send the whole file if it is no longer the one that was begun.
     resume = {"Range": f"bytes={have}-", "If-Range": etag} if have else {}
     request = urllib.request.Request(url, headers={"User-Agent": "redimnet-jax", **resume})
@@ -192,7 +212,7 @@ def _download_once(url: str, part: Path) -> None:
     with response:
         resumed = have > 0 and response.status == 206
         if resumed:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+            found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", response.headers.get("Content-Range", ""))
             if not found or int(found[1]) != have or response.headers.get("ETag", etag) != etag:
                 _discard(part)
                 raise ConnectionError("the server continued some other file")
@@ -209,8 +229,8 @@ def _download_once(url: str, part: Path) -> None:
 
 def _write_etag(part: Path, etag: str) -> None:
     _etag_file(part).unlink(missing_ok=True)
-    if etag.startswith('"'):  # a weak one, W/"...", does not promise the same bytes
-        _etag_file(part).write_text(etag)
+    if re.fullmatch('"[!-~]*"', etag):  # a weak one, W/"...", does not promise the same bytes
+        _etag_file(part).write_text(etag, encoding="latin-1")
 
 
 def _save(response: http.client.HTTPResponse, file: BinaryIO, bar: tqdm) -> None:

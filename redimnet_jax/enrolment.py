@@ -13,7 +13,7 @@ import numpy as np
 
 from redimnet_jax import names as name_forms
 from redimnet_jax import scoring, trials, utterance_speakers
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
 from redimnet_jax.losses import unit
 from redimnet_jax.utterance_speakers import SpeakerRule
 from redimnet_jax.validation import BY_FOLDER, Roots, Validation, find_recordings
@@ -49,7 +49,9 @@ def read(path: str | Path) -> dict[str, list[str]]:
         different = len(set(map(name_forms.normalised, names)))
         wrong = "names no utterance" if not names else "names an utterance twice" if different < len(names) else ""
         if wrong or model in models:
-            raise UserError(f"Line {number} of {path} {wrong or f'repeats the model {model!r}'}; correct the line.")
+            raise UserError(
+                f"Line {number} of {path} {wrong or f'repeats the model {shown(model)}'}; correct the line."
+            )
         models[model] = names
     if not models:
         raise UserError(f"The enrolment list {path} is empty; give lines such as 'model a.wav b.wav'.")
@@ -87,7 +89,7 @@ def from_list(
         found = sorted({of[member] for member in recorded})
         if len(found) > 1:
             raise UserError(
-                f"The model {name!r} has utterances of {found[0]!r} and {found[1]!r}; give those of one, or "
+                f"The model {shown(name)} has utterances of {shown(found[0])} and {shown(found[1])}; give those of one, or "
                 f"{utterance_speakers.OPTIONS}."
             )
         speakers += found
@@ -125,6 +127,6 @@ def _check_overlap(listed: trials.Trials, parts: list[list[str]]) -> None:
         shared = contents[left] & contents[right]
         if shared:
             raise UserError(
-                f"A trial compares {listed.names[left]!r} with {listed.names[right]!r}, and {min(shared)!r} is in "
+                f"A trial compares {shown(listed.names[left])} with {shown(listed.names[right])}, and {shown(min(shared))} is in "
                 "both; leave it out of the model or of the trials."
             )

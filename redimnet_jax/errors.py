@@ -1,14 +1,8 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the parts its sentence is made of."""
 
-from collections.abc import Iterable
+_LONGEST = 100  # characters of a value in a message
+_CUT = "\u2026"  # where a value is cut: an ellipsis, which nobody takes for the end of the sentence
 
 
 class UserError(Exception):
     """A mistake the user can mend: one sentence saying what, where, and what to do."""
-
-
-def some_of(names: Iterable[str], most: int = 3) -> str:
-    """Returns the first `most` of `names` for a sentence: "a, b, c and 12 more"."""
-    names = list(names)
-    listed = ", ".join(map(str, names[:most]))
-    return f"{listed} and {len(names) - most:,} more" if len(names) > most else listed

@@ -10,13 +10,13 @@ from redimnet_jax.model import SpeakerModel
 
 
 def open_model(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> SpeakerModel:
-    """The model in a native checkpoint, in the workdir of a run (its best), or in a `.pt` or `.pth` file."""
+    """Open a folder as a native checkpoint or as the workdir of a run (its best model), and a file as PyTorch's."""
     local_paths.check(path, "The checkpoint")
     if not Path(path).exists():
         raise UserError(
             f"There is no checkpoint {path}; check the path, or convert published weights with "
             f"`{download.conversion_command(path)}`."
         )
-    if Path(path).suffix in (".pt", ".pth"):
+    if Path(path).is_file():
         return torch_weights.from_torch(path, dtype=dtype)
     return checkpoint.load(path, dtype=dtype)

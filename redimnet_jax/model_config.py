@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redimnet_jax.blocks import BLOCKS_1D, BLOCKS_2D
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.frontend import FRONT_ENDS, SpecParams
 from redimnet_jax.pooling import POOLING_HEADS, POOLINGS
 
 ARCHITECTURES = ("redimnet", "redimnet2")
 ATTENTION_HEADS = 4
 ACTIVATIONS = ("ReLU", "Tanh", "Sigmoid", "GELU", "Identity")
+# Far beyond every published network, and near enough that no arithmetic on entries takes long or overflows.
+LARGEST = 1_000_000
+LARGEST_FFT, LARGEST_KERNEL, MOST_KERNELS, MOST_STAGES, MOST_BLOCKS = 65_536, 1_000, 16, 64, 1_000
+TINIEST = 1e-30  # its inverse is a float32 too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +151,7 @@ def parse(arch: str, entries: Mapping[str, Any]) -> ModelConfig:
     cannot run either.
     """
     if arch not in ARCHITECTURES:
-        raise UserError(f"There is no architecture {arch!r}; choose one of {', '.join(ARCHITECTURES)}.")
+        raise UserError(f"There is no architecture {shown(arch)}; choose one of {', '.join(ARCHITECTURES)}.")
     defaults = DEFAULTS[arch]
     _refuse_unknown(entries, defaults, f"model_config has unknown entries for {arch}")
     e = _Entries(defaults | dict(entries))
@@ -169,7 +173,7 @@ def parse(arch: str, entries: Mapping[str, Any]) -> ModelConfig:
         class_dropout=0.0 if two else e.rate("class_dropout"),
         feat_agg_dropout=0.0 if two else e.rate("feat_agg_dropout"),
         head_activation=None if two else _head_activation(e["head_activation"]),
-        hop_length=e.integer("hop_length"),
+        hop_length=e.integer("hop_length", most=LARGEST_FFT),
         pooling_func=e.choice("pooling_func", POOLINGS),
         feat_type=feat_type,
         global_context_att=e.boolean("global_context_att"),
@@ -182,7 +186,10 @@ def parse(arch: str, entries: Mapping[str, Any]) -> ModelConfig:
             config,
             **{k: e.boolean(k) for k in ("compress_tconvs", "return_2d_output", "use_freq_pos_enc")},
             **{k: e.boolean(k) for k in ("dual_agg", "agg_gnorm")},
-            **{k: e.optional_integer(k, least=0) or 0 for k in ("pad_right_samples", "before_pool_offset")},
+            **{
+                k: e.optional_integer(k, least=0, most=LARGEST_FFT) or 0
+                for k in ("pad_right_samples", "before_pool_offset")
+            },
         )
     _check_it_builds(config)
     return config
@@ -192,16 +199,19 @@ class _Entries(dict):
     """Entries read by kind; an error names the entry, what it holds and what it must be."""
 
     def _fail(self, key: str, wanted: str):
-        raise UserError(f"model_config entry {key!r} is {self[key]!r} but must be {wanted}; correct it.")
+        raise UserError(f"model_config entry {key!r} is {shown(self[key])} but must be {wanted}; correct it.")
 
-    def integer(self, key: str, least: int = 1) -> int:
+    def integer(self, key: str, least: int = 1, most: int = LARGEST) -> int:
         value = self[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self._fail(key, f"an integer of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            wanted = f"an integer of at least {least}"
+            self._fail(
+                key, wanted if not isinstance(value, int) or value < least else f"{wanted} and at most {most:,}"
+            )
         return value
 
-    def optional_integer(self, key: str, least: int = 1) -> int | None:
-        return None if self[key] is None else self.integer(key, least)
+    def optional_integer(self, key: str, least: int = 1, most: int = LARGEST) -> int | None:
+        return None if self[key] is None else self.integer(key, least, most)
 
     def boolean(self, key: str) -> bool:
         if not isinstance(self[key], bool):
@@ -210,8 +220,8 @@ class _Entries(dict):
 
     def number(self, key: str) -> float:
         value = self[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            self._fail(key, "a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+            self._fail(key, f"a number of at most {LARGEST:,}")
         return value
 
     def rate(self, key: str) -> float:
@@ -226,8 +236,8 @@ class _Entries(dict):
 
     def range(self, key: str) -> tuple[int, int]:
         value = self[key]
-        if not _is_integers(value, 2) or not 0 <= value[0] < value[1]:
-            self._fail(key, "two integers, 0 <= low < high")
+        if not _is_integers(value, 2) or not 0 <= value[0] < value[1] <= LARGEST:
+            self._fail(key, f"two integers, 0 <= low < high <= {LARGEST:,}")
         return tuple(value)
 
 
@@ -241,20 +251,20 @@ def _is_integers(value: Any, count: int | None = None) -> bool:
 
 
 def _is_sizes(value: Any) -> bool:
-    return _is_integers(value, 2) and min(value) >= 1
+    return _is_integers(value, 2) and min(value) >= 1 and max(value) <= LARGEST_KERNEL
 
 
 def _refuse_unknown(entries: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
     unknown = sorted(set(entries) - set(known), key=str)
     if unknown:
         raise UserError(
-            f"{what}: {', '.join(map(repr, unknown))}; remove or correct them (known: {', '.join(sorted(known))})."
+            f"{what}: {some_of(map(shown, unknown))}; remove or correct them (known: {', '.join(sorted(known))})."
         )
 
 
 def _refuse_what_does_not_run(arch: str, e: _Entries) -> None:
     def refuse(key: str, why: str):
-        raise UserError(f"model_config entry {key!r} is {e[key]!r}, which the published code cannot run: {why}.")
+        raise UserError(f"model_config entry {key!r} is {shown(e[key])}, which the published code cannot run: {why}.")
 
     if arch == "redimnet":
         if e["tf_optimized_arch"]:
@@ -271,11 +281,15 @@ def _refuse_what_does_not_run(arch: str, e: _Entries) -> None:
 def _stages(arch: str, setup: Any) -> tuple[Stage, ...]:
     if not isinstance(setup, Sequence) or isinstance(setup, str) or not setup:
         raise UserError("model_config entry 'stages_setup' must be a list of at least one stage; correct it.")
+    if len(setup) > MOST_STAGES:
+        raise UserError(
+            f"model_config entry 'stages_setup' has {len(setup):,} stages, more than {MOST_STAGES}; lower it."
+        )
     stages = []
     for i, entry in enumerate(setup):
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 5:
             raise UserError(
-                f"model_config entry 'stages_setup'[{i}] is {entry!r} but must have five parts "
+                f"model_config entry 'stages_setup'[{i}] is {shown(entry)} but must have five parts "
                 "(stride, blocks, conv_exp, kernel_sizes, att_block_red); correct it."
             )
         names = ("stride", "blocks", "conv_exp", "kernel_sizes", "att_block_red")
@@ -287,17 +301,25 @@ def _stages(arch: str, setup: Any) -> tuple[Stage, ...]:
             strides = (e.integer(stride), 1)
         else:
             if not _is_sizes(e[stride]):
-                e._fail(stride, "two positive integers, (frequency, time)")
+                e._fail(stride, f"two positive integers up to {LARGEST_KERNEL}, (frequency, time)")
             strides = tuple(e[stride])
         if e.number(conv_exp) <= 0:
             e._fail(conv_exp, "positive")
         kernels = [[3, 3]] if e[kernel_sizes] is None else e[kernel_sizes]
-        if not isinstance(kernels, Sequence) or not kernels or not all(map(_is_sizes, kernels)):
-            e._fail(kernel_sizes, "a list of pairs (frequency, time) of positive integers")
+        if (
+            not isinstance(kernels, Sequence)
+            or not 1 <= len(kernels) <= MOST_KERNELS
+            or not all(map(_is_sizes, kernels))
+        ):
+            e._fail(
+                kernel_sizes,
+                f"a list of pairs (frequency, time) of positive integers, at most {MOST_KERNELS} and up to "
+                f"{LARGEST_KERNEL}",
+            )
         stages.append(
             Stage(
                 *strides,
-                blocks=e.integer(blocks, least=0),
+                blocks=e.integer(blocks, least=0, most=MOST_BLOCKS),
                 conv_exp=e[conv_exp],
                 kernel_sizes=tuple(tuple(k) for k in kernels),
                 att_block_red=e.optional_integer(att_block_red),
@@ -308,7 +330,7 @@ def _stages(arch: str, setup: Any) -> tuple[Stage, ...]:
 
 def _spec_params(feat_type: str, entries: Any) -> SpecParams:
     if not isinstance(entries, Mapping):
-        raise UserError(f"model_config entry 'spec_params' is {entries!r} but must be a mapping; correct it.")
+        raise UserError(f"model_config entry 'spec_params' is {shown(entries)} but must be a mapping; correct it.")
     elsewhere = ("spec_norm", "num_apply_spec_aug") if feat_type.startswith("tf") else ("eps",)
     known = {f.name: f.default for f in dataclasses.fields(SpecParams) if f.name not in elsewhere}
     _refuse_unknown(
@@ -319,10 +341,12 @@ def _spec_params(feat_type: str, entries: Any) -> SpecParams:
     kinds |= {k: e.boolean for k in ("do_spec_aug", "norm_signal", "do_preemph")}
     kinds |= {"eps": e.number, "spec_norm": lambda key: e.choice(key, ("mn", "mvn", "bn"))}
     kinds |= {"freq_start_bin": lambda key: e.integer(key, least=0)}
-    kinds |= {"win_length": lambda key: e.integer(key, least=2)}
+    kinds |= {"win_length": lambda key: e.integer(key, least=2, most=LARGEST_FFT)}
+    kinds |= {"n_fft": lambda key: e.integer(key, most=LARGEST_FFT)}
+    kinds |= {"num_apply_spec_aug": lambda key: e.integer(key, most=MOST_BLOCKS)}
     params = SpecParams(**{key: kinds.get(key, e.integer)(key) for key in e})
-    if params.eps <= 0:
-        e._fail("eps", "positive")
+    if not TINIEST <= params.eps < 1:
+        e._fail("eps", f"at least {TINIEST:g} and below 1")
     if not 0 <= params.f_min < params.f_max <= params.sample_rate / 2:
         raise UserError(
             f"spec_params has f_min {params.f_min} and f_max {params.f_max} Hz but needs 0 <= f_min < f_max <= "
@@ -342,7 +366,7 @@ def _head_activation(text: Any) -> str | None:
     if not match or match[1] not in ACTIVATIONS:
         allowed = ", ".join(f"'nn.{name}()'" for name in ACTIVATIONS)
         raise UserError(
-            f"model_config entry 'head_activation' is {text!r}, and text from a checkpoint is never evaluated; "
+            f"model_config entry 'head_activation' is {shown(text)}, and text from a checkpoint is never evaluated; "
             f"use one of {allowed} or null."
         )
     return match[1]
@@ -353,10 +377,12 @@ def _mrl_dims(dims: Any, embed_dim: int) -> tuple[int, ...] | None:
         return None
     if not _is_integers(dims) or not dims or list(dims) != sorted(set(dims)) or dims[0] < 1:
         raise UserError(
-            f"model_config entry 'mrl_dims' is {dims!r} but must be increasing positive integers; correct it."
+            f"model_config entry 'mrl_dims' is {shown(dims)} but must be increasing positive integers; correct it."
         )
     if dims[-1] > embed_dim:
-        raise UserError(f"model_config entry 'mrl_dims' ends at {dims[-1]}, beyond embed_dim {embed_dim}; lower it.")
+        raise UserError(
+            f"model_config entry 'mrl_dims' ends at {shown(dims[-1])}, beyond embed_dim {embed_dim}; lower it."
+        )
     return tuple(dims) if dims[-1] == embed_dim else (*dims, embed_dim)
 
 
@@ -366,6 +392,12 @@ def _check_it_builds(config: ModelConfig) -> None:
             raise UserError(f"model_config cannot build a network: {message}; correct it.")
 
     c, f = config.C, config.F
+    blocks = sum(stage.blocks for stage in config.stages)
+    require(blocks <= MOST_BLOCKS, f"'stages_setup' has {blocks:,} blocks, more than {MOST_BLOCKS:,}")
+    require(
+        config.time_stride <= LARGEST_KERNEL,
+        f"the strides in time make {shown(config.time_stride)} together, more than {LARGEST_KERNEL}",
+    )
     for i, stage in enumerate(config.stages):
         where = f"'stages_setup'[{i}]"
         stride = stage.freq_stride

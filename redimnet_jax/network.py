@@ -1,5 +1,7 @@
 """The whole speaker network: front end, backbone, pooling and embedding layers, from a ModelConfig."""
 
+import bisect
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,10 +49,11 @@ class SpeakerNetwork(nnx.Module):
     @property
     def min_samples(self) -> int:
         """The shortest signal that gives two pooled frames, which every standard deviation over time needs."""
-        samples = max(1, self.frontend.min_samples - self.config.pad_right_samples)
-        while self._pooled_frames(samples) < 2:
-            samples += 1
-        return samples
+        least = max(1, self.frontend.min_samples - self.config.pad_right_samples)
+        most = least
+        while self._pooled_frames(most) < 2:
+            most *= 2
+        return least + bisect.bisect_left(range(least, most), 2, key=self._pooled_frames)
 
     def _pooled_frames(self, samples):
         frames = self.backbone.output_frames(self.frontend.frames(samples + self.config.pad_right_samples))

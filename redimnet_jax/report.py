@@ -5,6 +5,7 @@ Results are what `results.json` holds: {"dims": {"64": {"eer", "eer_ci95": [lo, 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,12 +93,14 @@ def write_json(path: str | Path, results: Results) -> Path:
 def read_json(path: str | Path) -> Results:
     """The results in a file that `write_json` wrote; raises UserError when there are none."""
     try:
-        results = json.loads(Path(path).read_text())
+        results = files.parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read as results ({reason}); give a results.json.") from error
     if not isinstance(results, dict) or not isinstance(results.get("dims"), dict):
         raise UserError(f"{path} has no entry 'dims'; give a results.json.")
+    if not all(re.fullmatch("[0-9]{1,9}", dim) and isinstance(each, dict) for dim, each in results["dims"].items()):
+        raise UserError(f"{path} has something other than dimensions in 'dims'; give a results.json.")
     return results
 
 

@@ -8,14 +8,15 @@ low ones, with the ratio of direct to reverberant energy falling with the distan
 """
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from redimnet_jax import files
 from redimnet_jax.audio import SAMPLE_RATE
 from redimnet_jax.cli import run
-from redimnet_jax.errors import UserError
 
 LONGEST, SHORTEST = 0.8, 0.15  # reverberation times, seconds
 
@@ -45,14 +46,12 @@ def write_rooms(folder: str | Path, count: int, seed: int = 0) -> Path:
     import soundfile
 
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists already; choose another output.")
-    part = folder.with_name(f".{folder.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        response = impulse_response(np.random.default_rng([seed, number]))
-        soundfile.write(part / f"room{number:04d}.wav", response, SAMPLE_RATE, subtype="FLOAT")
-    part.rename(folder)
+    with files.new_folder(folder) as part:
+        for number in range(count):
+            response = impulse_response(np.random.default_rng([seed, number]))
+            file = io.BytesIO()  # An error of libsndfile's would not say that the disk is full.
+            soundfile.write(file, response, SAMPLE_RATE, format="WAV", subtype="FLOAT")
+            (part / f"room{number:04d}.wav").write_bytes(file.getvalue())
     return folder
 
 

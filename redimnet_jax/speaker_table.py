@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from redimnet_jax import names
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
 
 
 def read_sexes(path: str | Path) -> dict[str, str]:
@@ -27,7 +27,9 @@ def read_sexes(path: str | Path) -> dict[str, str]:
         speaker = names.unquote(cells[0])
         sex = cells[column].lower() if column < len(cells) else ""
         if not speaker or sex not in ("m", "f", "male", "female"):
-            raise UserError(f"{path}:{number} names no speaker and sex (m or f) but {line.strip()!r}; correct it.")
+            raise UserError(
+                f"{path}:{number} names no speaker and sex (m or f) but {shown(line.strip())}; correct it."
+            )
         if sexes.setdefault(speaker, sex[0]) != sex[0]:
             raise UserError(
                 f"{path}:{number} contradicts an earlier line on the speaker {names.quote(speaker)}; correct it."

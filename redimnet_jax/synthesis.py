@@ -11,15 +11,13 @@ utterance is a sequence of random syllables. An EER on such voices says that a p
 
 import dataclasses
 import itertools
-import shutil
-import tempfile
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax.checkpoint import check_output
+from redimnet_jax import files
 from redimnet_jax.errors import UserError
 
 SAMPLE_RATE = 16000
@@ -345,14 +343,11 @@ def write_corpus(
     a count below one.
     """
     folder = Path(folder).absolute()
-    check_output(folder)
+    files.check_new(folder)
     for name, count in {"speakers": speakers, "sessions": sessions, "utterances": utterances}.items():
         if count < 1:
             raise UserError(f"{name} is {count} but must be at least 1.")
-    part = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with files.new_folder(folder, advice="choose another folder") as part:
         numbers = range(first_speaker, first_speaker + speakers), range(sessions), range(utterances)
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda names: _write_utterance(part, *names, seconds, seed), itertools.product(*numbers)))
@@ -365,13 +360,6 @@ def write_corpus(
             seed=seed,
         )
         (part / "README.txt").write_text(about)
-        part.chmod(0o755)
-        part.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); choose another folder.") from error
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

@@ -8,6 +8,7 @@ Source of both formats: `_save` and `_legacy_save` in `torch/serialization.py` o
 
 import functools
 import io
+import itertools
 import pickle
 import struct
 import zipfile
@@ -56,6 +57,19 @@ _STORAGES = {
 _NUMPY_CODES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
 _SCALARS = (str, int, float, bool, type(None))
 _MAX_DEPTH = 64
+# A tensor takes about 30 instructions: this is room for 20,000 of them, where the largest released file has 1,052
+# and a training state with an optimizer's three times as many. They take less than a second.
+_MAX_INSTRUCTIONS = 600_000
+# Values are counted as often as they are met, since whoever walks through them meets them as often.
+_MAX_VALUES = 1_000_000
+_TEXT_OF_ONE = 16  # characters of a text that count as one value
+_MAX_ENTRIES = 100_000  # of a zip file: one a storage and a few more
+# Tensors may share storages, and be larger than those by repeating them; in all they are at most this many times as
+# large as the file, or as small as `_SMALL`.
+_MAX_SHARING, _SMALL = 16, 1 << 24
+_MAX_ARGUMENTS = 16  # of a call; no function here takes as many
+_MAX_TUPLE_KEYS = 1_000  # Their hashes can be made to collide, so that a dict of many is slow.
+_MAX_INTEGER = 1 << 64
 _MAX_ENCODED = 16  # bytes of the longest numpy scalar: with no limit, copies of a long text fill the memory
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_HEAD = pickle.dumps(_LEGACY_MAGIC, 2)[2:]  # less the protocol number, which whoever saves may choose
@@ -63,7 +77,7 @@ _GIVE = "give a file that torch.save wrote, such as a released .pt"
 # What the standard library, numpy and the checks below raise on bytes that make no sense.
 _NONSENSE = (
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError, MemoryError),
-    *(EOFError, RecursionError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
+    *(EOFError, RecursionError, zlib.error, struct.error, pickle.UnpicklingError, zipfile.BadZipFile),
 )
 
 
@@ -125,7 +139,7 @@ def _read(path: Path) -> Any:
         zipped = head.startswith(b"PK")
         file.seek(0)
         value = _read_zip(path.read_bytes()) if zipped else _read_legacy(file, path.stat().st_size)
-    _depth(value, {})
+    _Walk().measure(value)
     return value
 
 
@@ -154,8 +168,35 @@ def _check_little_endian(is_little: bool) -> None:
         raise _Refused("was saved on a big-endian machine", "save it again on a little-endian one")
 
 
+class _Budget:
+    """What is left of the work and memory that a file of `size` bytes may ask for."""
+
+    def __init__(self, size: int):
+        self.instructions, self.tuple_keys = _MAX_INSTRUCTIONS, _MAX_TUPLE_KEYS
+        self.stored = size
+        self.tensors = max(_SMALL, _MAX_SHARING * size)
+
+    def spend(self, what: str, amount: int, problem: str) -> None:
+        """Takes `amount` off the `what` that is left; raises ValueError with `problem` when there is less."""
+        left = getattr(self, what) - amount
+        if left < 0:
+            raise ValueError(problem)
+        setattr(self, what, left)
+
+
+def _entries(data: bytes) -> dict[str, zipfile.ZipInfo]:
+    # Counted before they are read: each takes a kilobyte of memory.
+    if data.count(b"PK\x01\x02") > _MAX_ENTRIES:
+        raise ValueError(f"it has more than {_MAX_ENTRIES:,} entries")
+    archive: dict[str, zipfile.ZipInfo] = {}
+    for entry in zipfile.ZipFile(io.BytesIO(data)).infolist():
+        if archive.setdefault(entry.filename, entry) is not entry:
+            raise ValueError(f"it has two entries {_show(entry.filename)}")
+    return archive
+
+
 def _read_zip(data: bytes) -> Any:
-    archive = {entry.filename: entry for entry in zipfile.ZipFile(io.BytesIO(data)).infolist()}
+    archive, budget = _entries(data), _Budget(len(data))
     tops = [n.removesuffix("data.pkl") for n in archive if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(tops) != 1:
         raise _Refused("is a zip file but not a checkpoint", _GIVE)
@@ -168,7 +209,9 @@ def _read_zip(data: bytes) -> Any:
     def content(name: str) -> memoryview:
         if top + name not in archive:
             raise ValueError(f"it has no {_show(name)}")
-        return _stored(data, archive[top + name])
+        entry = archive[top + name]
+        budget.spend("stored", entry.file_size, "its entries are larger than the file, or overlap")
+        return _stored(data, entry)
 
     def storage(dtype: np.dtype, key: str, count: int) -> _Storage:
         raw = content(f"data/{key}")
@@ -178,7 +221,7 @@ def _read_zip(data: bytes) -> Any:
 
     if top + "byteorder" in archive:
         _check_little_endian(content("byteorder") == b"little")
-    return _Machine(io.BytesIO(content("data.pkl")), storage).load()
+    return _Machine(io.BytesIO(content("data.pkl")), storage, budget).load()
 
 
 def _stored(data: bytes, entry: zipfile.ZipInfo) -> memoryview:
@@ -196,34 +239,36 @@ def _stored(data: bytes, entry: zipfile.ZipInfo) -> memoryview:
     return raw
 
 
-def _read_legacy(file: BinaryIO, room: int) -> Any:
+def _read_legacy(file: BinaryIO, file_size: int) -> Any:
     storages: dict[str, _Storage] = {}
+    budget = _Budget(file_size)
 
     def storage(dtype: np.dtype, key: str, count: int, view: Any) -> _Storage:
         # The bytes come after the objects, so tensors are made over memory that is filled at the end.
-        nonlocal room
         size = count * dtype.itemsize
         if key not in storages:
-            room -= size
-            if room < 0:
-                raise ValueError(f"storage {_show(key)} is larger than the file")
+            budget.spend("stored", size, f"storage {_show(key)} is larger than the file")
             storages[key] = _Storage(np.empty(size, np.uint8), dtype)
         raw = storages[key].raw
         if len(raw) != size:
             raise ValueError(f"storage {_show(key)} has two sizes")
         if view is not None:
+            if type(view) is not tuple or len(view) != 3:
+                raise ValueError(f"storage {_show(key)} has no proper view")
             _, offset, length = view
             if not (_is_count(offset) and _is_count(length) and offset + length <= count):
                 raise ValueError(f"storage {_show(key)} has a view beyond its end")
             raw = raw[offset * dtype.itemsize :][: length * dtype.itemsize]
         return _Storage(raw, dtype)
 
-    magic, version, system = (_Machine(file, storage).load() for _ in range(3))
-    if magic != _LEGACY_MAGIC or version != 1001 or type(system) is not dict:
+    magic, version, system = (_Machine(file, storage, budget).load() for _ in range(3))
+    # The types first: to compare a tensor or nested lists may take all memory.
+    known = type(magic) is type(version) is int and type(system) is dict
+    if not known or (magic, version) != (_LEGACY_MAGIC, 1001):
         raise ValueError("it is of an unknown version of the old format")
     _check_little_endian(system.get("little_endian") is True)
-    value, keys = (_Machine(file, storage).load() for _ in range(2))
-    if type(keys) is not list or sorted(keys) != sorted(storages):
+    value, keys = (_Machine(file, storage, budget).load() for _ in range(2))
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise ValueError("its list of storages does not match its tensors")
     for key in keys:
         raw, dtype = storages[key]
@@ -238,6 +283,19 @@ class _Instructions(dict[int, Callable[["_Machine"], None]]):
         raise _not_allowed(f"the pickle instruction {bytes([code])!r}")
 
 
+class _Counted:
+    """Instructions of which each is counted when it is looked up."""
+
+    def __init__(self, instructions: _Instructions, budget: _Budget):
+        self._instructions, self._budget = instructions, budget
+
+    def __getitem__(self, code: int) -> Callable[["_Machine"], None]:
+        self._budget.instructions -= 1
+        if self._budget.instructions < 0:
+            raise ValueError(f"it takes more than {_MAX_INSTRUCTIONS:,} instructions")
+        return self._instructions[code]
+
+
 class _Machine(pickle._Unpickler):
     """Runs the next pickle in a file as far as it keeps to the few instructions at the end of this class.
 
@@ -246,9 +304,10 @@ class _Machine(pickle._Unpickler):
     to fill the memory.
     """
 
-    def __init__(self, file: BinaryIO, storage: Callable[..., _Storage]):
+    def __init__(self, file: BinaryIO, storage: Callable[..., _Storage], budget: _Budget):
         super().__init__(file)
-        self._storage = storage
+        self._storage, self._budget = storage, budget
+        self.dispatch = _Counted(self.dispatch, budget)
 
     def find_class(self, module: str, name: str) -> _Global | np.dtype:
         full = f"{module}.{name}"
@@ -259,7 +318,7 @@ class _Machine(pickle._Unpickler):
         return _Global(full)
 
     def persistent_load(self, pid: Any) -> _Storage:
-        if type(pid) is not tuple or pid[:1] != ("storage",):
+        if type(pid) is not tuple or not 5 <= len(pid) <= 6 or type(pid[0]) is not str or pid[0] != "storage":
             raise ValueError("it refers to something other than a storage")
         kind, key, _location, count, *view = pid[1:]
         if type(kind) is not _Global or kind.name not in _STORAGES or type(key) is not str or not _is_count(count):
@@ -270,17 +329,23 @@ class _Machine(pickle._Unpickler):
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(function) is not _Global or type(arguments) is not tuple:
             raise ValueError("it calls something that is no function")
-        near = next((text for text in reversed(self.stack) if type(text) is str), "the beginning")
         try:
-            self.append(function(*arguments))
+            if len(arguments) > _MAX_ARGUMENTS:
+                raise ValueError(f"a call has {len(arguments):,} arguments")
+            value = function(*arguments)
+            if isinstance(value, np.ndarray):
+                self._budget.spend("tensors", value.nbytes, "a tensor is too large for the file that holds it")
         except _NONSENSE as error:
+            near = next((text for text in reversed(self.stack) if type(text) is str), "the beginning")
             raise ValueError(f"near {_show(near)}: {error}") from error
+        self.append(value)
 
     def load_build(self) -> None:
         """Change nothing: of the states in a checkpoint, only the byte order of a numpy type matters."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, np.dtype):
-            if state[1] not in ("<", "|"):
+            order = state[1] if type(state) is tuple and len(state) > 1 else None
+            if type(order) is not str or order not in ("<", "|"):
                 raise _not_allowed("a numpy number that is not little-endian")
         elif type(target) is not OrderedDict:
             raise _not_allowed("a new state for something other than a dict")
@@ -294,9 +359,13 @@ class _Machine(pickle._Unpickler):
 
     def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if type(target) not in (dict, OrderedDict):
+            raise ValueError("an item assignment is to something other than a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is tuple:
+                self._budget.spend("tuple_keys", 1, f"it has more than {_MAX_TUPLE_KEYS:,} keys that are tuples")
             # Simple keys only: Python crashes when it hashes a deep tuple.
-            if not all(type(part) in _SCALARS for part in (key if type(key) is tuple else (key,))):
+            if not (all(map(_is_simple, key)) if type(key) is tuple and len(key) <= 8 else _is_simple(key)):
                 raise ValueError("a dict has a key that is neither text nor number")
             target[key] = value
 
@@ -318,8 +387,13 @@ def _show(text: str) -> str:
     return repr(text[:80])  # a hostile name may be long, or hold line ends and terminal codes
 
 
+def _is_simple(value: Any) -> bool:
+    # Larger integers can be made to collide, so that a dict of many is slow.
+    return type(value) in _SCALARS and (type(value) is not int or -_MAX_INTEGER < value < _MAX_INTEGER)
+
+
 def _is_count(number: Any) -> bool:
-    return type(number) is int and number >= 0
+    return type(number) is int and 0 <= number < _MAX_INTEGER
 
 
 def _tensor(
@@ -329,7 +403,7 @@ def _tensor(
         raise _not_allowed("a tensor that is a negated or conjugated view of its storage")
     if type(storage) is not _Storage or type(size) is not tuple or type(stride) is not tuple:
         raise ValueError("a tensor lacks its storage, size or stride")
-    if not all(map(_is_count, (offset, *size, *stride))) or not len(size) == len(stride) <= 64:
+    if not len(size) == len(stride) <= 64 or not all(map(_is_count, (offset, *size, *stride))):
         raise ValueError("a tensor has an impossible offset, size or stride")
     dtype = dtype or storage.dtype
     end = offset + (1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if all(size) else 0)
@@ -347,7 +421,7 @@ def _tensor_v3(*arguments: Any) -> np.ndarray:
 
 
 def _size(size: Any) -> tuple[int, ...]:
-    if type(size) is not tuple or not all(map(_is_count, size)):
+    if type(size) is not tuple or len(size) > 64 or not all(map(_is_count, size)):
         raise ValueError("a torch.Size holds something other than sizes")
     return size
 
@@ -366,7 +440,7 @@ def _numpy_scalar(dtype: Any, raw: Any) -> np.generic:
 
 def _encode(text: Any, encoding: Any) -> bytes:
     """The bytes of a numpy scalar, as protocol 2 writes them."""
-    if type(text) is not str or len(text) > _MAX_ENCODED or encoding != "latin1":
+    if type(text) is not str or len(text) > _MAX_ENCODED or type(encoding) is not str or encoding != "latin1":
         raise _not_allowed("bytes other than those of a number")
     return text.encode("latin1")
 
@@ -385,19 +459,39 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _depth(value: Any, depths: dict[int, int], above: int = 0) -> int:
-    """The levels of containers in `value`; refuses loops, deep nesting and what is not plain data."""
-    if type(value) in (*_SCALARS, bytes) or isinstance(value, (np.ndarray, np.generic, np.dtype)):
-        return 0
-    if type(value) not in (dict, OrderedDict, list, tuple):
-        raise ValueError("it holds a storage or function that belongs to no tensor")
-    too_deep = ValueError(f"it is nested deeper than {_MAX_DEPTH} levels")
-    if above >= _MAX_DEPTH:
-        raise too_deep
-    if id(value) not in depths:
-        depths[id(value)] = _MAX_DEPTH  # met again while this stands, it contains itself
-        inside = value.values() if isinstance(value, dict) else value
-        depths[id(value)] = 1 + max((_depth(v, depths, above + 1) for v in inside), default=0)
-    if depths[id(value)] > _MAX_DEPTH:
-        raise too_deep
-    return depths[id(value)]
+class _Walk:
+    """Measures what was read, once for each container, however often the container is shared."""
+
+    def __init__(self) -> None:
+        self._measured: dict[int, tuple[int, int]] = {}
+
+    def measure(self, value: Any, above: int = 0) -> tuple[int, int]:
+        """Returns (levels of containers in `value`, values in it).
+
+        Refuses loops, deep nesting, what is not plain data, and more values than a walk meets in a second.
+        """
+        if type(value) in (str, bytes):
+            return 0, 1 + len(value) // _TEXT_OF_ONE
+        if type(value) in _SCALARS or isinstance(value, (np.ndarray, np.generic, np.dtype)):
+            return 0, 1
+        if type(value) not in (dict, OrderedDict, list, tuple):
+            raise ValueError("it holds a storage or function that belongs to no tensor")
+        too_deep = ValueError(f"it is nested deeper than {_MAX_DEPTH} levels")
+        if above >= _MAX_DEPTH:
+            raise too_deep
+        if id(value) not in self._measured:
+            self._measured[id(value)] = _MAX_DEPTH, 0  # met again while this stands, it contains itself
+            self._measured[id(value)] = self._inside(value, above)
+        depth, count = self._measured[id(value)]
+        if depth > _MAX_DEPTH:
+            raise too_deep
+        return depth, count
+
+    def _inside(self, value: dict | list | tuple, above: int) -> tuple[int, int]:
+        depth, count = 0, 1
+        for part in itertools.chain(value, value.values()) if isinstance(value, dict) else value:
+            levels, values = self.measure(part, above + 1)
+            depth, count = max(depth, levels), count + values
+            if count > _MAX_VALUES:
+                raise ValueError(f"it holds more than {_MAX_VALUES:,} values")
+        return 1 + depth, count

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import blocks, layers, model_config, pooling, torch_file
+from redimnet_jax import blocks, layers, model_config, model_size, pooling, torch_file
 from redimnet_jax.download import licence_note, sha256
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, some_of
 from redimnet_jax.frontend import FRONT_ENDS, PREEMPHASIS, TorchMel
 from redimnet_jax.model import Source, SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
@@ -25,8 +26,12 @@ from redimnet_jax.network import SpeakerNetwork
 # The key layouts that exist: today's, the one before November 2024, ReDimNet2's and the Matryoshka wrapper's.
 LAYOUTS = ("redimnet", "redimnet_legacy", "redimnet2", "redimnet_mrl")
 WRAPPER_DEFAULTS = {"embed_dim": 256, "mrl_dims": [64, 128, 192, 256]}
-# Stored front-end constants may differ from those of the model_config by rounding and no more.
+# Stored front-end constants may differ from those of the model_config by rounding and no more: by this, and in a
+# checkpoint of half precision by one unit in the last place of its dtype as well.
 CONSTANT_TOLERANCE = 1e-3
+MOST_CONFIG_VALUES = 10_000  # A published model_config has less than 200.
+# What wrappers put into names: torch.compile, the data-parallel ones, activation checkpointing.
+WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Report:
     parameters: int
     elements: int
     subnormals_flushed: int
+    prefix_removed: str = "none"
 
 
 def _vector(variable: nnx.Variable) -> Slot:
@@ -306,6 +312,7 @@ class TorchCheckpoint:
     state_dict: dict[str, np.ndarray]
     layout: str
     model_config: dict[str, Any]
+    prefix: str = ""  # of wrappers, which every name began with, or had within
 
 
 def read_checkpoint(
@@ -324,33 +331,71 @@ def read_checkpoint(
         if isinstance(content.get(key), Mapping):
             state_dict, stored = content[key], content.get("model_config")
             break
-    strangers = [str(k) for k, v in state_dict.items() if not isinstance(k, str) or not isinstance(v, np.ndarray)]
+    strangers = [k for k, v in state_dict.items() if not isinstance(k, str) or not isinstance(v, np.ndarray)]
     if strangers or not state_dict:
-        what = f"entries that are not tensors ({', '.join(strangers[:5])})" if strangers else "no tensors"
+        what = f"entries that are not tensors ({some_of(strangers)})" if strangers else "no tensors"
         raise UserError(f"{path} is not a speaker checkpoint: its state dict has {what}; give another file.")
-    # Wrappers for several devices put this in front of every name.
-    if all(name.startswith("module.") for name in state_dict):
-        state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    state_dict, prefix = unwrapped(state_dict)
     if arch is not None and arch not in LAYOUTS:
         raise UserError(f"There is no checkpoint layout {arch!r}; choose one of {', '.join(LAYOUTS)}.")
     layout = arch or detect_layout(state_dict)
     config = stored if model_config is None else model_config
     if config is None:
-        raise UserError(f"{path} holds no model_config; give it in a JSON file with --model_config=FILE.")
+        other = " (hyper_parameters, which Lightning writes, are none)" if "hyper_parameters" in content else ""
+        raise UserError(f"{path} holds no model_config{other}; give it in a JSON file with --model_config=FILE.")
     if not isinstance(config, Mapping):
         raise UserError(
             f"The model_config in {path} is a {type(config).__name__}; give one with --model_config=FILE."
         )
-    return TorchCheckpoint(path, state_dict, layout, _plain(config))
+    return TorchCheckpoint(path, state_dict, layout, _plain_config(path, config), prefix)
 
 
-def _plain(value: Any) -> Any:
-    """Mappings and sequences as dicts and lists, as JSON has them."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """Returns `state_dict` under the names of the network itself, and what wrappers had put before or into them.
+
+    In every layout names begin in several ways, so a beginning that all names share is a wrapper's (`_orig_mod.`,
+    `module.`, `model.` and the like, in any number). Nothing is removed where no known name would remain.
+    """
+    names, removed = list(state_dict), []
+    while len(names) > 1 and all("." in name for name in names):
+        first = names[0].partition(".")[0]
+        if not all(name.startswith(f"{first}.") for name in names):
+            break
+        names = [name.partition(".")[2] for name in names]
+        removed.append(first)
+    inner = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names]
+    if inner != names and len(set(inner)) == len(inner):
+        removed += sorted(WRAPPERS.intersection(part for name in names for part in name.split(".")))
+        names = inner
+    if not any(name.startswith("backbone.") for name in names):
+        return dict(state_dict), ""
+    return dict(zip(names, state_dict.values(), strict=True)), "".join(f"{part}." for part in removed)
+
+
+def _plain_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns mappings and sequences as dicts and lists, as JSON has them; UserError for more than a config holds."""
+    left = MOST_CONFIG_VALUES
+
+    def plain(value: Any) -> Any:
+        nonlocal left
+        left -= value.size if isinstance(value, np.ndarray) else 1
+        if left < 0:
+            raise UserError(
+                f"The model_config of {path} has more than {MOST_CONFIG_VALUES:,} values; give one with "
+                "--model_config=FILE."
+            )
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+
+    try:
+        return plain(config)
+    except RecursionError:
+        raise UserError(
+            f"The model_config of {path} is nested too deeply; give one with --model_config=FILE."
+        ) from None
 
 
 def from_torch(
@@ -371,6 +416,8 @@ def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[Spea
         entries = WRAPPER_DEFAULTS | entries
     arch = "redimnet2" if checkpoint.layout == "redimnet2" else "redimnet"
     config = model_config.parse(arch, entries)
+    tensors = checkpoint.state_dict.values()
+    model_size.check(config, len(tensors), sum(tensor.size for tensor in tensors), str(checkpoint.path))
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
     report = fill(network, checkpoint)
     path = checkpoint.path
@@ -385,6 +432,10 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
     flushed = 0
     for name, slot in wanted.items():
         if slot.variable is None:
+            continue
+        if slot.expected is not None and given[name].dtype.itemsize < 4:
+            # A checkpoint that was rounded as a whole: its network was trained with the exact constant.
+            slot.variable.set_value(jnp.asarray(slot.expected))
             continue
         array, count = flush_subnormals(given[name].astype(np.float32))
         flushed += count
@@ -402,6 +453,7 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
         parameters=_elements(mapped) - _elements(buffers),
         elements=sum(x.size for x in given.values()),
         subnormals_flushed=flushed,
+        prefix_removed=checkpoint.prefix or "none",
     )
 
 
@@ -411,6 +463,7 @@ def _elements(slots: list[Slot]) -> int:
 
 def _check(wanted: dict[str, Slot], given: dict[str, np.ndarray], checkpoint: TorchCheckpoint) -> None:
     fitting = [n for n, slot in wanted.items() if n in given and given[n].shape == slot.shape]
+    numbers = [n for n in fitting if given[n].dtype.kind in "fiuV"]
     problems = {
         "missing": [n for n in wanted if n not in given],
         "unexpected": [n for n in given if n not in wanted],
@@ -419,13 +472,13 @@ def _check(wanted: dict[str, Slot], given: dict[str, np.ndarray], checkpoint: To
             for n, slot in wanted.items()
             if n in given and given[n].shape != slot.shape
         ],
-        "not numbers": [n for n in fitting if given[n].dtype.kind not in "fiuV"],
-        "not finite": [n for n in fitting if not np.isfinite(given[n].astype(np.float32)).all()],
+        "not numbers": [n for n in fitting if n not in numbers],
+        "not finite": [n for n in numbers if not _is_finite(given[n])],
         "at odds with the front end in model_config": [
-            n for n in fitting if wanted[n].expected is not None and not _agrees(wanted[n], given[n])
+            n for n in numbers if wanted[n].expected is not None and not _agrees(wanted[n], given[n])
         ],
     }
-    found = [f"{len(names)} {kind} ({', '.join(names)})" for kind, names in problems.items() if names]
+    found = [f"{len(names)} {kind} ({some_of(names)})" for kind, names in problems.items() if names]
     if found:
         raise UserError(
             f"The tensors in {checkpoint.path}, read as {checkpoint.layout}, do not fit its model_config: "
@@ -434,8 +487,16 @@ def _check(wanted: dict[str, Slot], given: dict[str, np.ndarray], checkpoint: To
         )
 
 
+def _is_finite(tensor: np.ndarray) -> bool:
+    with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, which is what is asked.
+        return bool(np.isfinite(tensor.astype(np.float32)).all())
+
+
 def _agrees(slot: Slot, tensor: np.ndarray) -> bool:
-    return bool(np.abs(slot.layout(tensor.astype(np.float32)) - slot.expected).max() <= CONSTANT_TOLERANCE)
+    tolerance = CONSTANT_TOLERANCE
+    if tensor.dtype.itemsize < 4 and tensor.dtype.kind in "fV":
+        tolerance = tolerance + float(ml_dtypes.finfo(tensor.dtype).eps) * np.abs(slot.expected)
+    return bool((np.abs(slot.layout(tensor.astype(np.float32)) - slot.expected) <= tolerance).all())
 
 
 def flush_subnormals(array: np.ndarray) -> tuple[np.ndarray, int]:

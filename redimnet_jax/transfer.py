@@ -5,14 +5,13 @@ It is kept as JSON beside the checkpoint, with the system whose scores it is of:
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from redimnet_jax import calibration, metrics, report
+from redimnet_jax import calibration, files, metrics, report
 from redimnet_jax.calibration import Calibration
 from redimnet_jax.errors import UserError
 from redimnet_jax.trials import Trials
@@ -82,11 +81,11 @@ def load(path: str | Path) -> Transfer:
     """What `save` wrote; raises UserError if it is something else."""
     calibrations = calibration.load(path)
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = files.parse_json(Path(path).read_bytes())
         thresholds = {dim: float(entries["dims"][str(dim)]["threshold"]) for dim in calibrations}
         trials = {key: entries["trials"][key] for key in ("from", "digest", "speakers")}
         return Transfer(calibrations, thresholds, dict(entries["system"]), trials)
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} lacks {error} of a calibration; make it anew with eval.py --calibrate.") from error
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from redimnet_jax import files, utterance_speakers
 from redimnet_jax import names as name_forms
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
 
 LABELS = {"1": True, "0": False, "target": True, "nontarget": False, "non-target": False}
 
@@ -87,7 +87,7 @@ def read(path: str | Path) -> Trials:
     column = first if first[0].lower() in LABELS else last
     wrong = next(index for index, cell in enumerate(column) if cell.lower() not in LABELS)
     raise UserError(
-        f"Line {numbers[wrong]} of {path} has the label {column[wrong]!r} but labels are 1, 0, target or nontarget, "
+        f"Line {numbers[wrong]} of {path} has the label {shown(column[wrong])} but labels are 1, 0, target or nontarget, "
         "in the first or the last column of every line; correct the line."
     )
 
@@ -135,7 +135,7 @@ def generate(
         if unknown:
             raise UserError(
                 f"The table of sexes lacks {len(unknown)} of {len(corpus.speakers)} speakers, the first "
-                f"{unknown[0]!r}; add them."
+                f"{shown(unknown[0])}; add them."
             )
         kinds = {kind: number for number, kind in enumerate(sorted({sexes[s] for s in corpus.speakers}))}
         groups = np.array([kinds[sexes[s]] for s in corpus.speakers], np.int64)[speakers]
@@ -164,7 +164,7 @@ def speaker_of_path(name: str) -> str:
     speaker, slash, _ = name_forms.normalised(name).partition("/")
     if not speaker or not slash:
         raise UserError(
-            f"The name {name!r} does not begin with its speaker's folder; give the speaker of every utterance."
+            f"The name {shown(name)} does not begin with its speaker's folder; give the speaker of every utterance."
         )
     return speaker
 
@@ -182,7 +182,7 @@ def speakers(
         if unknown:
             raise UserError(
                 f"The speaker of {len(unknown)} of {len(trials.names)} utterances is unknown, the first "
-                f"{unknown[0]!r}; add them to the mapping."
+                f"{shown(unknown[0])}; add them to the mapping."
             )
         speaker_of = speaker_of.__getitem__
     if speaker_of is None:
@@ -215,7 +215,7 @@ def check(
         if missing:
             problems["missing"] = (
                 f"{len(missing)} of {len(trials.names)} utterances of the trial list do not exist, the first "
-                f"{missing[0]!r}; check the audio root or leave their trials out."
+                f"{shown(missing[0])}; check the audio root or leave their trials out."
             )
     targets = int(trials.labels.sum())
     if targets in (0, len(trials)):
@@ -231,7 +231,7 @@ def check(
     if itself.any():
         name = trials.names[trials.left[np.argmax(itself)]]
         problems["self"] = (
-            f"{int(itself.sum())} of {len(trials)} trials compare an utterance with itself, the first {name!r}; "
+            f"{int(itself.sum())} of {len(trials)} trials compare an utterance with itself, the first {shown(name)}; "
             "leave them out."
         )
     low, high = np.minimum(left, right), np.maximum(left, right)
@@ -240,7 +240,7 @@ def check(
     if len(repeated):
         first, second = (trials.names[i] for i in divmod(int(repeated[0]), len(trials.names)))
         problems["duplicate"] = (
-            f"{len(repeated)} of {len(trials)} trials repeat an earlier pair, such as {first!r} with {second!r}; "
+            f"{len(repeated)} of {len(trials)} trials repeat an earlier pair, such as {shown(first)} with {shown(second)}; "
             "leave them out."
         )
     if training_speakers is not None:
@@ -249,14 +249,14 @@ def check(
         if shared:
             problems["shared"] = (
                 f"{len(shared)} of {len(names)} speakers of the trial list are training speakers too, the first "
-                f"{shared[0]!r}; leave them out of one of the two."
+                f"{shown(shared[0])}; leave them out of one of the two."
             )
         odd = (left == right) != trials.labels
         if odd.any():
             index = int(np.argmax(odd))
             problems["label"] = (
                 f"{int(odd.sum())} of {len(trials)} labels are at odds with the speakers, the first that of "
-                f"{trials.names[trials.left[index]]!r} with {trials.names[trials.right[index]]!r}; correct the list."
+                f"{shown(trials.names[trials.left[index]])} with {shown(trials.names[trials.right[index]])}; correct the list."
             )
     return problems
 

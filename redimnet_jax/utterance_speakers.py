@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redimnet_jax import names as name_forms
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
 
 if TYPE_CHECKING:
     from redimnet_jax.corpus import Corpus
@@ -42,10 +42,12 @@ def rule(utt2spk: str | Path | None = None, pattern: str | None = None) -> Speak
     try:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(f"speaker_pattern {pattern!r} is no regular expression ({error}); correct it.") from error
+        raise UserError(
+            f"speaker_pattern {shown(pattern)} is no regular expression ({error}); correct it."
+        ) from error
     if compiled.groups != 1:
         raise UserError(
-            f"speaker_pattern {pattern!r} has {compiled.groups} groups but must have one, the speaker, as in "
+            f"speaker_pattern {shown(pattern)} has {compiled.groups} groups but must have one, the speaker, as in "
             r"'(id\d+)'; correct it."
         )
     return SpeakerRule(pattern=compiled)
@@ -65,7 +67,7 @@ def read_utt2spk(path: str | Path) -> dict[str, str]:
         cells = [name_forms.decode(cell.strip()) for cell in line.strip().rsplit(separator, 1)]
         if len(cells) < 2 or not all(cells):
             raise UserError(
-                f"Line {number} of {path} reads {name_forms.decode(line).strip()!r} but must be `utterance speaker`; "
+                f"Line {number} of {path} reads {shown(name_forms.decode(line).strip())} but must be `utterance speaker`; "
                 "correct it."
             )
         try:
@@ -74,8 +76,8 @@ def read_utt2spk(path: str | Path) -> dict[str, str]:
             raise UserError(f"Line {number} of {path} cannot be read: {error}") from error
         if table.setdefault(utterance, speaker) != speaker:
             raise UserError(
-                f"Line {number} of {path} gives {utterance!r} the speaker {speaker!r} but an earlier line "
-                f"{table[utterance]!r}; correct one of them."
+                f"Line {number} of {path} gives {shown(utterance)} the speaker {shown(speaker)} but an earlier line "
+                f"{shown(table[utterance])}; correct one of them."
             )
     if not table:
         raise UserError(f"The file of speakers {path} is empty; give lines `utterance speaker`.")
@@ -116,7 +118,7 @@ def _by_table(utterances: Sequence[str], by: SpeakerRule, source: str | Path) ->
     if missing:
         raise UserError(
             f"{by.utt2spk_path} lacks {len(missing)} of {len(utterances)} utterances of {source}, the first "
-            f"{missing[0]!r}; add them."
+            f"{shown(missing[0])}; add them."
         )
     return found
 
@@ -127,8 +129,8 @@ def _by_pattern(utterances: Sequence[str], pattern: re.Pattern, source: str | Pa
     missing = [name for name, speaker in zip(utterances, found, strict=True) if not speaker]
     if missing:
         raise UserError(
-            f"speaker_pattern {pattern.pattern!r} finds no speaker in {len(missing)} of {len(utterances)} names of "
-            f"{source}, the first {missing[0]!r}; correct it."
+            f"speaker_pattern {shown(pattern.pattern)} finds no speaker in {len(missing)} of {len(utterances)} names of "
+            f"{source}, the first {shown(missing[0])}; correct it."
         )
     return found
 
@@ -143,6 +145,6 @@ def _by_folder(utterances: Sequence[str], source: str | Path) -> list[str]:
     if without:
         raise UserError(
             f"{len(without)} of {len(utterances)} names of {source} have no folder of a speaker, the first "
-            f"{without[0]!r}; {OPTIONS}."
+            f"{shown(without[0])}; {OPTIONS}."
         )
     return found

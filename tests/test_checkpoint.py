@@ -312,3 +312,31 @@ def test_arrays_of_another_checkpoint(copy, model):
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(copy / "arrays", arrays)
     assert f"The arrays in {copy / 'arrays'} do not match their checksum" in refusal(load, copy)
+
+
+@pytest.mark.parametrize("entries", [{"stages_setup": [[1, 900, 1, [[3, 3]], 7]]}, {"embed_dim": 10**6}])
+def test_a_network_that_the_arrays_cannot_fill_is_not_built(copy, entries, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SpeakerNetwork", None)
+
+    def change(content):
+        content["model_config"].update(entries)
+        content["config_sha256"] = checkpoint.config_checksum(content["arch"], content["model_config"])
+
+    rewrite(copy, change)
+    assert "asks for at least" in refusal(load, copy)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"format": ' + b"1" * 5000 + b"}", b" " * (1 << 21)])
+def test_json_that_nobody_wrote(copy, content):
+    (copy / "checkpoint.json").write_bytes(content)
+    assert re.search("is damaged (.*); convert the checkpoint again", refusal(load, copy))
+
+
+def test_arrays_that_are_said_to_be_huge(copy, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LARGEST_COMPRESSION", 0)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", None)
+    assert "cannot be read" in refusal(load, copy)
+
+
+def test_a_path_that_is_too_long(tmp_path):
+    assert "cannot be read (File name too long)" in refusal(load, tmp_path / ("x" * 300))

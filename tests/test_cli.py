@@ -79,6 +79,7 @@ def test_report(checkpoint, tmp_path, capsys):
         "parameters": "39,613",
         "elements": f"{sum(array.size for array in state.values()):,}",
         "subnormals flushed": "0",
+        "prefix removed": "none",
         "embedding": "32 dimensions",
         "array checksum": content["arrays_sha256"],
         "written to": str(output),

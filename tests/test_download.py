@@ -340,3 +340,17 @@ def test_licence_note():
     assert licence_note("/a/vb2/b2-vox2-ft_lm.pt") is None
     for name in ("M-vb2+vox2+cnc-ft_mix.pt", "S-vb2-ptn.pt", "b6-vb2+vox2_v0-lm.pt"):
         assert "CC BY-NC-SA 4.0" in (licence_note(name) or "") and name in (licence_note(name) or "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://[", "https:///x.pt", "https://host:99999/x.pt", f"https://{'a' * 70}.org/x.pt", "https://host:x/a.pt"],
+)
+def test_addresses_that_no_server_has(tmp_path, url):
+    with pytest.raises(UserError, match="is no address of a file"):
+        download.fetch(url, tmp_path)
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"):
+        download.fetch(f"https://localhost:9/{'x' * 300}.pt", tmp_path)

@@ -4,6 +4,7 @@ import copyreg
 import os
 import pickle
 import re
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch_format as tf
 from numpy.lib.stride_tricks import as_strided
 
+from redimnet_jax import torch_file
 from redimnet_jax.errors import UserError
 from redimnet_jax.torch_file import read
 
@@ -453,3 +455,84 @@ def test_nesting_up_to_the_limit(tmp_path):
     assert read(tf.save_zip(tmp_path / "a.pt", value)) == value
     with pytest.raises(UserError, match="nested deeper than 64"):
         read(tf.save_zip(tmp_path / "a.pt", [value]))
+
+
+# What would take long or much memory.
+
+
+SIZE = b"ctorch\nSize\nq\1"
+COLLIDING = b"".join(b"\x8a\x20" + (k * ((1 << 61) - 1)).to_bytes(32, "little") + b"N" for k in range(1, 30_000))
+PAIRS = b"".join(b"M" + (k % 2**16).to_bytes(2, "little") + b"K\1\x86N" for k in range(2000))
+BOMBS = {
+    "brackets": (b"]" * 1_000_000 + b".", "more than 600,000 instructions"),
+    "doubled lists": (b"]" + b"q\0]h\0ah\0a" * 40 + b".", "more than 1,000,000 values"),
+    "doubled dicts": (b"}" + b"q\0}K\1h\0sK\2h\0s" * 40 + b".", "more than 1,000,000 values"),
+    "text shared": (b"](" + text("a" * 1_000_000) + b"q\0" + b"h\0" * 1000 + b"e.", "more than 1,000,000 values"),
+    "size shared": (b"(" + b"K\1" * 100_000 + b"tq\0" + SIZE + b"h\1h\0\x85R" * 50_000 + b".", "other than sizes"),
+    "arguments shared": (b"(" + b"K\1" * 100_000 + b"tq\0" + SIZE + b"h\1h\0R" * 50_000 + b".", "arguments"),
+    "keys that collide": (b"}(" + COLLIDING + b"u.", "neither text nor number"),
+    "keys that are tuples": (b"}(" + PAIRS + b"u.", "keys that are tuples"),
+}
+
+
+@both_writers
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_that_ask_for_much(tmp_path, write, name):
+    program, reason = BOMBS[name]
+    start = time.process_time()
+    with pytest.raises(UserError, match=reason):
+        read(write(tmp_path / "a.pt", b"\x80\2" + program))
+    assert time.process_time() - start < 3
+
+
+@both_savers
+@pytest.mark.parametrize("instructions", [b"K\1Ns", b"(K\1Nu"])
+def test_items_are_set_in_dicts_alone(tmp_path, save, instructions):
+    base = np.zeros(1, np.float32)
+    program, storages = tf.pickled(as_strided(base, (1000,), (0,)), legacy=save is tf.save_legacy)
+    write = tf.write_legacy if save is tf.save_legacy else tf.write_zip
+    with pytest.raises(UserError, match="item assignment is to something other than a dict"):
+        read(write(tmp_path / "a.pt", program.removesuffix(b".") + instructions + b".", storages))
+
+
+@both_savers
+def test_a_tensor_that_repeats_its_storage_without_end(tmp_path, save):
+    storage = tf.Storage(np.zeros(1, np.float32))
+    with pytest.raises(UserError, match="too large for the file that holds it"):
+        read(save(tmp_path / "a.pt", tf.tensor(storage, 0, (2**42,), (0,))))
+    # Many that are small enough each are not all together.
+    many = [tf.tensor(storage, 0, (2**20,), (0,)) for _ in range(20)]
+    with pytest.raises(UserError, match="too large for the file that holds it"):
+        read(save(tmp_path / "a.pt", many))
+    assert len(read(save(tmp_path / "a.pt", many[:3]))) == 3
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_nothing_of_the_old_format_is_compared_before_its_type_is_known(tmp_path, part):
+    program, _ = tf.pickled(tf.tensor(tf.Storage(np.zeros(1, np.float32)), 0, (2**20,), (0,)), legacy=True)
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
+    head[part] = program
+    (tmp_path / "a.pt").write_bytes(b"".join(head) + bytes(100))
+    with pytest.raises(UserError, match="unknown version"):
+        read(tmp_path / "a.pt")
+
+
+def test_zip_entries_that_repeat(tmp_path):
+    with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        for _ in range(2):
+            archive.writestr("archive/data.pkl", b"\x80\2N.")
+    with pytest.raises(UserError, match="two entries 'archive/data.pkl'"):
+        read(tmp_path / "c.pt")
+
+
+def test_a_directory_of_too_many_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_file, "_MAX_ENTRIES", 3)
+    with pytest.raises(UserError, match="more than 3 entries"):
+        read(tf.save_zip(tmp_path / "a.pt", [BASE.copy() for _ in range(4)]))
+
+
+def test_a_training_state_of_thousands_of_tensors_is_read(tmp_path):
+    state = {f"layer{i}.weight": np.zeros(1, np.float32) for i in range(2000)}
+    optimizer = {i: {"step": np.array(i), "exp_avg": np.zeros(1, np.float32)} for i in range(2000)}
+    found = read(tf.save_zip(tmp_path / "a.pt", {"state_dict": state, "optimizer": {"state": optimizer}}))
+    assert len(found["state_dict"]) == 2000 and int(found["optimizer"]["state"][1999]["step"]) == 1999

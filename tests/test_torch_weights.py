@@ -1,5 +1,6 @@
 """From state dicts to networks: nothing missing, nothing left over, nothing at odds with the model_config."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -15,7 +16,7 @@ import torch_format
 from flax import nnx
 from refusals import refusal
 
-from redimnet_jax import from_torch, model_config, torch_weights
+from redimnet_jax import from_torch, loading, model_config, model_size, torch_weights
 from redimnet_jax.frontend import FRONT_ENDS
 from redimnet_jax.network import SpeakerNetwork
 
@@ -357,3 +358,110 @@ def test_constants_in_the_network_are_those_of_the_file():
     np.testing.assert_array_equal(net.frontend.filter_bank.get_value(), case.constants[FILTERS])
     derived = FRONT_ENDS["pt"](net.config.F, net.config.hop_length, net.config.spec)
     assert np.abs(derived.filter_bank.get_value() - case.constants[FILTERS]).max() < torch_weights.CONSTANT_TOLERANCE
+
+
+# Names that wrappers give, and half precision
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module.module.", "model.", "_orig_mod.module.", "net.encoder.", "a.b.c.d."]
+)
+@pytest.mark.parametrize("name", ["v1_fc", "mrl"])
+def test_prefixes_of_wrappers(name, prefix):
+    state = checkpoints.state_dict(name)
+    found, removed = torch_weights.unwrapped({f"{prefix}{key}": value for key, value in state.items()})
+    assert found.keys() == state.keys() and removed == prefix
+    assert torch_weights.unwrapped(state) == (state, "")
+
+
+def test_wrappers_within_names():
+    state = checkpoints.state_dict("v1_fc")
+    wrapped = {key.replace("backbone.", "backbone._orig_mod.module."): value for key, value in state.items()}
+    found, removed = torch_weights.unwrapped({f"model.{key}": value for key, value in wrapped.items()})
+    assert found.keys() == state.keys() and removed == "model._orig_mod.module."
+
+
+def test_nothing_is_removed_from_names_of_others():
+    state = {"model.a.weight": np.zeros(3), "model.b.weight": np.zeros(3)}
+    assert torch_weights.unwrapped(state) == (state, "")
+    # A name of the loss beside those of the model: no wrapper has put the prefix there.
+    mixed = {f"model.{key}": value for key, value in checkpoints.state_dict("v1_fc").items()} | {
+        "loss.w": np.zeros(3)
+    }
+    assert torch_weights.unwrapped(mixed) == (mixed, "")
+
+
+def test_the_prefix_is_reported(tmp_path):
+    state = {f"_orig_mod.{key}": value for key, value in checkpoints.state_dict("v1_fc").items()}
+    path = checkpoints.save(tmp_path / "x.ckpt", "v1_fc", state=state)
+    _, report = torch_weights.convert(torch_weights.read_checkpoint(path))
+    assert report.prefix_removed == "_orig_mod."
+
+
+def test_errors_name_a_few_tensors(tmp_path):
+    state = {f"other{key}": value for key, value in checkpoints.state_dict("v1_fc").items()}
+    text = refusal(from_torch, checkpoints.save(tmp_path / "x.pt", "v1_fc", state=state))
+    assert len(text) < 1500 + len(str(tmp_path)) and " more)" in text
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_state_dicts_of_half_precision(dtype):
+    checkpoint = checkpoints.read("v1_fc")
+    half = {
+        key: value.astype(dtype) if value.dtype.kind == "f" else value for key, value in checkpoint.state_dict.items()
+    }
+    net, _ = filled(dataclasses.replace(checkpoint, state_dict=half))
+    exact = FRONT_ENDS[net.config.feat_type](net.config.F, net.config.hop_length, net.config.spec)
+    np.testing.assert_array_equal(net.frontend.filter_bank.get_value(), exact.filter_bank.get_value())
+    wrong = half | {FILTERS: (half[FILTERS].astype(np.float32) * 1.05).astype(dtype)}
+    assert "at odds with the front end" in refused_tensors(dataclasses.replace(checkpoint, state_dict=wrong))
+
+
+# Absurd configurations
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"embed_dim": 900_000},
+        {"num_classes": 1_000_000},
+        {"F": 72_000, "stages_setup": [[1, 1, 1, [[3, 3]], 7]]},
+        {"spec_params": {"n_fft": 65536, "win_length": 65536}, "F": 700_000, "stages_setup": [[1, 1, 1, None, 7]]},
+        {"C": 1_000_000, "group_divisor": None, "stages_setup": [[1, 1, 1, None, None]]},
+        {"stages_setup": [[1, 990, 1, None, None]]},
+        {"stages_setup": [[1, 1, 1, None, None]] * 60, "C": 100_000, "group_divisor": None},
+    ],
+)
+def test_a_network_far_larger_than_its_file_is_never_built(tmp_path, entries, monkeypatch):
+    monkeypatch.setattr(torch_weights, "SpeakerNetwork", None)
+    path = checkpoints.save(tmp_path / "x.pt", "v1_fc", config=checkpoints.case("v1_fc").model_config | entries)
+    assert "asks for at least" in refusal(from_torch, path)
+
+
+@pytest.mark.parametrize("name", golden.names())
+def test_no_network_is_thought_larger_than_it_is(name):
+    state, config = checkpoints.state_dict(name), network(name).config
+    tensors, elements = model_size._least_size(config)
+    assert tensors <= len(state) and elements <= sum(array.size for array in state.values())
+
+
+def test_a_model_config_that_is_no_config(tmp_path):
+    config = checkpoints.case("v1_fc").model_config
+    path = checkpoints.save(tmp_path / "x.pt", "v1_fc", config=config | {"F": np.zeros(20_000)})
+    assert "more than 10,000 values" in refusal(from_torch, path)
+    for value in (1e308, 10**600, "x" * 5000, [[1] * 50] * 50):
+        path = checkpoints.save(
+            tmp_path / "x.pt", "v1_fc", config=config | {"stages_setup": [[1, 1, value, None, 7]]}
+        )
+        assert len(refusal(from_torch, path)) < 500 + len(str(tmp_path))
+
+
+def test_lightning_without_a_model_config(tmp_path):
+    content = {"state_dict": checkpoints.state_dict("v1_fc"), "hyper_parameters": {"lr": 0.1}, "epoch": 3}
+    text = refusal(from_torch, torch_format.save_zip(tmp_path / "x.ckpt", content))
+    assert "holds no model_config (hyper_parameters, which Lightning writes, are none); give it in a JSON" in text
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.PT", "x.ckpt", "x.bin", "x.pth.tar", "x.pth", "x"])
+def test_a_file_is_known_by_its_content(tmp_path, name):
+    assert loading.open_model(checkpoints.save(tmp_path / name, "v1_fc")).source.file == name
