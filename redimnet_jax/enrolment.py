@@ -89,8 +89,8 @@ def from_list(
         found = sorted({of[member] for member in recorded})
         if len(found) > 1:
             raise UserError(
-                f"The model {shown(name)} has utterances of {shown(found[0])} and {shown(found[1])}; give those of one, or "
-                f"{utterance_speakers.OPTIONS}."
+                f"The model {shown(name)} has utterances of {shown(found[0])} and {shown(found[1])}; give those of "
+                f"one, or {utterance_speakers.OPTIONS}."
             )
         speakers += found
     _check_overlap(listed, parts)
@@ -127,6 +127,6 @@ def _check_overlap(listed: trials.Trials, parts: list[list[str]]) -> None:
         shared = contents[left] & contents[right]
         if shared:
             raise UserError(
-                f"A trial compares {shown(listed.names[left])} with {shown(listed.names[right])}, and {shown(min(shared))} is in "
-                "both; leave it out of the model or of the trials."
+                f"A trial compares {shown(listed.names[left])} with {shown(listed.names[right])}, and "
+                f"{shown(min(shared))} is in both; leave it out of the model or of the trials."
             )

@@ -87,8 +87,8 @@ def read(path: str | Path) -> Trials:
     column = first if first[0].lower() in LABELS else last
     wrong = next(index for index, cell in enumerate(column) if cell.lower() not in LABELS)
     raise UserError(
-        f"Line {numbers[wrong]} of {path} has the label {shown(column[wrong])} but labels are 1, 0, target or nontarget, "
-        "in the first or the last column of every line; correct the line."
+        f"Line {numbers[wrong]} of {path} has the label {shown(column[wrong])} but labels are 1, 0, target or "
+        "nontarget, in the first or the last column of every line; correct the line."
     )
 
 
@@ -240,8 +240,8 @@ def check(
     if len(repeated):
         first, second = (trials.names[i] for i in divmod(int(repeated[0]), len(trials.names)))
         problems["duplicate"] = (
-            f"{len(repeated)} of {len(trials)} trials repeat an earlier pair, such as {shown(first)} with {shown(second)}; "
-            "leave them out."
+            f"{len(repeated)} of {len(trials)} trials repeat an earlier pair, such as {shown(first)} with "
+            f"{shown(second)}; leave them out."
         )
     if training_speakers is not None:
         names, left, right = speakers(trials, speaker_of)
@@ -256,7 +256,8 @@ def check(
             index = int(np.argmax(odd))
             problems["label"] = (
                 f"{int(odd.sum())} of {len(trials)} labels are at odds with the speakers, the first that of "
-                f"{shown(trials.names[trials.left[index]])} with {shown(trials.names[trials.right[index]])}; correct the list."
+                f"{shown(trials.names[trials.left[index]])} with "
+                f"{shown(trials.names[trials.right[index]])}; correct the list."
             )
     return problems
 

@@ -67,8 +67,8 @@ def read_utt2spk(path: str | Path) -> dict[str, str]:
         cells = [name_forms.decode(cell.strip()) for cell in line.strip().rsplit(separator, 1)]
         if len(cells) < 2 or not all(cells):
             raise UserError(
-                f"Line {number} of {path} reads {shown(name_forms.decode(line).strip())} but must be `utterance speaker`; "
-                "correct it."
+                f"Line {number} of {path} reads {shown(name_forms.decode(line).strip())} but must be "
+                "`utterance speaker`; correct it."
             )
         try:
             utterance, speaker = map(name_forms.unquote, cells)
@@ -129,8 +129,8 @@ def _by_pattern(utterances: Sequence[str], pattern: re.Pattern, source: str | Pa
     missing = [name for name, speaker in zip(utterances, found, strict=True) if not speaker]
     if missing:
         raise UserError(
-            f"speaker_pattern {shown(pattern.pattern)} finds no speaker in {len(missing)} of {len(utterances)} names of "
-            f"{source}, the first {shown(missing[0])}; correct it."
+            f"speaker_pattern {shown(pattern.pattern)} finds no speaker in {len(missing)} of {len(utterances)} names "
+            f"of {source}, the first {shown(missing[0])}; correct it."
         )
     return found
 
