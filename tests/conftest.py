@@ -20,6 +20,8 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu" and CHEAPLY not in os.
 # with the files of most tests; `make test` keeps it from that.
 LONGEST = (
     "test_parity",
+    "test_kill",
+    "test_train_devices",
     "test_train",
     "test_kernels",
     "test_train_processes",
