@@ -11,6 +11,18 @@ import zlib
 
 import numpy as np
 
+# Largest relative L2 errors of log-mel features, pooled features, embeddings and feature maps.
+MEL = 1e-5
+POOLED = 5e-5
+EMBEDDING = 5e-5
+MAPS = 5e-5
+
+
+def relative(ours, theirs) -> float:
+    theirs = np.asarray(theirs, np.float64)
+    return float(np.linalg.norm(np.asarray(ours, np.float64) - theirs) / np.linalg.norm(theirs))
+
+
 FOLDER = pathlib.Path(__file__).parent / "goldens"
 RATE = 16000
 

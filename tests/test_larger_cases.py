@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch_format
 from flax import nnx
-from test_parity import EMBEDDING, MEL, POOLED, relative
+from golden import EMBEDDING, MEL, POOLED, relative
 from test_training import training_step
 
 from redimnet_jax import from_torch, load, torch_weights

@@ -6,15 +6,9 @@ import golden
 import numpy as np
 import pytest
 from flax import nnx
+from golden import EMBEDDING, MAPS, MEL, POOLED, relative
 
 from redimnet_jax import from_torch, torch_weights
-
-MEL, POOLED, EMBEDDING, MAPS = 1e-5, 5e-5, 5e-5, 5e-5
-
-
-def relative(ours, theirs) -> float:
-    theirs = np.asarray(theirs, np.float64)
-    return float(np.linalg.norm(np.asarray(ours, np.float64) - theirs) / np.linalg.norm(theirs))
 
 
 def cut(x) -> np.ndarray:
