@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from redimnet_jax.convolution import exact
+from redimnet_jax.numerics import exact
 
 Array = jax.Array
 

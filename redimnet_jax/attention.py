@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from redimnet_jax.convolution import exact, precision
 from redimnet_jax.cuda import attention as kernels
+from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
 

@@ -11,7 +11,7 @@ from redimnet_jax import score_norm, scoring
 from redimnet_jax.corpus import Corpus
 from redimnet_jax.enrolment import sides
 from redimnet_jax.errors import UserError
-from redimnet_jax.losses import unit
+from redimnet_jax.numerics import unit
 from redimnet_jax.subset import Subset
 from redimnet_jax.validation import Validation
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.activation import gelu, gelu_derivative
-from redimnet_jax.convolution import depthwise_conv1d, exact, gradients_by_kernels, grouped_conv2d, materialised
+from redimnet_jax.convolution import depthwise_conv1d, gradients_by_kernels, grouped_conv2d, materialised
 from redimnet_jax.cuda import conv2d, depthwise, mixing
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import batch_statistics, masked, normalised, pointwise
+from redimnet_jax.numerics import exact
 
 Array = jax.Array
 

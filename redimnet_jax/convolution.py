@@ -15,6 +15,7 @@ from jax import lax
 
 from redimnet_jax.cuda import conv2d, depthwise
 from redimnet_jax.grouped_kernel import block_diagonal, transposed
+from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
 
@@ -24,16 +25,6 @@ MAX_SHIFTED_GROUP = 4
 GRADIENT_BLOCK = 32
 # Frames of a product in the gradient of a depthwise 1-D kernel.
 GRADIENT_FRAMES = 64
-
-
-def precision(dtype: jnp.dtype) -> lax.Precision:
-    """float32 means float32 on every backend (no TF32, no bfloat16 passes); lower dtypes take the fast path."""
-    return lax.Precision.HIGHEST if dtype.itemsize >= 4 else lax.Precision.DEFAULT
-
-
-def exact(x: Array) -> Array:
-    """`x` in float32 at least: the dtype of statistics, whatever that of the arithmetic around them."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @jax.custom_vjp

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from redimnet_jax.losses import cosines, unit
+from redimnet_jax.numerics import cosines, unit
 
 Array = jax.Array
 

@@ -14,7 +14,7 @@ import numpy as np
 from redimnet_jax import names as name_forms
 from redimnet_jax import scoring, trials, utterance_speakers
 from redimnet_jax.errors import UserError, shown
-from redimnet_jax.losses import unit
+from redimnet_jax.numerics import unit
 from redimnet_jax.utterance_speakers import SpeakerRule
 from redimnet_jax.validation import BY_FOLDER, Roots, Validation, find_recordings
 

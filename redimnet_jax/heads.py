@@ -9,7 +9,8 @@ from flax import nnx
 
 from redimnet_jax import class_sharding
 from redimnet_jax.distillation import score_distance
-from redimnet_jax.losses import AAMSoftmax, check_labels, unit
+from redimnet_jax.losses import AAMSoftmax, check_labels
+from redimnet_jax.numerics import unit
 from redimnet_jax.objective import Loss
 
 Array = jax.Array

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.convolution import depthwise_conv1d, exact, grouped_conv2d, precision
+from redimnet_jax.convolution import depthwise_conv1d, grouped_conv2d
 from redimnet_jax.cuda import layer_norm, positions
 from redimnet_jax.cuda.derivative import with_derivative_of
+from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
 

@@ -20,23 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from redimnet_jax import class_sharding
-from redimnet_jax.convolution import exact
 from redimnet_jax.errors import UserError
+from redimnet_jax.numerics import cosines, unit
 
 Array = jax.Array
 Parameters = dict[str, Array]
-
-
-def unit(x: Array, eps: float = 1e-12) -> Array:
-    """Rows of `x` (..., features) scaled to length one; a zero row stays zero."""
-    x = exact(x)
-    # The floor goes under the root, where the gradient at zero is still finite.
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), eps**2))
-
-
-def cosines(embeddings: Array, prototypes: Array) -> Array:
-    """Cosine (batch, classes) of every row of `embeddings` (batch, dim) and `prototypes` (classes, dim)."""
-    return jnp.matmul(unit(embeddings), unit(prototypes).T, precision=jax.lax.Precision.HIGHEST)
 
 
 def require(condition: bool, loss: object, option: str, wanted: str) -> None:

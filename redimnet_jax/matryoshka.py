@@ -15,9 +15,9 @@ from flax import nnx
 
 from redimnet_jax import model_config
 from redimnet_jax.errors import UserError
-from redimnet_jax.losses import unit
 from redimnet_jax.model import SpeakerModel
 from redimnet_jax.network import SpeakerNetwork
+from redimnet_jax.numerics import unit
 
 INITS = ("lossless", "keep", "random")
 ORDERS = ("class", "energy")

@@ -15,9 +15,9 @@ from flax import nnx
 from redimnet_jax import buckets
 from redimnet_jax.compilation import jit
 from redimnet_jax.errors import UserError
-from redimnet_jax.losses import unit
 from redimnet_jax.names import one_line
 from redimnet_jax.network import SpeakerNetwork
+from redimnet_jax.numerics import unit
 
 Array = jax.Array
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from redimnet_jax import optimizer
+from redimnet_jax import margin_schedule
 from redimnet_jax.distillation import Distillation
 from redimnet_jax.losses import AAMSoftmax, AMSoftmax, Array, Parameters, SphereFace2, SubcenterAAM
 from redimnet_jax.pair_losses import GE2E, AngularPrototypical, SupervisedContrastive, Triplet
@@ -61,7 +61,7 @@ def from_config(config: Any, epoch_steps: int) -> Objective:
     start, end = (round(epochs * epoch_steps) for epochs in wanted.margin_ramp)
     return Objective(
         weights=tuple(wanted.weights or (1.0,) * len(config.projection.mrl_dims)),
-        margin=optimizer.ramp(loss_from_config(config).margin, start, end, wanted.margin_schedule),
+        margin=margin_schedule.ramp(loss_from_config(config).margin, start, end, wanted.margin_schedule),
         consistency=wanted.consistency,
         distillation=Distillation(config.distillation.scores, config.distillation.embeddings),
     )

@@ -5,28 +5,10 @@ from collections.abc import Mapping
 import jax
 import optax
 
-# What an exponential ramp has still to go at its end, of which the public recipes' schedule makes a last small jump.
-RAMP_RESIDUE = 1e-3
-RAMPS = ("constant", "linear", "exponential")
-
 
 def schedule(peak: float, steps: int, warmup_steps: int, final: float = 0.0) -> optax.Schedule:
     """Learning rate by step: linear from 0 to `peak` in `warmup_steps`, then a half cosine to `final` at `steps`."""
     return optax.warmup_cosine_decay_schedule(0.0, peak, max(warmup_steps, 1), max(steps, warmup_steps + 2), final)
-
-
-def ramp(value: float, start: int, end: int, shape: str = "linear") -> optax.Schedule:
-    """0 until step `start` and `value` from step `end` on: a margin that is let in gradually.
-
-    Of the way between, p from 0 to 1, a "linear" ramp has gone p, and an "exponential" one, which rises fast and then
-    levels off, (1 - 0.001**p) / (1 - 0.001). "constant" is `value` all along.
-    """
-    if end <= start or shape == "constant":
-        return optax.constant_schedule(value)
-    linear = optax.linear_schedule(0.0, 1.0, end - start, start)
-    if shape == "linear":
-        return lambda step: value * linear(step)
-    return lambda step: value * (1.0 - RAMP_RESIDUE ** linear(step)) / (1.0 - RAMP_RESIDUE)
 
 
 def adamw(

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from redimnet_jax.convolution import exact
 from redimnet_jax.errors import UserError
-from redimnet_jax.losses import Array, Parameters, cosines, require, unit
+from redimnet_jax.losses import Array, Parameters, require
+from redimnet_jax.numerics import cosines, exact, unit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from redimnet_jax.convolution import exact, precision
 from redimnet_jax.cuda import attentive_statistics as kernels
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import Dense, masked, masked_mean, masked_variance
+from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
 

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from redimnet_jax.convolution import grouped_conv2d, precision, suits_kernel
+from redimnet_jax.convolution import grouped_conv2d, suits_kernel
 from redimnet_jax.cuda import conv2d, positions
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import masked, normalised
+from redimnet_jax.numerics import precision
 
 Array = jax.Array
 

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from redimnet_jax import scoring
 from redimnet_jax.errors import UserError
-from redimnet_jax.losses import unit
+from redimnet_jax.numerics import unit
 
 Array = jax.Array
 

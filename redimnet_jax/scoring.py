@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from redimnet_jax.errors import UserError
-from redimnet_jax.losses import unit
+from redimnet_jax.numerics import unit
 
 Array = jax.Array
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.activation import gelu
-from redimnet_jax.convolution import grouped_conv2d, precision
+from redimnet_jax.convolution import grouped_conv2d
 from redimnet_jax.cuda import positions as kernels
 from redimnet_jax.cuda.derivative import with_derivative_of
 from redimnet_jax.layers import masked, normalised
+from redimnet_jax.numerics import precision
 
 Array = jax.Array
 

@@ -4,9 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from redimnet_jax import augment, model_config
+from redimnet_jax.margin_schedule import RAMPS
 from redimnet_jax.matryoshka import INITS, ORDERS
 from redimnet_jax.objective import LOSSES
-from redimnet_jax.optimizer import RAMPS
 from redimnet_jax.setting_values import Setting
 from redimnet_jax.settings import all_optional, options_of, section, setting
 from redimnet_jax.stages import BATCH_STATS

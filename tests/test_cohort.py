@@ -8,7 +8,7 @@ from refusals import refusal
 
 from redimnet_jax import cohort, evaluate, score_norm, scoring, trials
 from redimnet_jax.cohort import Normalisation
-from redimnet_jax.losses import unit
+from redimnet_jax.numerics import unit
 from redimnet_jax.validation import Validation
 
 DIMS = (4, 6)

@@ -5,7 +5,7 @@ import pytest
 from refusals import refusal
 
 from redimnet_jax import audio, enrolment, evaluate, files
-from redimnet_jax.losses import unit
+from redimnet_jax.numerics import unit
 
 TRIALS = "1 m s/3.wav\n0 m t/1.wav\n0 s/3.wav t/1.wav\n"
 

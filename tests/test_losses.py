@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from refusals import refusal
 
-from redimnet_jax.losses import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM, farther, nearer, unit
+from redimnet_jax.losses import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM, farther, nearer
+from redimnet_jax.numerics import unit
 
 CLASSES, DIM = 7, 8
 LOSSES = (

@@ -7,7 +7,7 @@ import tiny
 from refusals import refusal
 
 from redimnet_jax import matryoshka
-from redimnet_jax.losses import unit
+from redimnet_jax.numerics import unit
 
 WIDTH, FEATURES, SPEAKERS = 8, 24, 40
 

@@ -14,7 +14,7 @@ import tiny
 from flax import nnx
 from jax.sharding import Mesh
 
-from redimnet_jax import matryoshka, optimizer
+from redimnet_jax import margin_schedule, matryoshka, optimizer
 from redimnet_jax.heads import Heads
 from redimnet_jax.layers import Constant
 from redimnet_jax.objective import Objective
@@ -170,7 +170,7 @@ def test_accumulated_pieces_that_are_equal_give_what_one_gives(batches):
 
 def test_the_margin_schedule_reaches_the_loss(batches):
     of, optimiser = split("projection", "heads"), adamw(rate=0.0)
-    ramp = plain_step(of, optimiser, objective=objective(optimizer.ramp(0.4, 10, 20)))
+    ramp = plain_step(of, optimiser, objective=objective(margin_schedule.ramp(0.4, 10, 20)))
     state, frozen = initial_state(of, optimiser), of.arrays("frozen")
 
     def loss(step: int) -> float:
@@ -196,11 +196,11 @@ def test_learning_rate_and_margin_by_step():
     rate = optimizer.schedule(1e-3, 100, 10, 1e-6)
     assert [float(rate(step)) for step in (0, 5, 10, 100, 120)] == pytest.approx([0, 5e-4, 1e-3, 1e-6, 1e-6])
     assert float(rate(55)) == pytest.approx((1e-3 + 1e-6) / 2)
-    margin = optimizer.ramp(0.2, 10, 30)
+    margin = margin_schedule.ramp(0.2, 10, 30)
     assert [float(margin(step)) for step in (0, 10, 20, 30, 90)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
-    assert float(optimizer.ramp(0.3, 0, 0)(0)) == pytest.approx(0.3)
-    assert float(optimizer.ramp(0.3, 10, 30, "constant")(0)) == pytest.approx(0.3)
-    exponential = optimizer.ramp(0.2, 10, 30, "exponential")
+    assert float(margin_schedule.ramp(0.3, 0, 0)(0)) == pytest.approx(0.3)
+    assert float(margin_schedule.ramp(0.3, 10, 30, "constant")(0)) == pytest.approx(0.3)
+    exponential = margin_schedule.ramp(0.2, 10, 30, "exponential")
     wanted = [0, 0, 0.2 * (1 - 0.001**0.5) / 0.999, 0.2, 0.2]
     assert [float(exponential(step)) for step in (0, 10, 20, 30, 90)] == pytest.approx(wanted, abs=1e-7)
 
