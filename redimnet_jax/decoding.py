@@ -116,7 +116,7 @@ def _guarded(
 
 
 def _open(source: Source, stack: contextlib.ExitStack) -> Signal:
-    file = stack.enter_context(io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb"))
+    file = stack.enter_context(io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb"))
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise ValueError("it is empty")
