@@ -1,103 +1,46 @@
-"""Decoding: an audio file, or its bytes, to a mono float32 waveform at one sample rate, whole or a segment of it.
+"""Decoding an audio file, or its bytes, to a mono float32 waveform at one sample rate, whole or a segment of it.
 
-A segment is the same slice of the whole. WAV and FLAC seek to the exact sample, and only the segment is decoded. MP3
-and Ogg do not (decoders carry a state over packets, and seeks of libsndfile in Ogg can be off by a block, its issue
-885), so these are decoded from the start, up to the end of the segment. AAC (`.m4a`) is decoded from a few packets
-before the segment, which is exact too, except that noise an encoder left for the decoder to draw (perceptual noise
-substitution) is drawn anew; its length is the header's, which most writers round to a millisecond. Where the rate is
-changed, a margin around the segment is resampled along with it.
+A segment is the same slice of the whole, and the length is that of the whole. WAV and FLAC seek to the exact sample,
+and only the segment is decoded. All else is decoded from its start up to the end of the segment, since decoders carry
+a state over packets and headers say lengths that are not those of the audio; what is skipped takes no memory.
+Where the rate is changed, a margin around the segment is resampled along with it.
 """
 
-import contextlib
-import io
+import dataclasses
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import soundfile
 import soxr
 
+from redimnet_jax import decoding
+from redimnet_jax.decoding import Signal, Source
 from redimnet_jax.errors import UserError
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a"})
 SAMPLE_RATE = 16000
+# One step of 16-bit audio, -90 dB of full scale: rounding, and the dither of digital silence, are below it.
+LEAST_LEVEL = 2.0**-15
 
-_INEXACT_SEEK = ("MP3", "OGG")  # libsndfile's names of containers; Opus is in Ogg
 # Beyond this the resampler's filter is below the last bit of a float32, at the rates of speech.
 _MARGIN_SECONDS = 0.05
-# Two packets of HE-AAC, four of AAC-LC: each packet overlaps with the one before.
-_PREROLL = 4096
-
-# PyAV's errors are of all these kinds but the first.
-_DECODING_ERRORS = (soundfile.SoundFileError, OSError, EOFError, LookupError, ValueError)
-
-Source = str | Path | bytes
 
 
-class _Signal(Protocol):
-    """An opened signal: `frames` at `rate` Hz."""
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What decoding the whole of a recording found.
 
-    rate: int
-    frames: int
+    samples: how many `read` gives.
+    level:   the standard deviation of the mono waveform, before the rate is changed; full scale is 1.
+    """
 
-    def decode(self, first: int, last: int) -> np.ndarray:
-        """Frames [first, last) as float32 (n,), the mean of the channels; fewer only where the data end early."""
+    samples: int
+    level: float
 
-
-class _SoundFile:
-    def __init__(self, file: soundfile.SoundFile):
-        self._file, self.rate, self.frames = file, file.samplerate, file.frames
-
-    def decode(self, first: int, last: int) -> np.ndarray:
-        skipped = first if self._file.format in _INEXACT_SEEK else 0
-        if first and not skipped:
-            self._file.seek(first)
-        data = self._file.read(last - first + skipped, dtype="float32", always_2d=True)[skipped:]
-        return data[:, 0] if data.shape[1] == 1 else data.mean(axis=1)
-
-
-class _Container:
-    """An MP4 container, through PyAV."""
-
-    def __init__(self, container):
-        if not container.streams.audio:
-            raise ValueError("it has no audio stream")
-        self._container, self._stream = container, container.streams.audio[0]
-        self.rate = self._stream.rate
-        if self._stream.duration is None:
-            raise ValueError("it does not say how long it is")
-        self.frames = self._index(self._stream.duration)
-
-    def _index(self, time: int) -> int:
-        return round(time * self._stream.time_base * self.rate)
-
-    def decode(self, first: int, last: int) -> np.ndarray:
-        origin = self._stream.start_time or 0
-        if first > _PREROLL:
-            time = origin + math.floor((first - _PREROLL) / self.rate / self._stream.time_base)
-            self._container.seek(time, stream=self._stream)
-        parts, begin, end = [], 0, 0
-        for frame in self._container.decode(self._stream):
-            if not parts:
-                begin = end = self._index(frame.pts - origin)
-            parts.append(_mono(frame))
-            end += len(parts[-1])
-            if end >= last:
-                break
-        if begin > first:
-            raise ValueError("its packets are not where its index says")
-        return np.concatenate(parts or [np.zeros(0, np.float32)])[first - begin : last - begin]
-
-
-def _mono(frame) -> np.ndarray:
-    data = frame.to_ndarray()
-    if not frame.format.is_planar:
-        data = data.reshape(-1, frame.layout.nb_channels).T
-    scale = 1.0 if data.dtype.kind == "f" else 1.0 / (np.iinfo(data.dtype).max + 1)
-    return np.float32(scale) * data.astype(np.float32, copy=False).mean(axis=0)
+    @property
+    def has_signal(self) -> bool:
+        """False of digital silence, of a constant, and of channels that cancel; such recordings embed alike."""
+        return self.level >= LEAST_LEVEL
 
 
 def read(
@@ -118,75 +61,90 @@ def read(
     if start < 0 or (samples is not None and samples < 0):
         raise ValueError(f"start and samples must not be negative, got {start} and {samples}")
     name = name or _name(source)
-    with _opened(source, name) as signal:
-        total = _length(signal, sample_rate)
-        start = min(start, total)
-        stop = total if samples is None else min(start + samples, total)
+    with decoding.opened(source, name) as signal:
+        stop = None if samples is None else start + samples
+        if signal.frames is not None:
+            total = _length(signal.frames, signal.rate, sample_rate)
+            start, stop = min(start, total), total if stop is None else min(stop, total)
         waveform = _segment(signal, start, stop, sample_rate)
-    if len(waveform) < stop - start:
-        raise UserError(
-            f"{name} ends at sample {start + len(waveform)} of the {total} that its header promises; "
-            "replace or remove it."
-        )
+    if signal.frames is not None and len(waveform) < stop - start:
+        raise _too_short(name, start + len(waveform), total)
     if not np.isfinite(waveform).all():
         raise UserError(f"{name} holds samples that are not finite; replace or remove it.")
     return waveform
 
 
 def duration(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None = None) -> int:
-    """The number of samples that `read` gives for the whole of `source`, from its header.
+    """The number of samples that `read` gives for the whole of `source`.
 
-    Raises UserError when the source cannot be opened.
+    It is the header's of WAV and FLAC; all else is decoded to its end.
+    Raises UserError when the source cannot be opened, or not be decoded where that is needed.
     """
-    with _opened(source, name or _name(source)) as signal:
-        return _length(signal, sample_rate)
+    with decoding.opened(source, name or _name(source)) as signal:
+        frames = sum(map(len, signal.decode())) if signal.frames is None else signal.frames
+        return _length(frames, signal.rate, sample_rate)
+
+
+def inspect(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None = None) -> Inspection:
+    """Decodes the whole of `source`, in constant memory, and tells its length and level.
+
+    Raises UserError for whatever `read` of the whole does.
+    """
+    name = name or _name(source)
+    frames, total, squares = 0, 0.0, 0.0
+    with decoding.opened(source, name) as signal:
+        for block in signal.decode():
+            exact = block.astype(np.float64)
+            frames, total, squares = frames + len(block), total + exact.sum(), squares + exact.dot(exact)
+    if not np.isfinite(squares):
+        raise UserError(f"{name} holds samples that are not finite; replace or remove it.")
+    samples = _length(frames, signal.rate, sample_rate)
+    if signal.frames is not None and frames < signal.frames:
+        raise _too_short(name, samples, _length(signal.frames, signal.rate, sample_rate))
+    count = max(frames, 1)
+    return Inspection(samples, math.sqrt(max(0.0, squares / count - (total / count) ** 2)))
 
 
 def _name(source: Source) -> str:
     return f"audio of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _is_mp4(source: Source) -> bool:
-    if isinstance(source, bytes):
-        return source[4:8] == b"ftyp"
-    return Path(source).suffix.lower() == ".m4a"
+def _too_short(name: str, samples: int, promised: int) -> UserError:
+    return UserError(
+        f"{name} ends at sample {samples} of the {promised} that its header promises; replace or remove it."
+    )
 
 
-@contextlib.contextmanager
-def _opened(source: Source, name: str) -> Iterator[_Signal]:
-    if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise UserError(f"There is no audio file {name}; check the path.")
-    data = io.BytesIO(source) if isinstance(source, bytes) else None
-    try:
-        if _is_mp4(source):
-            import av
-
-            with av.open(data or os.fspath(source)) as container:
-                yield _Container(container)
-        else:
-            with soundfile.SoundFile(data or os.fsencode(source)) as file:
-                yield _SoundFile(file)
-    except _DECODING_ERRORS as error:
-        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or "no reason"
-        raise UserError(f"{name} cannot be decoded ({reason.rstrip('.')}); replace or remove it.") from error
-
-
-def _length(signal: _Signal, sample_rate: int) -> int:
+def _length(frames: int, rate: int, sample_rate: int) -> int:
     # Rounded half up, as the resampler does.
-    return (2 * signal.frames * sample_rate + signal.rate) // (2 * signal.rate)
+    return (2 * frames * sample_rate + rate) // (2 * rate)
 
 
-def _segment(signal: _Signal, start: int, stop: int, sample_rate: int) -> np.ndarray:
+def _segment(signal: Signal, start: int, stop: int | None, sample_rate: int) -> np.ndarray:
+    """Samples [start, stop) at `sample_rate`, up to the end where `stop` is None."""
     if start == stop:
         return np.zeros(0, np.float32)
     if signal.rate == sample_rate:
-        return signal.decode(start, stop)
+        return _joined(signal.decode(start, stop))
     # Every `block_in` frames of the source are `block_out` samples exactly: pieces that start there stay in phase.
     common = math.gcd(signal.rate, sample_rate)
     block_in, block_out = signal.rate // common, sample_rate // common
     margin = math.ceil(_MARGIN_SECONDS * sample_rate)
     first = max(0, start - margin) // block_out
-    last = -(-(stop + margin) // block_out)
-    piece = signal.decode(first * block_in, min(last * block_in, signal.frames))
-    resampled = soxr.resample(piece, signal.rate, sample_rate)
-    return resampled[start - first * block_out : stop - first * block_out]
+    last = None if stop is None else -(-(stop + margin) // block_out) * block_in
+    pieces = signal.decode(first * block_in, last)
+    origin = first * block_out
+    return _joined(_resampled(pieces, signal.rate, sample_rate))[
+        start - origin : None if stop is None else stop - origin
+    ]
+
+
+def _resampled(pieces: Iterator[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+    for piece in pieces:
+        yield stream.resample_chunk(piece)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _joined(pieces: Iterator[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.float32), *pieces])

@@ -20,7 +20,6 @@ from redimnet_jax.errors import UserError, shown
 
 T, R = TypeVar("T"), TypeVar("R")
 
-_TAIL = 800  # samples decoded at the end of every file: truncated files keep the header of whole ones
 _CHUNK = 64  # files a task
 
 
@@ -127,9 +126,11 @@ def _examine(
         for name in utterances[part.start : part.stop]:
             path = fetch(name, None)
             try:
-                length = audio.duration(path)
-                tail = min(length, _TAIL)
-                audio.read(path, length - tail, tail)
+                found = audio.inspect(path)
+                length = found.samples
+                if length and not found.has_signal:
+                    length = -1
+                    bad.append(Bad(name, "without signal", f"holds no signal (its level is {found.level:.1e})"))
             except UserError as error:
                 length = -1
                 bad.append(Bad(name, "unreadable" if os.path.isfile(path) else "missing", str(error)))

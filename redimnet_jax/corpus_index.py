@@ -16,7 +16,7 @@ import numpy as np
 from redimnet_jax import audio, files
 from redimnet_jax.errors import UserError
 
-FORMAT = 1  # raised when what an index holds, or what it means, changes
+FORMAT = 2  # raised when what an index holds, or what it means, changes
 
 _COLUMNS = ("labels", "sessions", "samples", "offsets", "text", "records")
 

@@ -139,3 +139,37 @@ def test_samples_that_are_not_finite_are_refused(tmp_path):
     soundfile.write(path, waveform, 16000, subtype="FLOAT")
     assert "not finite" in refusal(audio.read, path)
     assert len(audio.read(path, 0, 500)) == 500
+
+
+def test_what_holds_no_signal_is_told(tmp_path):
+    quiet = np.full(16000, 0.25), np.zeros(16000), np.stack([voice(16000), -voice(16000)], axis=1)
+    for waveform in quiet:
+        path = tmp_path / "quiet.wav"
+        soundfile.write(path, waveform, 16000, subtype="FLOAT")
+        found = audio.inspect(path)
+        assert found.samples == 16000 and not found.has_signal
+    assert audio.inspect(write(tmp_path / "voice.wav", voice(16000))).has_signal
+
+
+def test_every_link_of_a_chained_ogg_counts_and_a_cut_one_is_refused(tmp_path):
+    link = write(tmp_path / "a.ogg", voice(16000)).read_bytes()
+    whole = audio.read(link)
+    np.testing.assert_array_equal(audio.read(link + link), np.concatenate([whole, whole]))
+    assert audio.duration(link + link) == 32000
+    assert "ends within a page" in refusal(audio.read, link[:-100])
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_a_wav_whose_header_was_never_completed_is_read_to_its_end(tmp_path, size):
+    content = bytearray(write(tmp_path / "a.wav", voice(16000)).read_bytes())
+    expected = audio.read(bytes(content))
+    content[40:44] = size.to_bytes(4, "little")
+    np.testing.assert_array_equal(audio.read(bytes(content)), expected)
+    content[40:44] = (32000).to_bytes(4, "little")
+    assert "promises" in refusal(audio.read, bytes(content[:-1000]))
+
+
+def test_the_content_not_the_suffix_chooses_the_decoder(tmp_path):
+    content = write(tmp_path / "a.mp3", voice(16000)).read_bytes()
+    (tmp_path / "b.m4a").write_bytes(content)
+    np.testing.assert_array_equal(audio.read(tmp_path / "b.m4a"), audio.read(content))

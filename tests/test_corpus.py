@@ -57,8 +57,8 @@ def names(corpus: Corpus) -> list[str]:
 def examined(monkeypatch):
     """The files that are opened, in any order."""
     seen = []
-    real = audio.duration
-    monkeypatch.setattr(audio, "duration", lambda path, **options: seen.append(str(path)) or real(path, **options))
+    real = audio.inspect
+    monkeypatch.setattr(audio, "inspect", lambda path, **options: seen.append(str(path)) or real(path, **options))
     return seen
 
 
@@ -343,7 +343,7 @@ def test_what_identifies_an_index_is_written_down(tree, tmp_path):
     opened(tree, cache_dir=tmp_path / "cache", min_seconds=0.25)
     (folder,) = (tmp_path / "cache").glob("index-*")
     identity = json.loads((folder / "index.json").read_text())["identity"]
-    assert identity == {"format": 1, "rate": 16000, "min_seconds": 0.25} | Tree(tree).identity()
+    assert identity == {"format": 2, "rate": 16000, "min_seconds": 0.25} | Tree(tree).identity()
     assert FileList(tree / "l", tree) != FileList(tree / "l", tree.parent)
 
 
