@@ -1,6 +1,7 @@
 """What a run is judged by: trials of speakers it never trains on, and the recordings they name."""
 
 import dataclasses
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,10 @@ from redimnet_jax.trials import Trials
 
 
 class AudioFiles:
-    """Files below `root` as recordings; raises UserError at once when one is missing or unreadable."""
+    """Files below `root` as recordings; raises UserError at once when one is missing or unreadable.
+
+    `without_signal` are the names of those that hold no signal: their scores with each other mean nothing.
+    """
 
     def __init__(self, root: Path, names: Sequence[str]):
         self.root, self.names = root, names
@@ -25,8 +29,17 @@ class AudioFiles:
                 f"{missing[0]!r}; check the audio root."
             )
         with ThreadPoolExecutor() as pool:
-            lengths = pool.map(lambda name: audio.duration(root / name), names)
-            self.samples = np.fromiter(lengths, np.int64, len(names))
+            found = list(pool.map(lambda name: audio.inspect(root / name), names))
+        self.samples = np.array([each.samples for each in found], np.int64)
+        self.without_signal = [name for name, each in zip(names, found, strict=True) if not each.has_signal]
+        if self.without_signal:
+            more = len(self.without_signal) - 3
+            print(
+                f"{len(self.without_signal)} of {len(names)} recordings hold no signal; their scores mean nothing: "
+                + ", ".join(map(repr, self.without_signal[:3]))
+                + (f" ... and {more} more" if more > 0 else ""),
+                file=sys.stderr,
+            )
 
     def __len__(self) -> int:
         return len(self.names)
