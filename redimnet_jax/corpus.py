@@ -102,8 +102,8 @@ def open_corpus(
     relative to `audio_root` (default: the folder of the list); or "tfds:NAME[/CONFIG][:SPLIT]", a data set that
     `tfds_corpus.py` wrote to `data_dir`. Every file is decoded to its end by `workers` threads.
 
-    Files that cannot be used (missing, unreadable, without signal, shorter than `min_seconds`) and speakers left with none are
-    counted in `corpus.summary` and all listed in a text file beside the index.
+    Files that cannot be used (missing, unreadable, without signal, shorter than `min_seconds`) and speakers left with
+    none are counted in `corpus.summary` and all listed in a text file beside the index.
 
     Raises UserError when the source is not there or malformed, when more than the fraction `max_bad` cannot be used,
     and when there are fewer than `min_speakers` speakers.

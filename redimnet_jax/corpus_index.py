@@ -122,7 +122,10 @@ def save(index: Index, description: dict[str, Any], folder: Path) -> None:
         for column in _COLUMNS:
             if getattr(index, column) is not None:
                 np.save(part / f"{column}.npy", getattr(index, column), allow_pickle=False)
-        (part / "index.json").write_text(json.dumps({"speakers": index.speakers} | description, indent=1) + "\n")
+        content = {"speakers": index.speakers} | description
+        content["columns"] = {path.name: _sha256(path.read_bytes()) for path in sorted(part.glob("*.npy"))}
+        content["checksum"] = _checksum(content)
+        (part / "index.json").write_text(json.dumps(content, indent=1) + "\n")
         part.chmod(0o755)
         try:
             part.rename(folder)
@@ -143,6 +146,11 @@ def load(folder: Path, verify: bool = True) -> tuple[Index, dict[str, Any]]:
     """
     try:
         description = files.parse_json((folder / "index.json").read_bytes())
+        if _checksum(description) != description["checksum"]:
+            raise ValueError("index.json does not match its checksum")
+        for name, checksum in description["columns"].items() if verify else ():
+            if _sha256((folder / name).read_bytes()) != checksum:
+                raise ValueError(f"{name} does not match its checksum")
         columns = {
             path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))
         }
@@ -154,3 +162,13 @@ def load(folder: Path, verify: bool = True) -> tuple[Index, dict[str, Any]]:
             f"The index {folder} is damaged ({files.first_line(error)}); remove the folder to rebuild it."
         ) from error
     return index, description
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _checksum(description: dict[str, Any]) -> str:
+    """SHA-256 of all of the description but its own checksum."""
+    rest = {key: value for key, value in description.items() if key != "checksum"}
+    return _sha256(json.dumps(rest, sort_keys=True).encode())

@@ -116,7 +116,10 @@ def _guarded(
 
 
 def _open(source: Source, stack: contextlib.ExitStack) -> Signal:
-    file = stack.enter_context(io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb"))
+    if isinstance(source, bytes):
+        file: BinaryIO = io.BytesIO(source)
+    else:
+        file = stack.enter_context(open(source, "rb"))  # noqa: SIM115 (the stack closes it)
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise ValueError("it is empty")

@@ -14,7 +14,7 @@ from flax import nnx
 
 from redimnet_jax import buckets
 from redimnet_jax.compilation import jit
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
 from redimnet_jax.names import one_line
 from redimnet_jax.network import SpeakerNetwork
 from redimnet_jax.numerics import unit
@@ -263,7 +263,7 @@ def _as_float(waveforms: Any) -> np.ndarray | Array:
     """float32 samples; 16-bit integers are scaled to [-1, 1)."""
     if isinstance(waveforms, str | bytes | os.PathLike):
         raise UserError(
-            f"embed and classify take samples but got {waveforms!r}; read a file with redimnet_jax.audio.read first."
+            f"embed and classify take samples but got {shown(waveforms)}; read a file with redimnet_jax.audio.read."
         )
     waveforms = waveforms if isinstance(waveforms, Array) else np.asarray(waveforms)
     if waveforms.dtype == np.int16:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from redimnet_jax import audio, subset, trials, utterance_speakers
 from redimnet_jax.embedding import Recordings
-from redimnet_jax.errors import UserError, some_of
+from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.names import normalised
 from redimnet_jax.trials import Trials
 from redimnet_jax.utterance_speakers import SpeakerRule
@@ -22,14 +23,25 @@ BY_FOLDER = SpeakerRule()
 class AudioFiles:
     """Files as recordings: each name is the file of that path below the first of the `roots` that has one.
 
-    Raises UserError at once when a file is in none of them or unreadable.
+    Raises UserError at once when a file is in none of them or unreadable. `without_signal` names those that hold no
+    signal: their scores with each other mean nothing.
     """
 
     def __init__(self, roots: Sequence[Path], names: Sequence[str]):
         self.names = names
         with ThreadPoolExecutor() as pool:
             self.paths = _located(roots, names, pool)
-            self.samples = np.fromiter(pool.map(audio.duration, self.paths), np.int64, len(names))
+            inspections = list(pool.map(audio.inspect, self.paths))
+        self.samples = np.array([inspection.samples for inspection in inspections], np.int64)
+        self.without_signal = [
+            name for name, inspection in zip(names, inspections, strict=True) if not inspection.has_signal
+        ]
+        if self.without_signal:
+            print(
+                f"{len(self.without_signal)} of {len(names)} recordings hold no signal; their scores mean nothing: "
+                f"{some_of(map(shown, self.without_signal))}",
+                file=sys.stderr,
+            )
 
     def __len__(self) -> int:
         return len(self.names)

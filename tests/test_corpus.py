@@ -227,7 +227,7 @@ def test_a_list_that_changes_is_indexed_anew(tree, tmp_path):
     assert opened(listing, **options).speakers == ("a", "c")
 
 
-@pytest.mark.parametrize("damage", ["flip", "remove", "truncate", "json", "pickle"])
+@pytest.mark.parametrize("damage", ["flip", "remove", "truncate", "json", "summary", "pickle"])
 def test_a_damaged_index_is_refused(tree, tmp_path, damage):
     cache = tmp_path / "cache"
     opened(tree, cache_dir=cache)
@@ -243,6 +243,9 @@ def test_a_damaged_index_is_refused(tree, tmp_path, damage):
         labels.write_bytes(labels.read_bytes()[:-3])
     elif damage == "json":
         (folder / "index.json").write_text("{")
+    elif damage == "summary":
+        text = (folder / "index.json").read_text()
+        (folder / "index.json").write_text(text.replace("6 utterances", "7 utterances"))
     else:
         np.save(labels, np.array([{}] * 6), allow_pickle=True)
     message = refusal(opened, tree, cache_dir=cache)

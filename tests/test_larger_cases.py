@@ -16,7 +16,7 @@ import pytest
 import torch_format
 from flax import nnx
 from golden import EMBEDDING, MEL, POOLED, relative
-from test_training import training_step
+from train_mode import training_step
 
 from redimnet_jax import from_torch, load, torch_weights
 from redimnet_jax.checkpoint import save

@@ -8,32 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from train_mode import training_step
 
 from redimnet_jax import torch_weights
 from redimnet_jax.layers import dropout
-from redimnet_jax.losses import AAMSoftmax
 
 CASES = [name for name in golden.names() if checkpoints.case(name).train]
-
-
-def training_step(network, prototypes, audio, labels, margin, scale):
-    """(loss, embeddings, gradients by path, prototypes' gradient, batch statistics by path)."""
-    graph, parameters, rest = nnx.split(network, nnx.Param, ...)
-
-    @compiling.jit
-    def step(parameters, prototypes):
-        def loss(parameters, prototypes):
-            model = nnx.merge(graph, parameters, rest, copy=True)
-            embeddings = model(audio, train=True)
-            statistics = nnx.state(model, nnx.BatchStat)
-            value = AAMSoftmax(margin, scale)(embeddings, labels, {"prototypes": prototypes})
-            return value, (embeddings, statistics)
-
-        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(parameters, prototypes)
-
-    (value, (embeddings, statistics)), (gradients, prototypes_gradient) = step(parameters, prototypes)
-    by_path = {path: leaf[...] for tree in (gradients, statistics) for path, leaf in nnx.to_flat_state(tree)}
-    return value, embeddings, prototypes_gradient, by_path
 
 
 @pytest.mark.parametrize("name", CASES)
