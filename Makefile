@@ -16,7 +16,7 @@ test: $(VENV)/installed-test
 
 # Damaged files of every kind: FUZZ="--seed=7 --count=100 --target=trials" repeats or narrows a run.
 fuzz: $(VENV)/installed-test
-	$(BIN)/python tests/fuzz.py $(FUZZ)
+	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,6 @@ if __name__ == "__main__":
     # During the imports, which take seconds, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    from redimnet_jax.cli import convert
+    from redimnet_jax.cli.main import convert
 
     sys.exit(convert())

@@ -10,6 +10,6 @@ if __name__ == "__main__":
     # During the imports, which take seconds, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    from redimnet_jax import cli
+    from redimnet_jax.cli import main as cli
 
     sys.exit(cli.evaluate())

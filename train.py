@@ -1,4 +1,4 @@
-"""Trains a Matryoshka speaker embedding; see configs/ for experiments and redimnet_jax/train.py for the run.
+"""Trains a Matryoshka speaker embedding; see configs/ for experiments and redimnet_jax/training/run.py for the run.
 
 python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2
 """
@@ -21,7 +21,7 @@ if __name__ == "__main__":
         if signal.getsignal(number) is not signal.SIG_IGN:  # as Ctrl-C is by jobs in the background
             signal.signal(number, leave)
 
-    from redimnet_jax import cli
+    from redimnet_jax.cli import main as cli
 
     code = cli.train(sys.argv)
     # All is done; what ends the interpreter needs no handler, and must not change the exit code.

@@ -5,8 +5,8 @@
     python benchmarks/cached_training.py --device=cpu --utterances=4000 --speakers=200 --model=small
 
 Features and waveforms are random and made on the device, so that no decoding is in the figures, nor the disk but with
---whole. The cached epoch is of `redimnet_jax.cached_steps`; "live" is the same step from waveforms on the device, and
-"extraction" the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from these
+--whole. The cached epoch is of `redimnet_jax.training.cached`; "live" is the same step from waveforms on the device;
+"extraction" is the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from these
 figures; with --whole it is done as well: the features of all crops, each of its own noise, are written to a feature
 cache in a temporary folder (TMPDIR), read from there, and trained on for --epochs. b2 has random weights, which cost
 what trained ones do. Prints JSON.
@@ -28,15 +28,19 @@ from flax import nnx
 from tqdm import tqdm, trange
 from variants import VARIANTS
 
-from redimnet_jax import class_sharding, matryoshka, model_config, optimizer, placement, pretrained
-from redimnet_jax.cached_steps import CachedSteps, Layout, choose_strata
-from redimnet_jax.feature_cache import Crops, FeatureCache, keep, pooled_program
-from redimnet_jax.heads import Heads
-from redimnet_jax.loading import open_model
-from redimnet_jax.model import Source, SpeakerModel
-from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.objective import Objective
-from redimnet_jax.train_step import Learner, Split, compile_step, initial_state, make_step
+from redimnet_jax import class_sharding, sharding
+from redimnet_jax.checkpoints import pretrained
+from redimnet_jax.checkpoints.open import open_model
+from redimnet_jax.losses.heads import Heads
+from redimnet_jax.losses.objective import Objective
+from redimnet_jax.models import config as model_config
+from redimnet_jax.models import matryoshka
+from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.speaker_model import Source, SpeakerModel
+from redimnet_jax.training import optimizer
+from redimnet_jax.training.cached import CachedSteps, Layout, choose_strata
+from redimnet_jax.training.feature_cache import Crops, FeatureCache, keep, pooled_program
+from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
 
 B2 = VARIANTS["b2"][1]
 
@@ -109,7 +113,7 @@ def main() -> None:
     split = Split(Learner(adapted.network, Heads(args.speakers, dims, rngs=nnx.Rngs(1))), ("projection", "heads"))
     optimiser = optimizer.adamw(lambda step: 1e-4, weight_decay=1e-4, clip_norm=5.0)
     step = make_step(split, optimiser, Objective((1.0,) * len(dims), lambda step: 0.2), seed=0)
-    mesh = placement.mesh()
+    mesh = sharding.mesh()
     frozen = class_sharding.place(split.arrays("frozen"), mesh)
     results = vars(args) | {"machine": f"{jax.device_count()} {jax.devices()[0].device_kind}", "width": width}
     results["load"] = os.getloadavg()[0]
@@ -148,14 +152,14 @@ def main() -> None:
 
     samples = round(args.crop_seconds * 16000)
 
-    @functools.partial(jax.jit, static_argnums=1, out_shardings=placement.by_rows(mesh))
+    @functools.partial(jax.jit, static_argnums=1, out_shardings=sharding.by_rows(mesh))
     def batch(number: int, size: int) -> dict:
         noise, speakers = jax.random.split(jax.random.key(number))
         label = jax.random.randint(speakers, (size,), 0, args.speakers)
         return {"waveform": 0.1 * jax.random.normal(noise, (size, samples)), "label": label}
 
     pooled = pooled_program(model, dtype, mesh)
-    variables, crops = placement.replicate(nnx.state(model.network), mesh), batch(0, args.extraction_batch)
+    variables, crops = sharding.replicate(nnx.state(model.network), mesh), batch(0, args.extraction_batch)
     extraction = best(lambda: pooled(variables, crops), args.repeats)
     results["extraction_crops_per_s"] = round(args.extraction_batch / extraction, 1)
     if args.live:

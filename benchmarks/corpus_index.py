@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax import corpus_index
-from redimnet_jax.corpus import Corpus
-from redimnet_jax.corpus_files import Tree
+from redimnet_jax.data import index as corpus_index
+from redimnet_jax.data.corpus import Corpus
+from redimnet_jax.data.tree import Tree
 
 
 def peak_mb() -> float:

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from redimnet_jax import audio
-from redimnet_jax.augment import STEPS, Speed, Step, from_config
-from redimnet_jax.corpus import Corpus, open_corpus
-from redimnet_jax.input_pipeline import train_batches
-from redimnet_jax.signals import reference
+from redimnet_jax.cli.signals import reference
+from redimnet_jax.data import audio
+from redimnet_jax.data.augment import STEPS, Speed, Step, from_config
+from redimnet_jax.data.corpus import Corpus, open_corpus
+from redimnet_jax.data.loader import train_batches
 
 RATE = audio.SAMPLE_RATE
 FORMATS = ("wav", "flac", "ogg", "mp3", "m4a")

@@ -42,7 +42,8 @@ def measure(args) -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from redimnet_jax import confidence, device_metrics, metrics, score_norm, scoring
+    from redimnet_jax import metrics, scoring
+    from redimnet_jax.evaluation import confidence, device_metrics, score_norm
 
     def seconds(function, repeat: int = args.repeat) -> float:
         times = []

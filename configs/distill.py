@@ -16,8 +16,9 @@ Hardware: made for a Cloud TPU slice or a few GPUs; a step costs the student's f
 forward. Time and result: not yet measured.
 """
 
-from redimnet_jax import pretrained, train_config
+from redimnet_jax.checkpoints import pretrained
 from redimnet_jax.errors import UserError
+from redimnet_jax.training import config as train_config
 
 # A public recipe's b0, not confirmed by a released file.
 B0 = {

@@ -1,6 +1,6 @@
 """Trains a whole network from nothing, on the same trainer: every part trains.
 
-    python -m redimnet_jax.rooms --output=rooms
+    python -m redimnet_jax.data.synthetic.rooms --output=rooms
     python train.py --config=configs/from_scratch.py:small --workdir=runs/small --config.data.train=TREE \\
         --config.validation.trials=trials.txt --config.validation.audio_root=UNSEEN \\
         --config.data.augment.reverberation.folder=rooms --config.data.augment.noise_folder.folder=noise
@@ -12,8 +12,8 @@ what it reached and at what cost. Without a preset it is b2 with the public reci
 yet measured.
 """
 
-from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
+from redimnet_jax.training import config as train_config
 
 # The configuration of the released b2 checkpoints.
 B2 = {

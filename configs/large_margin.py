@@ -17,8 +17,8 @@ Hardware: made for a Cloud TPU slice or a few GPUs; crops twice as long need twi
 `optimizer.accumulate`. Time and result: not yet measured.
 """
 
-from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
+from redimnet_jax.training import config as train_config
 
 
 def get_config(preset: str | None = None):

@@ -17,8 +17,8 @@ Hardware: any; made for a Cloud TPU slice or a few GPUs. Time and result on VoxC
 on a CPU: see docs/results.md.
 """
 
-from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
+from redimnet_jax.training import config as train_config
 
 
 def get_config(preset: str | None = None):

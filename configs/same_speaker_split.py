@@ -19,8 +19,8 @@ Hardware, time and result on VoxCeleb: those of projection_only.py, and at most 
 validation; not yet measured.
 """
 
-from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
+from redimnet_jax.training import config as train_config
 
 
 def get_config(preset: str | None = None):

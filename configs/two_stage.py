@@ -18,8 +18,8 @@ more memory than the first (`stage2.optimizer.accumulate` works a batch off in p
 measured.
 """
 
-from redimnet_jax import train_config
 from redimnet_jax.errors import UserError
+from redimnet_jax.training import config as train_config
 
 
 def get_config(preset: str | None = None):

@@ -8,12 +8,16 @@ import numpy as np
 from flax import nnx
 
 import redimnet_jax as rj
-from redimnet_jax import confidence, evaluate, files, input_pipeline, plots, pretrained, report, validation
-from redimnet_jax.corpus import open_corpus
-from redimnet_jax.embedding import pool_recordings
-from redimnet_jax.model import SpeakerModel
-from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.validation import Validation
+from redimnet_jax import files
+from redimnet_jax.checkpoints import pretrained
+from redimnet_jax.data import loader
+from redimnet_jax.data.corpus import open_corpus
+from redimnet_jax.embedding.extract import pool_recordings
+from redimnet_jax.evaluation import confidence, plots, protocol, report
+from redimnet_jax.evaluation import results as evaluation_results
+from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.speaker_model import SpeakerModel
 
 DIMS = (64, 128, 192, 256)
 
@@ -36,10 +40,10 @@ def arguments(description: str) -> argparse.Namespace:
 
 def open_all(args: argparse.Namespace) -> tuple[SpeakerModel, Validation, np.ndarray, np.ndarray]:
     """(model, trials, waveforms (crops, samples) and labels (crops,) of an epoch of training)."""
-    model, judged = rj.load(args.checkpoint), validation.from_list(args.trials, args.audio_root)
+    model, judged = rj.load(args.checkpoint), protocol.from_list(args.trials, args.audio_root)
     corpus = open_corpus(args.train, cache_dir=args.output / "index")
-    validation.check(judged, corpus.speakers, allow_shared=False)
-    batches = input_pipeline.train_batches(
+    protocol.check(judged, corpus.speakers, allow_shared=False)
+    batches = loader.train_batches(
         corpus,
         batch_size=1,
         crop=round(args.crop_seconds * 16000),
@@ -73,9 +77,11 @@ class Judge:
     def __call__(self, name: str, model: SpeakerModel, pooled: np.ndarray | None = None) -> None:
         """`pooled` are the recordings' features, where they are known already."""
         pooled = pool_recordings(model, self.judged.recordings) if pooled is None else pooled
-        found, scores, _ = evaluate.evaluate(model, pooled, self.judged, DIMS, bootstrap=1000, seed=self.seed)
+        found, scores, _ = evaluation_results.evaluate(
+            model, pooled, self.judged, DIMS, bootstrap=1000, seed=self.seed
+        )
         self.first = scores if self.first is None else self.first
-        sides, labels = evaluate.speaker_sides(self.judged), self.judged.trials.labels
+        sides, labels = evaluation_results.speaker_sides(self.judged), self.judged.trials.labels
         compared = confidence.compare(self.first, scores, labels, *sides, resamples=1000, seed=self.seed)
         for index, dim in enumerate(map(str, DIMS)):
             found["dims"][dim]["beyond_first"] = {

@@ -24,12 +24,15 @@ from flax import nnx
 from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 
-from redimnet_jax import files, model_config, objective, plots, report, validation
-from redimnet_jax.embedding import Windows, embed_pooled, pool_recordings
-from redimnet_jax.heads import Heads
-from redimnet_jax.model import Source, SpeakerModel
-from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.train_step import Learner
+from redimnet_jax import files
+from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
+from redimnet_jax.evaluation import plots, protocol, report
+from redimnet_jax.losses import objective
+from redimnet_jax.losses.heads import Heads
+from redimnet_jax.models import config as model_config
+from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.speaker_model import Source, SpeakerModel
+from redimnet_jax.training.step import Learner
 
 
 def learner_at(folder: Path) -> tuple[Learner, SpeakerModel, dict]:
@@ -104,7 +107,7 @@ def main() -> None:
     parser.add_argument("--mappings", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    judged = validation.from_list(args.trials, args.audio_root)
+    judged = protocol.from_list(args.trials, args.audio_root)
     speakers = np.unique(judged.speakers, return_inverse=True)[1]
     history = json.loads((args.run / "history.json").read_text())["history"]
     folders = {int(folder.name): folder for folder in (args.run / "checkpoints").iterdir()}

@@ -15,13 +15,14 @@ import optax
 from flax import nnx
 from frozen_backbone import DIMS, Judge, arguments, open_all, pooled_crops
 
-from redimnet_jax import matryoshka, optimizer
-from redimnet_jax.embedding import pool_recordings
-from redimnet_jax.heads import Heads
-from redimnet_jax.losses import AAMSoftmax
-from redimnet_jax.model import SpeakerModel
-from redimnet_jax.objective import LOSSES, Loss
-from redimnet_jax.train_step import Learner
+from redimnet_jax.embedding.extract import pool_recordings
+from redimnet_jax.losses.classification import AAMSoftmax
+from redimnet_jax.losses.heads import Heads
+from redimnet_jax.losses.objective import LOSSES, Loss
+from redimnet_jax.models import matryoshka
+from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.training import optimizer
+from redimnet_jax.training.step import Learner
 
 CROPS_PER_SPEAKER = 4
 

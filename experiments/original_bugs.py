@@ -26,12 +26,15 @@ import optax
 from flax import nnx
 from frozen_backbone import DIMS, Judge, arguments, open_all, pooled_crops
 
-from redimnet_jax import checkpoint, matryoshka, model_config, optimizer
-from redimnet_jax.embedding import embed_pooled
-from redimnet_jax.heads import Heads
-from redimnet_jax.model import SpeakerModel
-from redimnet_jax.network import SpeakerNetwork
-from redimnet_jax.train_step import Learner
+from redimnet_jax.checkpoints import native
+from redimnet_jax.embedding.extract import embed_pooled
+from redimnet_jax.losses.heads import Heads
+from redimnet_jax.models import config as model_config
+from redimnet_jax.models import matryoshka
+from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.training import optimizer
+from redimnet_jax.training.step import Learner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +61,10 @@ def with_mistakes(model: SpeakerModel, made: Mistakes, seed: int) -> SpeakerMode
     if made.wrong_hop:
         entries["hop_length"] = round(entries["hop_length"] * 2 / 3)
     network = SpeakerNetwork(model_config.parse(model.arch, entries), rngs=nnx.Rngs(seed))
-    right, random = checkpoint.flat(model.network), checkpoint.flat(network)
+    right, random = native.flat(model.network), native.flat(network)
     lost = ("pool.",) if made.random_pooling else ()
     keep = {name for name in random if name in right and not name.startswith(lost)}
-    checkpoint.fill(network, {name: right[name] if name in keep else array for name, array in random.items()})
+    native.fill(network, {name: right[name] if name in keep else array for name, array in random.items()})
     return SpeakerModel(network, entries, model.source)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from redimnet_jax import placement
+from redimnet_jax import sharding
 
 Array = jax.Array
 
@@ -40,16 +40,16 @@ def place(tree: Any, mesh: Mesh) -> Any:
         x = np.asarray(x)
         name = str(getattr(path[-1], "key", ""))
         if not name.endswith(".prototypes") or shards(len(x), mesh) == 1:
-            return jax.make_array_from_callback(x.shape, placement.whole(mesh), lambda index: x[index])
+            return jax.make_array_from_callback(x.shape, sharding.whole(mesh), lambda index: x[index])
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             mine = x[index]
             return np.pad(mine, [(0, each - len(mine)), *[(0, 0)] * (x.ndim - 1)])
 
         each = -(-len(x) // mesh.size)
-        return jax.make_array_from_callback((each * mesh.size, *x.shape[1:]), placement.by_rows(mesh), part)
+        return jax.make_array_from_callback((each * mesh.size, *x.shape[1:]), sharding.by_rows(mesh), part)
 
-    return jax.tree_util.tree_map_with_path(put, placement.agreed(tree))
+    return jax.tree_util.tree_map_with_path(put, sharding.agreed(tree))
 
 
 def sharding_of(tree: Any, mesh: Mesh) -> Any:
@@ -57,7 +57,7 @@ def sharding_of(tree: Any, mesh: Mesh) -> Any:
 
     def of(x) -> NamedSharding:
         found = getattr(x, "sharding", None)
-        return found if isinstance(found, NamedSharding) and found.mesh == mesh else placement.whole(mesh)
+        return found if isinstance(found, NamedSharding) and found.mesh == mesh else sharding.whole(mesh)
 
     return jax.tree.map(of, tree)
 
@@ -65,7 +65,7 @@ def sharding_of(tree: Any, mesh: Mesh) -> Any:
 def everywhere(rows: Array) -> Array:
     """Rows of a batch, which lie by rows, on every device of the mesh that is traced for."""
     # Both are said, since only the second would have what `rows` come from computed everywhere too.
-    rows = jax.lax.with_sharding_constraint(rows, PartitionSpec(placement.AXIS))
+    rows = jax.lax.with_sharding_constraint(rows, PartitionSpec(sharding.AXIS))
     return jax.lax.with_sharding_constraint(rows, PartitionSpec())
 
 
@@ -83,10 +83,10 @@ def largest(x: Array, count: int) -> Array:
 
     def of_device(own: Array) -> tuple[Array, Array]:
         values, places = jax.lax.top_k(own, min(count, width))
-        return values, places + width * jax.lax.axis_index(placement.AXIS)
+        return values, places + width * jax.lax.axis_index(sharding.AXIS)
 
     # By hand, since a top_k would have all of its operand gathered.
-    by_class = PartitionSpec(None, placement.AXIS)
+    by_class = PartitionSpec(None, sharding.AXIS)
     found = jax.shard_map(of_device, in_specs=by_class, out_specs=(by_class, by_class))
     values, places = found(jnp.pad(x, ((0, 0), (0, parts * width - classes)), constant_values=-jnp.inf))
     return jnp.take_along_axis(places, jax.lax.top_k(values, count)[1], axis=1)

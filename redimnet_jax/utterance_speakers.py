@@ -11,7 +11,7 @@ from redimnet_jax import names as name_forms
 from redimnet_jax.errors import UserError, shown
 
 if TYPE_CHECKING:
-    from redimnet_jax.corpus import Corpus
+    from redimnet_jax.data.corpus import Corpus
 
 OPTIONS = (
     "say who the speakers are with --utt2spk=FILE or --speaker_pattern=REGEX (in training, validation.utt2spk or "

@@ -1,9 +1,14 @@
 """The tests compile many small networks once each: cheaply, at the cost of slow programs, and none of them stays."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+# For the processes that tests start: this checkout's package, and the tests' helpers.
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "helpers"), str(HERE.parent)])
 
 # What a test draws is the same every time, and no machine is too slow for it.
 hypothesis.settings.register_profile(

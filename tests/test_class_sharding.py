@@ -17,12 +17,16 @@ import training_runs
 from flax import nnx
 from jax.sharding import Mesh
 
-from redimnet_jax import class_sharding, matryoshka, optimizer, placement, plots, train
-from redimnet_jax.cached_steps import CachedSteps, Layout
-from redimnet_jax.heads import Heads
-from redimnet_jax.losses import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM
-from redimnet_jax.objective import Objective
-from redimnet_jax.train_step import Learner, Split, compile_step, initial_state, make_step
+from redimnet_jax import class_sharding, sharding
+from redimnet_jax.evaluation import plots
+from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM
+from redimnet_jax.losses.heads import Heads
+from redimnet_jax.losses.objective import Objective
+from redimnet_jax.models import matryoshka
+from redimnet_jax.training import optimizer
+from redimnet_jax.training import run as training_run
+from redimnet_jax.training.cached import CachedSteps, Layout
+from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
 
 # No multiple of 8, and a prototype for each is more than whatever else passes between devices.
 CLASSES, BATCH, WIDTH = 1027, 16, 24
@@ -36,7 +40,7 @@ CASES = {
 
 
 def mesh(devices: int) -> Mesh:
-    return Mesh(np.array(jax.devices()[:devices]), (placement.AXIS,))
+    return Mesh(np.array(jax.devices()[:devices]), (sharding.AXIS,))
 
 
 def learner(criterion, dims: tuple[int, ...], *, accumulate: int = 1, shared: bool = False):
@@ -65,7 +69,7 @@ def largest_passed(program: str) -> int:
 
 
 def exact(split: Split, tree):
-    return jax.tree.map(np.array, split.exact(placement.collected(tree)))
+    return jax.tree.map(np.array, split.exact(sharding.collected(tree)))
 
 
 def after_steps(made, devices: int, *, cached: bool = False) -> dict[str, np.ndarray]:
@@ -86,7 +90,7 @@ def after_steps(made, devices: int, *, cached: bool = False) -> dict[str, np.nda
         state, figures, _ = steps.run(state, frozen, 0, 1)
         program = steps._compiled
     else:
-        batch = placement.deal_rows(batch, on)
+        batch = sharding.deal_rows(batch, on)
         program = compile_step(step, on, state, frozen, batch)
         state, figures = program(state, frozen, batch)
     assert devices == 1 or largest_passed(program.as_text()) < CLASSES
@@ -150,13 +154,13 @@ def runs_go_on(folder: Path) -> None:
     data = training_runs.write_data(folder) | changes | {"projection.mrl_dims": (8,), "loss.name": "sphereface2"}
 
     def run(name: str, devices: int, stop: bool = False) -> Path:
-        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[train.Preempted] * stop):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[training_run.Preempted] * stop):
             patch.setattr(class_sharding, "FEWEST", 2)
-            patch.setattr(placement, "mesh", lambda: mesh(devices))
+            patch.setattr(sharding, "mesh", lambda: mesh(devices))
             patch.setattr(plots, "save", lambda *_: None)
             if stop:
                 patch.setattr(CachedSteps, "run", stopped_run)
-            train.train(training_runs.config(data), folder / name)
+            training_run.train(training_runs.config(data), folder / name)
         assert (folder / name / "results.json").exists() != stop
         return folder / name
 

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from redimnet_jax import model_config, train_config
 from redimnet_jax.errors import UserError
+from redimnet_jax.models import config as model_config
+from redimnet_jax.training import config as train_config
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 PRESETS = {

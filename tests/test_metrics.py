@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from refusals import refusal
 from sklearn.metrics import roc_curve
 
-from redimnet_jax import device_metrics, metrics
+from redimnet_jax import metrics
+from redimnet_jax.evaluation import device_metrics
 
 # Few distinct values make ties; the label of every trial is drawn beside its score.
 TRIALS = st.lists(

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal
 
-from redimnet_jax import corpus_files, enrolment, names, plots, report, score_file, trials, utterance_speakers
-from redimnet_jax.speaker_table import read_sexes
+from redimnet_jax import names, trials, utterance_speakers
+from redimnet_jax.data import tree
+from redimnet_jax.data.speakers import read_sexes
+from redimnet_jax.evaluation import enrolment, plots, report, score_file
 
 ODD = [
     "caf\udce9/a.wav",  # a byte that is not UTF-8, as the names of files have it
@@ -111,7 +113,7 @@ def test_the_other_lists_hold_odd_names(separator, tmp_path):
     path.write_bytes(
         "".join(f"{quoted(a)}{separator}{quoted(b)}\n" for a, b in zip(files, odd, strict=True)).encode()
     )
-    entries = corpus_files.FileList(path, tmp_path).entries(1, False)
+    entries = tree.FileList(path, tmp_path).entries(1, False)
     assert entries.names == files and entries.speakers == odd
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from refusals import refusal
 
-from redimnet_jax import enrolment, files, trials, validation
+from redimnet_jax import files, trials
+from redimnet_jax.evaluation import enrolment, protocol
 from redimnet_jax.utterance_speakers import rule, speakers_of
 
 BY_FOLDER = rule()
@@ -102,7 +103,7 @@ def test_the_order_of_what_tells(tmp_path):
 @pytest.fixture
 def silent(monkeypatch):
     """Files need not be audio."""
-    monkeypatch.setattr(validation.audio, "duration", lambda source: 8000)
+    monkeypatch.setattr(protocol.audio, "duration", lambda source: 8000)
 
 
 def listed(folder, *lines):
@@ -113,10 +114,10 @@ def listed(folder, *lines):
 
 def test_labels_at_odds_say_what_to_do(tmp_path, silent):
     path = listed(tmp_path, "1 test/id1-1.wav enroll/id1-2.wav", "0 test/id1-1.wav test/id2-1.wav")
-    message = refusal(validation.check, validation.from_list(path), (), allow_shared=True)
+    message = refusal(protocol.check, protocol.from_list(path), (), allow_shared=True)
     assert "2 of 2 labels are at odds with the speakers by folder" in message and "--speaker_pattern" in message
-    judged = validation.from_list(path, speaker_rule=rule(pattern="(id.)"))
-    validation.check(judged, (), allow_shared=True)
+    judged = protocol.from_list(path, speaker_rule=rule(pattern="(id.)"))
+    protocol.check(judged, (), allow_shared=True)
     assert judged.speakers == ["id1", "id1", "id2"]
 
 
@@ -143,29 +144,29 @@ def test_names_are_looked_up_in_every_root(tmp_path, silent):
         files.write(path, "")
     path = files.write(tmp_path / "list.txt", "0 id1/1.wav ./id2//1.wav\n0 id1/1.wav id3/1.wav\n")
     for roots in ([dev, test], (str(dev), str(test)), f"{dev},{test}", f"{dev}, {test}"):
-        judged = validation.from_list(path, roots)
+        judged = protocol.from_list(path, roots)
         assert [judged.recordings.source(i) for i in range(3)] == [
             dev / "id1/1.wav",
             dev / "id2/1.wav",
             test / "id3/1.wav",
         ]
         assert judged.trials.names == ["id1/1.wav", "./id2//1.wav", "id3/1.wav"]
-    message = refusal(validation.from_list, path, [dev])
+    message = refusal(protocol.from_list, path, [dev])
     assert "1 of 3" in message and "'id3/1.wav'" in message and str(dev) in message
-    assert "must be a folder" in refusal(validation.from_list, path, 2019)
+    assert "must be a folder" in refusal(protocol.from_list, path, 2019)
 
 
 def test_a_folder_whose_name_has_a_comma(tmp_path, silent):
     files.write(tmp_path / "a,b/id1/1.wav", "")
     files.write(tmp_path / "a,b/id2/1.wav", "")
     path = files.write(tmp_path / "list.txt", "0 id1/1.wav id2/1.wav\n")
-    assert len(validation.from_list(path, f"{tmp_path}/a,b").recordings) == 2
+    assert len(protocol.from_list(path, f"{tmp_path}/a,b").recordings) == 2
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".wav", "caf\udce9.wav"])
 def test_names_that_no_file_has_are_missing(name, tmp_path):
     trials.write(trials.from_pairs([f"a/{name}"], ["b/1.wav"], [False]), tmp_path / "list")
-    assert "2 of 2 recordings" in refusal(validation.from_list, tmp_path / "list")
+    assert "2 of 2 recordings" in refusal(protocol.from_list, tmp_path / "list")
 
 
 def test_speakers_are_numbered_alike_for_both_sides():

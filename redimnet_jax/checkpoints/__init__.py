@@ -1,0 +1,1 @@
+"""Files of weights: native checkpoints, PyTorch's files and their conversion, downloads."""

@@ -1,0 +1,1 @@
+"""Audio, corpora and batches; this package knows no network."""

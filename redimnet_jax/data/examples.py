@@ -1,0 +1,136 @@
+"""Training examples: crops of utterances, and what takes the place of a crop that cannot be read."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from redimnet_jax.data.augment import Speed, Step, apply
+from redimnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from redimnet_jax.data.corpus import Corpus
+
+# How often another crop of a recording that cannot be read is tried, and how many other recordings then: of the
+# speaker, and of anybody.
+SAME_RECORDING, OTHERS = 3, 6
+# The entry of an example that says what could not be read, and its rows.
+UNREADABLE, MOST_FAILURES = "unreadable", SAME_RECORDING + 2 * OTHERS
+# Bound of the root mean square of a crop: float32 does not hold the energies of much louder ones. Integers of 32 bits
+# read as floats are far below.
+LOUDEST = 1e12
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stretch of a recording that cannot be read: the utterance, the first sample at 16 kHz, and why."""
+
+    utterance: int
+    start: int
+    error: UserError
+
+
+@dataclass(frozen=True)
+class Example:
+    """Makes an example, {"waveform": float32 (crop,), "label": int32}, from its index and a generator.
+
+    Where a recording cannot be read, another crop takes its place: of the same recording, then of other recordings of
+    the speaker, then of any. Which one is decided by the generator, so by the seed and the position alone. A third
+    entry, UNREADABLE: int32 (MOST_FAILURES, 2), says what failed, with -1 in the rows that are not used.
+    """
+
+    corpus: "Corpus"
+    crop: int
+    steps: tuple[Step, ...]
+    speed: Speed | None
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        choice = int(rng.integers(len(self.speed.factors))) if self.speed else None
+        utterance, failures = int(index) % len(self.corpus), []
+        example = self.of_speaker(utterance, choice, rng, failures)
+        if example is None:
+            anyone = (int(rng.integers(len(self.corpus))) for _ in range(OTHERS))
+            example = self.first_readable(anyone, choice, rng, failures)
+        if example is None:
+            raise nothing_readable(failures)
+        return example | {UNREADABLE: failure_rows(failures)}
+
+    def of_speaker(
+        self, utterance: int, choice: int | None, rng: np.random.Generator, failures: list[Failure]
+    ) -> dict[str, Any] | None:
+        """A crop of an utterance at the speed of index `choice`, or one of another utterance of its speaker.
+
+        None when a few tries find none that can be read; what fails is appended to `failures`.
+        """
+
+        def candidates() -> Iterator[int]:
+            yield from [utterance] * SAME_RECORDING
+            others = np.flatnonzero(self.corpus.labels == self.corpus.labels[utterance])
+            yield from rng.permutation(others[others != utterance])[:OTHERS].tolist()
+
+        return self.first_readable(candidates(), choice, rng, failures)
+
+    def first_readable(
+        self,
+        utterances: Iterable[int],
+        choice: int | None,
+        rng: np.random.Generator,
+        failures: list[Failure],
+    ) -> dict[str, Any] | None:
+        """A crop of the first of `utterances` that can be read, or None; the others are appended to `failures`."""
+        for utterance in utterances:
+            label, samples = int(self.corpus.labels[utterance]), self.crop
+            if self.speed:
+                label = self.speed.label(label, choice, len(self.corpus.speakers))
+                samples = self.speed.samples(choice, self.crop)
+            length = int(self.corpus.samples[utterance])
+            start = int(rng.integers(max(length - samples, 0) + 1))
+            try:
+                waveform = read_stretch(self.corpus, utterance, start, samples)
+            except UserError as error:
+                failures.append(Failure(utterance, start, error))
+                continue
+            if self.speed:
+                waveform = np.resize(self.speed.change(waveform, choice), self.crop)
+            waveform = apply(self.steps, waveform, rng)
+            return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
+        return None
+
+
+def read_stretch(corpus: "Corpus", utterance: int, start: int, samples: int) -> np.ndarray:
+    """The samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
+
+    Raises UserError when they cannot be read, are fewer than the index of the corpus says, or so loud that their
+    features would be infinite.
+    """
+    length = int(corpus.samples[utterance])
+    waveform = corpus.read(utterance, start, samples)
+    if len(waveform) < min(samples, length - start) or not length:
+        raise UserError(
+            f"The utterance {corpus.name(utterance)} is shorter than the {length} samples that the index of"
+            " the corpus gives it, so restore the recording or remove it."
+        )
+    # Not less than the limit: NaN is above it too.
+    if not np.dot(waveform, waveform) <= LOUDEST**2 * len(waveform):
+        raise UserError(
+            f"The utterance {corpus.name(utterance)} has samples beyond {LOUDEST:g}, of which no features can be"
+            " computed, so scale the recording or remove it."
+        )
+    return np.resize(waveform, samples)
+
+
+def failure_rows(failures: Sequence[Failure]) -> np.ndarray:
+    """What of `failures` travels with an example, int32 (MOST_FAILURES, 2): utterances and first samples."""
+    rows = np.full((MOST_FAILURES, 2), -1, np.int32)
+    for row, failure in zip(rows, failures, strict=False):
+        row[:] = failure.utterance, min(failure.start, np.iinfo(np.int32).max)
+    return rows
+
+
+def nothing_readable(failures: Sequence[Failure]) -> UserError:
+    """The error of a place in a batch for which no recording can be read."""
+    return UserError(
+        f"None of the {len(failures)} crops that were tried for one place in a batch can be read, the first since: "
+        f"{failures[0].error}"
+    )

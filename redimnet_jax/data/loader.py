@@ -1,0 +1,307 @@
+"""Training batches from a corpus: shuffled, cropped, augmented, and the same whatever machine makes them.
+
+Everything is decided by numbers alone. The crops of an epoch are 0 to utterances * crops_per_utterance - 1; a
+pseudo-random permutation, another one every epoch and computed element by element, says which crop stands at which
+global position, and the random numbers of an example follow from the seed and that position. Batch t of an epoch is
+positions t * batch_size onwards; what remains at the end of an epoch is dropped (other utterances every epoch).
+Processes take every process_count-th position, and whole batches are handed to the workers in turn. So the stream
+depends neither on the number of workers nor, as a set of examples a step, on the number of processes, and one number,
+the step, is all its state.
+"""
+
+import os
+import shutil
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from redimnet_jax.data import speaker_groups, worker_process
+from redimnet_jax.data.augment import Speed, Step
+from redimnet_jax.data.examples import UNREADABLE, Example
+from redimnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from redimnet_jax.data.corpus import Corpus
+
+Batch = dict[str, np.ndarray]
+
+# Batches that a worker process and its queue hold in shared memory at most: one being made, one in the queue, one in
+# the hands of the reading thread and one behind it.
+BATCHES_A_WORKER = 4
+# More crops than anybody will ever draw.
+MANY = 2**40
+
+
+def steps_per_epoch(corpus: "Corpus", batch_size: int, crops_per_utterance: int = 1) -> int:
+    """The number of batches of an epoch; the remainder of less than a batch is dropped."""
+    return len(corpus) * crops_per_utterance // batch_size
+
+
+def classes(corpus: "Corpus", speed: Speed | None = None) -> int:
+    """The number of classes that the labels of `train_batches` are of."""
+    return speed.classes(len(corpus.speakers)) if speed else len(corpus.speakers)
+
+
+class TrainBatches:
+    """An endless iterator over batches whose state is the number of batches taken.
+
+    The state is plain JSON and holds beside the step what the step's meaning depends on, which `set_state` compares.
+    It fits any number of workers and processes.
+    """
+
+    def __init__(self, batches: Any, workers: int, threads: int, identity: dict[str, Any]):
+        self._batches = batches  # a grain.MapDataset of local batches
+        self._workers = workers
+        self._threads = threads
+        self._identity = identity
+        self._step = 0
+        self._iterator: Any = None
+        self._closing: Any = None
+        self._unreadable: list[tuple[int, int]] = []
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
+            # Grain's threads and workers end with tracebacks when the interpreter ends before they are closed.
+            self._closing = weakref.finalize(self, self._iterator.close)
+        batch = dict(next(self._iterator))
+        self._step += 1
+        failures = batch.pop(UNREADABLE).reshape(-1, 2)
+        self._unreadable += map(tuple, failures[failures[:, 0] >= 0].tolist())
+        return batch
+
+    def take_unreadable(self) -> list[tuple[int, int]]:
+        """(utterance, first sample) of what could not be read for the batches taken since the last call."""
+        taken, self._unreadable = self._unreadable, []
+        return taken
+
+    def _start(self) -> Iterator[Batch]:
+        import grain
+        from absl import flags
+
+        threads = 0 if self._workers else self._threads
+        batches = self._batches[self._step :].to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
+        if self._workers:
+            # Grain reads its flags of absl, which only absl.app parses: elsewhere their defaults hold.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
+                worker_init_fn=worker_process.begin,
+            )
+        return iter(batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """The number of batches taken so far ("step"), and what it counts; JSON-serialisable."""
+        return {"step": self._step, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on behind the batch after which `state` was got; UserError if that was another stream."""
+        for key, ours in self._identity.items():
+            if state.get(key) != ours and key == "corpus":
+                raise UserError(
+                    f"The state of the input pipeline was saved with the corpus {state.get(key)!r} and the run has"
+                    f" {ours!r}, in which recordings have other names, lengths or speakers, so give data.train as it"
+                    " was, or start a new run in another workdir."
+                )
+            if state.get(key) != ours:
+                raise UserError(
+                    f"The state of the input pipeline was saved with {key} = {state.get(key)!r} and the run has"
+                    f" {ours!r}, so resume with the saved value or start a new run."
+                )
+        self.close()
+        self._step = int(state["step"])
+
+    def close(self) -> None:
+        """Ends workers and threads; the next batch starts them again."""
+        if self._iterator is not None:
+            self._closing()
+            self._iterator = None
+
+
+def _check_shared_memory(needed: int) -> None:
+    # Writing to a full /dev/shm kills a worker with a bus error that says nothing.
+    folder = "/dev/shm"
+    if os.path.isdir(folder) and (free := shutil.disk_usage(folder).free) < needed:
+        raise UserError(
+            f"The input workers may fill {needed >> 20} MiB of shared memory and {folder} has {free >> 20} MiB free,"
+            " so use fewer workers, workers = 0 (threads), smaller batches or a larger /dev/shm (docker: --shm-size)."
+        )
+
+
+def train_batches(
+    corpus: "Corpus",
+    *,
+    batch_size: int,
+    crop: int,
+    seed: int,
+    steps: Sequence[Step] = (),
+    speed: Speed | None = None,
+    crops_per_utterance: int = 1,
+    crops_per_speaker: int = 1,
+    one_utterance: bool = False,
+    workers: int = 0,
+    threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Endless batches {"waveform": float32 (batch_size / process_count, crop), "label": int32 (same,)}.
+
+    `batch_size` is that of all processes together, `crop` in samples at 16 kHz; every utterance gives
+    `crops_per_utterance` random crops an epoch. `steps` are applied to the crops in order, `speed` before; labels are
+    of `classes(corpus, speed)`. With more than one of `crops_per_speaker` the batches are of speakers with that many
+    crops each, see `speaker_groups`; an epoch has as many of them. `workers` processes make whole batches in turn;
+    with none, `threads` of this process do (default: one a core, 8 at most), each a batch. Between threads and
+    consumer up to `threads` batches wait, between workers and consumer up to `BATCHES_A_WORKER` a worker, in shared
+    memory.
+
+    Where a recording cannot be read, another crop takes its place, see `examples`, and `take_unreadable` tells.
+    Raises UserError for impossible numbers now, and later where nothing can be read in place of a recording.
+    """
+    import grain
+
+    _check_numbers(
+        batch_size,
+        process_count,
+        crop=crop,
+        crops_per_utterance=crops_per_utterance,
+        crops_per_speaker=crops_per_speaker,
+        workers=workers,
+        seed=seed,
+    )
+    steps_an_epoch = steps_per_epoch(corpus, batch_size, crops_per_utterance)
+    if not steps_an_epoch:
+        raise UserError(
+            f"The batch size {batch_size} exceeds the {len(corpus) * crops_per_utterance} crops of an epoch, so lower"
+            " it or raise crops_per_utterance."
+        )
+    local_batch = batch_size // process_count
+    example = Example(corpus, crop, tuple(steps), speed)
+    if crops_per_speaker == 1:
+        batches = (
+            grain.MapDataset.range(len(corpus) * crops_per_utterance)
+            .seed(seed)
+            .shuffle()
+            .random_map(example)[: steps_an_epoch * batch_size][process_index::process_count]
+            .batch(local_batch, drop_remainder=True)
+            .repeat()
+        )
+    else:
+        speakers = batch_size // crops_per_speaker
+        group = speaker_groups.group(
+            example,
+            corpus,
+            crops=crops_per_speaker,
+            batch_size=batch_size,
+            process_count=process_count,
+            one_utterance=one_utterance,
+        )
+        count = len(corpus.speakers) // speakers * speakers
+        batches = (
+            grain.MapDataset.range(len(corpus.speakers))
+            .seed(seed)
+            .shuffle()
+            .random_map(group)[:count][process_index::process_count]
+            .batch(speakers // process_count, drop_remainder=True)
+            .map(speaker_groups.rows)
+            .repeat()
+        )
+    identity = {
+        "seed": seed,
+        "batch_size": batch_size,
+        "crop": crop,
+        "crops_per_utterance": crops_per_utterance,
+        "crops_per_speaker": crops_per_speaker,
+        "corpus": corpus.digest,
+    }
+    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+
+
+def crops_in_order(
+    corpus: "Corpus",
+    *,
+    begin: int = 0,
+    batch_size: int,
+    crop: int,
+    seed: int,
+    steps: Sequence[Step] = (),
+    speed: Speed | None = None,
+    workers: int = 0,
+    threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Endless batches, as of `train_batches`, of numbered crops, from number `begin` on.
+
+    Crop r is of utterance r % len(corpus). It follows from `seed` and r alone, whatever batch it is in, so that any
+    of them can be made again. Row i of the batch of process p is number i * process_count + p of the global batch.
+    """
+    import grain
+
+    _check_numbers(batch_size, process_count, crop=crop, workers=workers, seed=seed)
+    local_batch = batch_size // process_count
+    batches = (
+        grain.MapDataset.range(MANY)
+        .seed(seed)
+        .random_map(Example(corpus, crop, tuple(steps), speed))[begin:][process_index::process_count]
+        .batch(local_batch, drop_remainder=True)
+    )
+    identity = {"seed": seed, "batch_size": batch_size, "crop": crop, "begin": begin, "corpus": corpus.digest}
+    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+
+
+def _check_numbers(batch_size: int, process_count: int, **numbers: int) -> None:
+    """Raises UserError for numbers that cannot be."""
+    least = {"workers": 0, "seed": 0}
+    for name, value in {"batch_size": batch_size, **numbers}.items():
+        if value < least.get(name, 1):
+            raise UserError(f"The input pipeline's {name} is {value}, so give {least.get(name, 1)} or more.")
+    if batch_size % process_count:
+        raise UserError(
+            f"The batch size {batch_size} is no multiple of the {process_count} processes, so make it one."
+        )
+
+
+def _threads(threads: int | None, workers: int, samples: int) -> int:
+    """How many threads make batches of `samples` where no `workers` do, whose shared memory must suffice."""
+    if workers:
+        _check_shared_memory((workers * BATCHES_A_WORKER + 1) * samples * 4)
+    return min(os.cpu_count() or 1, 8) if threads is None else threads
+
+
+class WaitMeter:
+    """Iterates over `batches` and measures how long the consumer waits for them.
+
+    A step that JAX has only been told to run returns at once, so the fraction speaks of the accelerator only if the
+    consumer waits for a result at least every few steps (as reading a loss does).
+    """
+
+    def __init__(self, batches: Iterator[Batch], clock=time.perf_counter):
+        self._batches = batches
+        self._clock = clock
+        self._waited = 0.0
+        self._since = clock()
+
+    def __iter__(self) -> "WaitMeter":
+        return self
+
+    def __next__(self) -> Batch:
+        start = self._clock()
+        batch = next(self._batches)
+        self._waited += self._clock() - start
+        return batch
+
+    def wait_fraction(self) -> float:
+        """The part of the time since the last call (or the start) that was spent waiting, from 0 to 1."""
+        now = self._clock()
+        fraction = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return fraction

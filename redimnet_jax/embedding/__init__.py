@@ -1,0 +1,1 @@
+"""Embeddings of recordings: extraction, the cache of pooled features, folders of embeddings."""

@@ -1,0 +1,1 @@
+"""Trials to results: protocols, scores, error rates with intervals, calibration, reports and plots."""

@@ -1,0 +1,196 @@
+"""Figures of an evaluation and of a training run.
+
+Every function returns a Matplotlib Figure, which belongs to no window and no global state; `save` writes it as PNG.
+Colours are those of Okabe and Ito (2008), which readers of any colour vision tell apart; line styles and markers say
+the same again.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from redimnet_jax import files, metrics
+from redimnet_jax.evaluation import report
+from redimnet_jax.names import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = "osD^vP*X"
+PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+# Where error rates are marked, in percent.
+RATES = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95)
+
+
+def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "Figure":
+    """False rejections against false acceptances on normal-deviate axes (Martin et al., Eurospeech 1997).
+
+    `scores` (dims, trials) with `labels` (trials,), 1 for a target; a marker shows the EER of each dimension. A
+    dimension whose thresholds all make one of the errors never or always has no curve and says so. Errors as in
+    `metrics.roc`.
+    """
+    from scipy.special import ndtr, ndtri
+
+    figure = _figure(6.0, 7.0)
+    axes = figure.add_subplot()
+    rates, eers = [], []
+    for index, (dim, row) in enumerate(zip(dims, scores, strict=True)):
+        points = metrics.roc(row, labels)
+        far, frr = points.corners().det()
+        eer = points.eer()
+        label = f"{dim}: EER {100 * eer:.2f} %" + ("" if len(far) else ", no curve")
+        axes.plot(far, frr, label=label, **_style(index, markevery=[]))
+        if 0 < eer < 1:
+            axes.plot(ndtri(eer), ndtri(eer), **_style(index, markersize=8, zorder=3))
+        eers.append(eer)
+        rates.extend(ndtr(np.concatenate([far, frr])))
+    targets = int(np.sum(labels))
+    # Beyond one error in all trials of a class there is nothing to draw.
+    lowest = min(0.5 / max(targets, len(labels) - targets), 0.01)
+    low = ndtri(np.clip(min(rates, default=lowest) * 0.8, max(lowest, 1e-5), 0.01))
+    high = ndtri(np.clip(max(rates, default=0.5), 0.1, np.clip(2 * max(eers), 0.6, 0.95)))
+    ticks = [rate for rate in RATES if low <= ndtri(rate / 100) <= high]
+    for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
+        limits(low, high)
+        axis.set_ticks(ndtri(np.array(ticks) / 100), [f"{rate:g}" for rate in ticks])
+    axes.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
+    axes.set(xlabel="false acceptance rate (%)", ylabel="false rejection rate (%)", aspect="equal")
+    axes.set_title(f"DET curves: {targets:,} target, {len(labels) - targets:,} non-target trials")
+    # Outside, where it covers no curve, good or bad.
+    figure.legend(title="dimension", loc="outside lower center", ncols=2)
+    return _gridded(figure)
+
+
+def score_histograms(
+    scores: np.ndarray, labels: np.ndarray, dims: Sequence[int], results: report.Results
+) -> "Figure":
+    """Densities of target and non-target scores, a panel a dimension, with the EER thresholds of `results`.
+
+    `scores` (dims, trials) with `labels` (trials,), 1 for a target.
+    """
+    labels = metrics.checked_labels(labels)
+    figure = _figure(6.5, 1.2 + 1.7 * len(dims))
+    panels = figure.subplots(len(dims), 1, sharex=True, squeeze=False)[:, 0]
+    edges = np.linspace(np.min(scores), np.max(scores) + 1e-6, 81)
+    for axes, dim, row in zip(panels, dims, scores, strict=True):
+        for index, (name, chosen) in enumerate((("target", labels), ("non-target", ~labels))):
+            density, _ = np.histogram(row[chosen], edges, density=True)
+            label = f"{name} ({np.sum(chosen):,})"
+            axes.stairs(density, edges, fill=True, alpha=0.3, color=COLORS[index], linewidth=0)
+            axes.stairs(density, edges, color=COLORS[index], linestyle=LINES[index], linewidth=1.5, label=label)
+        entry = results["dims"][str(dim)]
+        axes.axvline(entry["threshold"], color="black", linewidth=1, label="threshold at the EER")
+        axes.set(ylabel="density", ylim=(0, None))
+        axes.set_title(f"dimension {dim}: EER {100 * entry['eer']:.2f} %, threshold {entry['threshold']:.3f}")
+    panels[-1].set_xlabel(f"score ({results.get('score', 'cosine')})")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return _gridded(figure)
+
+
+def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
+    """EER with its 95% interval against the dimension, and so against the storage, for each named system."""
+    figure = _figure(6.5, 4.5)
+    axes = figure.add_subplot()
+    ticks = set()
+    for index, (system, each) in enumerate(results.items()):
+        dims, entries = zip(*report.dims(each), strict=True)
+        ticks.update(dims)
+        eers = 100 * np.array([entry["eer"] for entry in entries])
+        bounds = 100 * np.array([entry["eer_ci95"] for entry in entries]).T
+        # The interval of resampled trials need not hold the EER itself when there are few.
+        sizes = np.maximum([eers - bounds[0], bounds[1] - eers], 0)
+        style = _style(index, markersize=6, capsize=4)
+        axes.errorbar(dims, eers, sizes, label=_plain(system), **style)
+        if len(results) == 1:
+            for dim, eer in zip(dims, eers, strict=True):
+                axes.annotate(f"{eer:.2f}", (dim, eer), (7, 5), textcoords="offset points", bbox=PLATE)
+    axes.set_xticks(sorted(ticks))
+    axes.set(xlabel="dimension of the embedding", ylabel="EER (%), with 95% interval", ylim=(0, None))
+    axes.margins(x=0.1)
+    bytes_axis = axes.secondary_xaxis("top", functions=(lambda dim: 4 * dim, lambda size: size / 4))
+    bytes_axis.set_xlabel("storage (bytes an embedding, float32)")
+    bytes_axis.set_xticks([4 * dim for dim in sorted(ticks)])
+    axes.legend()
+    return _gridded(figure)
+
+
+def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Losses and, for each dimension, EER with its 95% interval over the epochs.
+
+    `history`: entries {"step", "epoch", "loss", "dims": as in results, "classification": {"loss"}}; an entry may lack
+    all but the first two. The classification loss is that of seen speakers' recordings that do not train.
+    """
+    figure = _figure(6.5, 7.0)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    evaluated = [entry for entry in history if entry.get("dims")]
+    dims = sorted({int(dim) for entry in evaluated for dim in entry["dims"]})
+    for index, dim in enumerate(dims):
+        rows = [(entry["epoch"], entry["dims"][str(dim)]) for entry in evaluated if str(dim) in entry["dims"]]
+        epochs = [epoch for epoch, _ in rows]
+        low, high = 100 * np.array([entry["eer_ci95"] for _, entry in rows]).T
+        style = _style(index, markersize=4)
+        eers = [100 * entry["eer"] for _, entry in rows]
+        upper.plot(epochs, eers, label=f"{dim} ({eers[-1]:.2f} % at the end)", **style)
+        upper.fill_between(epochs, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    upper.set(ylabel="EER (%), with 95% interval", ylim=(0, None))
+    upper.set_title("validation")
+    if dims:
+        upper.legend(title="dimension")
+    losses = [(entry["epoch"], entry["loss"]) for entry in history if entry.get("loss") is not None]
+    if losses:
+        lower.plot(
+            *zip(*losses, strict=True), color="black", marker="o", markersize=3, linewidth=1.5, label="training"
+        )
+    known = [(entry["epoch"], entry["classification"]["loss"]) for entry in history if entry.get("classification")]
+    if known:
+        lower.plot(*zip(*known, strict=True), label="the same speakers, kept out", **_style(1, markersize=4))
+        lower.legend()
+    lower.set(xlabel="epoch", ylabel="loss")
+    lower.set_title("classification" if known else "training")
+    return _gridded(figure)
+
+
+def save(figure: "Figure", path: str | Path) -> Path:
+    """Writes `figure` as PNG, whole or not at all; returns the path; raises UserError when it cannot be written."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=150)
+    return files.write(path, buffer.getvalue())
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _plain(name: str) -> str:
+    """Returns a name as a legend shows it: dollars are no mathematics, and a leading underscore does not hide it."""
+    shown = one_line(name).replace("$", "\\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def _style(index: int, **more: Any) -> dict[str, Any]:
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linewidth": 1.6,
+        **more,
+    }
+
+
+def _gridded(figure: "Figure") -> "Figure":
+    for axes in figure.axes:
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.title.set_fontsize("medium")
+    return figure

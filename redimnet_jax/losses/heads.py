@@ -1,0 +1,111 @@
+"""The Matryoshka heads: a loss with parameters of its own for every prefix of the embedding."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from redimnet_jax import class_sharding
+from redimnet_jax.losses.classification import AAMSoftmax, check_labels
+from redimnet_jax.losses.distillation import score_distance
+from redimnet_jax.losses.objective import Loss
+from redimnet_jax.numerics import unit
+
+Array = jax.Array
+
+
+class Heads(nnx.Module):
+    """The parameters of `criterion` over `classes` for every prefix width in `dims`.
+
+    Each prefix has its own or, with `shared`, all have those of the widest, whose prototypes are sliced. They are
+    trained with the projection and are part of every training checkpoint.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        dims: Sequence[int],
+        criterion: Loss | None = None,
+        *,
+        shared: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.classes, self.dims, self.shared = classes, tuple(dims), shared
+        self.criterion = criterion or AAMSoftmax()
+        self.parameters = nnx.List(
+            nnx.Dict(
+                {name: nnx.Param(x) for name, x in self.criterion.parameters(classes, dim, rngs.params()).items()}
+            )
+            for dim in (self.dims[-1:] if shared else self.dims)
+        )
+
+    @property
+    def have_prototypes(self) -> bool:
+        return all("prototypes" in parameters for parameters in self.parameters)
+
+    def start_at_means(self, embeddings: np.ndarray, labels: np.ndarray) -> int:
+        """Puts every class's prototypes at the mean of its unit prefixes; returns how many classes that reached.
+
+        `embeddings` (crops, dims[-1]) with `labels` (crops,). A class without a crop keeps its random prototypes; of
+        several sub-centers the first one is moved and the others stay random, for what lies far from the mean.
+        """
+        present, index = np.unique(labels, return_inverse=True)
+        for parameters in self.parameters:
+            prototypes = parameters["prototypes"]
+            width = prototypes.shape[-1]
+            sums = np.zeros((len(present), width))
+            np.add.at(sums, index, np.asarray(unit(jnp.asarray(embeddings[:, :width]))))
+            means = jnp.asarray(sums / np.bincount(index)[:, None], jnp.float32)
+            of_class = prototypes[...].reshape(self.classes, -1, width)
+            prototypes.set_value(of_class.at[present, 0].set(means).reshape(prototypes.shape))
+        return len(present)
+
+    def of(self, index: int) -> dict[str, Array]:
+        """The parameters for dims[index], see `losses`."""
+        if not self.shared:
+            return {name: value[...] for name, value in self.parameters[index].items()}
+        arrays = {name: value[...] for name, value in self.parameters[0].items()}
+        return arrays | {"prototypes": arrays["prototypes"][..., : self.dims[index]]}
+
+    def loss(
+        self,
+        embedding: Array,
+        labels: Array,
+        *,
+        weights: Sequence[float],
+        margin: float | Array | None = None,
+        consistency: float = 0.0,
+    ) -> tuple[Array, dict[str, Array]]:
+        """(loss, figures of each prefix) of `embedding` (batch, dims[-1]) and integer `labels` (batch,).
+
+        The loss is the weighted mean over the prefixes of their losses (arXiv 2205.13147, equation 1, divided by the
+        sum of the weights, so that it is comparable with the loss of one plain head), plus `consistency` times
+        `inconsistency`. Prefixes are cut first and normalised after. `margin` None is the criterion's own. The
+        figures, `loss` and `accuracy`, are (len(dims),) float32. Raises UserError for labels out of range, where
+        their values are known.
+        """
+        check_labels(labels, self.classes)
+        rows = embedding
+        if self.have_prototypes and class_sharding.shards(self.classes) > 1:
+            rows, labels = class_sharding.everywhere(embedding), class_sharding.everywhere(labels)
+        losses, accuracies = [], []
+        for index, dim in enumerate(self.dims):
+            prefix, parameters = rows[:, :dim], self.of(index)
+            losses.append(self.criterion(prefix, labels, parameters, margin))
+            accuracies.append(self.criterion.accuracy(prefix, labels, parameters))
+        losses, share = jnp.stack(losses), jnp.asarray(weights, jnp.float32)
+        total = jnp.sum(losses * share) / jnp.sum(share)
+        if consistency:
+            total += consistency * inconsistency(embedding, self.dims)
+        return total, {"loss": losses, "accuracy": jnp.stack(accuracies)}
+
+
+def inconsistency(embedding: Array, dims: Sequence[int]) -> Array:
+    """How far the scores of shorter prefixes are from those of the widest, a float32 scalar.
+
+    The mean over the shorter `dims`, and over all pairs of different rows of `embedding` (batch, dims[-1]), of
+    (cosine of the prefixes - cosine of the whole)^2. The whole is taught nothing: no gradient reaches its cosines.
+    """
+    return score_distance(embedding, embedding, dims[:-1])

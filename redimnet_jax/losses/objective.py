@@ -1,0 +1,67 @@
+"""What training minimises: a loss by its name in the config, its weights, and how its margin is let in."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from redimnet_jax.losses import margin_schedule
+from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, Array, Parameters, SphereFace2, SubcenterAAM
+from redimnet_jax.losses.distillation import Distillation
+from redimnet_jax.losses.pairs import GE2E, AngularPrototypical, SupervisedContrastive, Triplet
+
+
+class Loss(Protocol):
+    """The interface of `losses` and `pair_losses`, which see."""
+
+    margin: float
+    needs_pairs: bool
+
+    def parameters(self, classes: int, dim: int, key: Array) -> Parameters: ...
+
+    def __call__(
+        self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
+    ) -> Array: ...
+
+    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array: ...
+
+
+LOSSES: dict[str, type] = {
+    "aam_softmax": AAMSoftmax,
+    "am_softmax": AMSoftmax,
+    "subcenter_aam": SubcenterAAM,
+    "sphereface2": SphereFace2,
+    "triplet": Triplet,
+    "supervised_contrastive": SupervisedContrastive,
+    "ge2e": GE2E,
+    "angular_prototypical": AngularPrototypical,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How `Heads.loss` is called: weights of the prefixes, margin by step, weight of the consistency.
+
+    `distillation` is what is added where there is a teacher.
+    """
+
+    weights: tuple[float, ...]
+    margin: Callable[[Array], Array]
+    consistency: float = 0.0
+    distillation: Distillation = Distillation()
+
+
+def loss_from_config(config: Any) -> Loss:
+    """The loss of `config.loss`; UserError for an option that cannot be."""
+    return LOSSES[config.loss.name](**config.loss[config.loss.name].to_dict())
+
+
+def from_config(config: Any, epoch_steps: int) -> Objective:
+    """The objective of `config`, with `epoch_steps` steps in an epoch."""
+    wanted = config.loss
+    start, end = (round(epochs * epoch_steps) for epochs in wanted.margin_ramp)
+    return Objective(
+        weights=tuple(wanted.weights or (1.0,) * len(config.projection.mrl_dims)),
+        margin=margin_schedule.ramp(loss_from_config(config).margin, start, end, wanted.margin_schedule),
+        consistency=wanted.consistency,
+        distillation=Distillation(config.distillation.scores, config.distillation.embeddings),
+    )

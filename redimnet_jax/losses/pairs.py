@@ -1,0 +1,242 @@
+"""Losses over the crops of a batch, which compare them with one another and need at least two of every speaker.
+
+The interface is that of `losses`. Who belongs together is read from the labels, so any order and any number of crops
+of a speaker will do; comparisons are over the whole batch, also where it is spread over devices. Where the values of
+the labels are known, a batch of one speaker, or of a speaker with one crop, raises UserError. In a compiled program
+crops that cannot be compared are left out of the mean, and a batch without any comparison gives NaN.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from redimnet_jax.errors import UserError
+from redimnet_jax.losses.classification import Array, Parameters, require
+from redimnet_jax.numerics import cosines, exact, unit
+
+
+@dataclasses.dataclass(frozen=True)
+class PairLoss:
+    """What these losses share."""
+
+    margin: ClassVar[float] = 0.0
+    needs_pairs: ClassVar[bool] = True
+
+    def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
+        """None, unless a loss says otherwise."""
+        return {}
+
+    def __call__(
+        self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
+    ) -> Array:
+        check_pairs(labels)
+        same = labels[:, None] == labels[None, :]
+        return self.of_batch(exact(embeddings), same, parameters, self.margin if margin is None else margin)
+
+    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
+        """The share of crops whose nearest other crop of the batch is of their speaker."""
+        cosine = jnp.where(_itself(len(labels)), -jnp.inf, cosines(embeddings, embeddings))
+        return jnp.mean(labels[jnp.argmax(cosine, axis=1)] == labels, dtype=jnp.float32)
+
+    def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
+        """The loss from `embeddings` (batch, dim) and whether two crops are of one speaker, (batch, batch)."""
+        raise NotImplementedError
+
+    def lowest(self, speakers: int, crops: int, margin: float) -> float:
+        """The loss of a batch where all crops of a speaker coincide and the speakers are a regular simplex.
+
+        That takes speakers - 1 dimensions.
+        """
+        labels = np.repeat(np.arange(speakers), crops)
+        corners = np.eye(speakers, dtype=np.float32)[labels] - np.float32(1.0 / speakers)
+        return float(jax.jit(self)(corners, labels, {}, margin))
+
+
+@dataclasses.dataclass(frozen=True)
+class Triplet(PairLoss):
+    """max(0, margin + d(anchor, positive) - d(anchor, negative)), d the squared distance of unit embeddings.
+
+    By `mining`, FaceNet (arXiv 1503.03832) and Hermans et al. (arXiv 1703.07737):
+
+        "semi-hard"   every pair, with the nearest negative that is farther than the positive; where there is none,
+                      with the farthest
+        "hard"        every anchor, with its farthest positive and its nearest negative
+        "all"         every triplet; the mean is over those above zero
+    """
+
+    margin: float = 0.2
+    mining: str = "semi-hard"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.margin < 4, self, "margin", "a squared distance from 0 to 4")
+        require(self.mining in ("semi-hard", "hard", "all"), self, "mining", "'semi-hard', 'hard' or 'all'")
+
+    def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
+        distance = 2.0 - 2.0 * cosines(embeddings, embeddings)
+        positive, negative = same & ~_itself(len(same)), ~same
+        if self.mining == "hard":
+            valid = positive.any(axis=1) & negative.any(axis=1)
+            nearest = _reduced(jnp.min, distance, negative, jnp.inf)
+            return _mean(jax.nn.relu(margin + _reduced(jnp.max, distance, positive, -jnp.inf) - nearest), valid)
+        valid = positive & negative.any(axis=1, keepdims=True)
+        # Axes are anchor, positive, negative.
+        pair, other = distance[:, :, None], distance[:, None, :]
+        if self.mining == "all":
+            hinge = jnp.where(valid[:, :, None] & negative[:, None, :], jax.nn.relu(margin + pair - other), 0.0)
+            some = jnp.where(valid.any(), 0.0, jnp.nan)
+            return some + hinge.sum() / jnp.maximum((hinge > 0).sum(), 1)
+        semi_hard = negative[:, None, :] & (other > pair)
+        nearest = jnp.where(semi_hard, other, jnp.inf).min(axis=2)
+        farthest = _reduced(jnp.max, distance, negative, -jnp.inf)[:, None]
+        chosen = jnp.where(semi_hard.any(axis=2), nearest, farthest)
+        return _mean(jax.nn.relu(margin + distance - chosen), valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedContrastive(PairLoss):
+    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, equation 2).
+
+    For every crop the mean over the others of its speaker of the cross-entropy of picking that one among all others,
+    by cosines divided by `temperature`.
+    """
+
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, self, "temperature", "positive")
+
+    def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
+        itself = _itself(len(same))
+        logits = cosines(embeddings, embeddings) / self.temperature
+        total = jax.nn.logsumexp(jnp.where(itself, -jnp.inf, logits), axis=1, keepdims=True)
+        positive = same & ~itself
+        count = positive.sum(axis=1)
+        rows = jnp.where(positive, total - logits, 0.0).sum(axis=1) / jnp.maximum(count, 1)
+        return _mean(rows, count > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GE2E(PairLoss):
+    """Generalised end-to-end loss (Wan et al., arXiv 1710.10467, equations 5 to 8).
+
+    A crop is compared with the mean of its speaker's other unit embeddings and with the means of all of the other
+    speakers' ones. The similarity is scale * cosine (+ bias), the scale trained from `scale`. `form` "softmax" is a
+    cross-entropy over the speakers; "contrast" is 1 - sigmoid(own) + the largest sigmoid of another speaker, with a
+    trained bias from `bias` (in a softmax it would cancel).
+    """
+
+    form: str = "softmax"
+    scale: float = 10.0
+    bias: float = -5.0
+
+    def __post_init__(self) -> None:
+        require(self.form in ("softmax", "contrast"), self, "form", "'softmax' or 'contrast'")
+        require(self.scale > 0, self, "scale", "positive")
+
+    def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
+        """The scale (), and for "contrast" the bias ()."""
+        scale = {"scale": jnp.asarray(self.scale)}
+        return scale | {"bias": jnp.asarray(self.bias)} if self.form == "contrast" else scale
+
+    def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
+        units, scale = unit(embeddings), _positive(parameters["scale"])
+        means, others = _centroids(units, same)
+        own = scale * jnp.sum(unit(units) * unit(others), axis=1)
+        # One column for every other speaker: that of the first crop.
+        rival = ~same & _first(same)[None, :]
+        logits = scale * cosines(units, means)
+        if self.form == "contrast":
+            nearest = _reduced(jnp.max, jax.nn.sigmoid(logits + parameters["bias"]), rival, -jnp.inf)
+            rows = 1.0 - jax.nn.sigmoid(own + parameters["bias"]) + nearest
+        else:
+            columns = jnp.concatenate([own[:, None], jnp.where(rival, logits, -jnp.inf)], axis=1)
+            rows = jax.nn.logsumexp(columns, axis=1) - own
+        return _mean(rows, (same.sum(axis=1) > 1) & rival.any(axis=1))
+
+    def lowest(self, speakers: int, crops: int, margin: float) -> float:
+        """0, which the loss comes as near to as the trained scale grows."""
+        return 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AngularPrototypical(PairLoss):
+    """Angular prototypical loss (Chung et al., "In defence of metric learning", arXiv 2003.11982, equations 7 to 9).
+
+    The first crop of a speaker in the batch is the query, the mean of its other embeddings the prototype; the loss
+    is the cross-entropy of the speaker's own prototype among all, by scale * cosine, the scale trained from `scale`.
+    The bias of the paper is left out, since it cancels in the softmax.
+    """
+
+    scale: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(self.scale > 0, self, "scale", "positive")
+
+    def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
+        """The scale ()."""
+        return {"scale": jnp.asarray(self.scale)}
+
+    def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
+        _, others = _centroids(embeddings, same)
+        query = _first(same) & (same.sum(axis=1) > 1)
+        logits = _positive(parameters["scale"]) * cosines(embeddings, others)
+        total = jax.nn.logsumexp(jnp.where(query[None, :], logits, -jnp.inf), axis=1)
+        # Rows that are no queries may have no finite total; they leave no gradient.
+        total = jnp.where(query, total, 0.0)
+        return _mean(total - jnp.diagonal(logits), query)
+
+    def lowest(self, speakers: int, crops: int, margin: float) -> float:
+        """0, which the loss comes as near to as the trained scale grows."""
+        return 0.0
+
+
+def check_pairs(labels: Array) -> None:
+    """Raises UserError for a batch whose crops cannot be compared, where the labels' values are known."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    speakers, counts = np.unique(np.asarray(labels), return_counts=True)
+    if len(speakers) < 2:
+        raise UserError(
+            f"The batch holds {len(speakers)} speaker(s) and a loss over pairs needs at least two; take a larger "
+            "batch."
+        )
+    if counts.min() < 2:
+        raise UserError(
+            f"{int((counts < 2).sum())} of the {len(speakers)} speakers in the batch have one crop and a loss over "
+            f"pairs needs two of each (the first is label {int(speakers[counts < 2][0])}); draw the batch with "
+            "data.crops_per_speaker."
+        )
+
+
+def _itself(size: int) -> Array:
+    return jnp.eye(size, dtype=bool)
+
+
+def _first(same: Array) -> Array:
+    """(batch,) whether a crop is the first of its speaker."""
+    return ~jnp.tril(same, -1).any(axis=1)
+
+
+def _centroids(x: Array, same: Array) -> tuple[Array, Array]:
+    """Of every row's speaker the mean of its rows, and their mean without that row; each (batch, dim)."""
+    count = same.sum(axis=1, keepdims=True)
+    sums = jnp.matmul(same.astype(x.dtype), x, precision=jax.lax.Precision.HIGHEST)
+    return sums / count, (sums - x) / jnp.maximum(count - 1, 1)
+
+
+def _positive(scale: Array) -> Array:
+    return jnp.maximum(scale, 1e-6)
+
+
+def _reduced(reduce, x: Array, where: Array, initial: float) -> Array:
+    """Over the last axis where `where`; 0 in rows without any, whose gradient is none."""
+    found = reduce(jnp.where(where, x, initial), axis=-1)
+    return jnp.where(where.any(axis=-1), found, 0.0)
+
+
+def _mean(values: Array, valid: Array) -> Array:
+    """The mean of the `valid` ones; NaN when there is none."""
+    return jnp.where(valid, values, 0.0).sum() / valid.sum()

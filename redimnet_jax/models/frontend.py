@@ -1,0 +1,263 @@
+"""Waveform -> log-mel features (batch, frames, mels), in float32 on the device, differentiable in the waveform.
+
+The two published front ends: `pt` is torchaudio's `MelSpectrogram` (centred frames, reflection at both ends) and
+`tf` a port of TensorFlow's (zero padding of half a hop, DFT and mel as products with stored matrices). Spectra are
+matrix products in float32: exact, exportable, and fast on matrix units. Every step that looks along time is told
+each utterance's own length, so a zero-padded utterance gives what it gives alone.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from redimnet_jax.nn.layers import BatchNorm, Constant, masked, masked_mean, masked_variance
+
+Array = jax.Array
+
+PREEMPHASIS = 0.97
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecParams:
+    """`spec_params` of a model_config; defaults are the published constructors'. Frequencies in Hz.
+
+    `spec_norm` and `num_apply_spec_aug` belong to `pt` alone and `eps` to `tf` alone.
+    """
+
+    sample_rate: int = 16000
+    n_fft: int = 512
+    win_length: int = 400
+    f_min: float = 20
+    f_max: float = 7600
+    do_spec_aug: bool = False
+    norm_signal: bool = False
+    do_preemph: bool = True
+    spec_norm: str = "mn"
+    freq_start_bin: int = 0
+    num_apply_spec_aug: int = 1
+    freq_mask_width: tuple[int, int] = (0, 8)
+    time_mask_width: tuple[int, int] = (0, 10)
+    eps: float = 1e-8
+
+
+def hz_to_mel(hz):
+    """HTK's mel scale."""
+    return 2595.0 * np.log10(1.0 + np.asarray(hz, np.float64) / 700.0)
+
+
+def mel_to_hz(mel):
+    return 700.0 * (10.0 ** (np.asarray(mel, np.float64) / 2595.0) - 1.0)
+
+
+def mel_filter_bank(bins: int, mels: int, params: SpecParams) -> np.ndarray:
+    """torchaudio's triangles, (bins, mels) float32: linear in Hz between mel-spaced corners, not normalised."""
+    frequencies = np.linspace(0.0, params.sample_rate // 2, bins)
+    corners = mel_to_hz(np.linspace(hz_to_mel(params.f_min), hz_to_mel(params.f_max), mels + 2))
+    rising = (frequencies[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - frequencies[:, None]) / (corners[2:] - corners[1:-1])
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+
+
+def tf_mel_filter_bank(bins: int, mels: int, params: SpecParams) -> np.ndarray:
+    """TensorFlow's triangles, (bins, mels) float32: linear in mel, and nothing from the first bin."""
+    frequencies = hz_to_mel(np.linspace(0.0, params.sample_rate // 2, bins)[1:])
+    corners = np.linspace(hz_to_mel(params.f_min), hz_to_mel(params.f_max), mels + 2)
+    rising = (frequencies[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])
+    falling = (corners[2:] - frequencies[:, None]) / (corners[2:] - corners[1:-1])
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return np.concatenate([np.zeros((1, mels)), triangles]).astype(np.float32)
+
+
+def hamming(length: int, periodic: bool) -> np.ndarray:
+    """The Hamming window (float32); periodic as PyTorch's default, symmetric as SciPy's."""
+    n = np.arange(length) / (length if periodic else length - 1)
+    return (0.54 - 0.46 * np.cos(2.0 * np.pi * n)).astype(np.float32)
+
+
+def dft(length: int, n_fft: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine kernels (length, bins), float32, of the first `bins` frequencies of an `n_fft`-point DFT."""
+    angle = 2.0 * np.pi * np.outer(np.arange(length), np.arange(bins)) / n_fft
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def frame(x: Array, size: int, hop: int, count: int) -> Array:
+    """(batch, samples) -> (batch, count, size), frame i starting at sample i * hop; zeros past the end.
+
+    Frames are built from whole hops, which every backend slices and differentiates faster than a gather.
+    """
+    hops = -(-size // hop)
+    needed = (count + hops - 1) * hop
+    x = jnp.pad(x, ((0, 0), (0, max(0, needed - x.shape[1]))))[:, :needed].reshape(x.shape[0], -1, hop)
+    return jnp.concatenate([x[:, i : i + count] for i in range(hops)], axis=-1)[..., :size]
+
+
+def reflect(x: Array, pad: int, lengths: Array | None) -> Array:
+    """Reflects `pad` samples at the start and at each utterance's own end (its last sample is not repeated)."""
+    if lengths is None:
+        return jnp.pad(x, ((0, 0), (pad, pad)), mode="reflect")
+    last = lengths[:, None] - 1
+    position = jnp.abs(jnp.arange(-pad, x.shape[1] + pad))[None]
+    position = jnp.where(position > last, 2 * last - position, position)
+    return jnp.take_along_axis(x, jnp.clip(position, 0, x.shape[1] - 1), axis=1)
+
+
+def preemphasis(x: Array) -> Array:
+    """x[t] - 0.97 x[t-1], where the sample before the first is the second (reflection)."""
+    before = jnp.concatenate([x[:, 1:2], x[:, :-1]], axis=1)
+    return x - PREEMPHASIS * before
+
+
+def spec_augment(x: Array, lengths: Array | None, params: SpecParams, key: Array) -> Array:
+    """Zeroes one random band of frames and one of mels in each utterance of (batch, frames, mels)."""
+
+    def band(size, limit, width, key):
+        length_key, start_key = jax.random.split(key)
+        shape = (x.shape[0], 1)
+        length = jax.random.randint(length_key, shape, *width)
+        start = jax.random.randint(start_key, shape, params.freq_start_bin, jnp.maximum(1, limit - length.max()))
+        position = jnp.arange(size)[None]
+        return (position >= start) & (position < start + length)
+
+    time_key, freq_key = jax.random.split(key)
+    frames = x.shape[1] if lengths is None else lengths[:, None]
+    time = band(x.shape[1], frames, params.time_mask_width, time_key)
+    freq = band(x.shape[2], x.shape[2], params.freq_mask_width, freq_key)
+    return jnp.where(time[:, :, None] | freq[:, None, :], 0.0, x)
+
+
+def frame_mask(frames: int, lengths: Array | None) -> Array | None:
+    """(batch, frames) bool, True for the first `lengths` frames; None without lengths."""
+    return None if lengths is None else jnp.arange(frames)[None] < lengths[:, None]
+
+
+class FrontEnd(nnx.Module):
+    """What both front ends share; a subclass gives the mel energies and their framing.
+
+    Called with float32 `waveform` (batch, samples) and `lengths` (batch,) in samples or None; returns
+    (log-mel (batch, frames, mels), frames of each utterance (batch,) or None).
+    """
+
+    def __init__(self, mels: int, hop_length: int, params: SpecParams, audio_eps: float):
+        self.mels, self.hop, self.params, self.audio_eps = mels, hop_length, params, audio_eps
+
+    def __call__(
+        self, waveform: Array, lengths: Array | None = None, *, train: bool = False, key: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        params = self.params
+        x = waveform.astype(jnp.float32)
+        samples = frame_mask(x.shape[1], lengths)
+        if params.norm_signal:
+            mean = masked_mean(x, samples, (1,), keepdims=True)
+            x = (x - mean) / (jnp.sqrt(masked_variance(x, samples, (1,), mean)) + self.audio_eps)
+        if params.do_preemph:
+            x = preemphasis(x)
+        # After the two steps above the padding is no longer zero.
+        x = masked(x, samples)
+        frames = None if lengths is None else self.frames(lengths)
+        mask = frame_mask(self.frames(x.shape[1]), frames)
+        x = self.normalise(self.log_mel(x, lengths), mask, train)
+        if train and params.do_spec_aug:
+            if key is None:
+                raise ValueError("SpecAugment draws random numbers: pass key=jax.random.key(...) in train mode.")
+            for i in range(params.num_apply_spec_aug):
+                x = spec_augment(x, frames, params, jax.random.fold_in(key, i))
+        return masked(x, mask), frames
+
+    def normalise(self, x: Array, mask: Array | None, train: bool) -> Array:
+        return x - masked_mean(x, mask, (1,), keepdims=True)
+
+
+class TorchMel(FrontEnd):
+    """`feat_type` pt and pt_mel."""
+
+    def __init__(self, mels: int, hop_length: int, params: SpecParams):
+        super().__init__(mels, hop_length, params, audio_eps=1e-6)
+        self.window = Constant(jnp.asarray(hamming(params.win_length, periodic=True)))
+        self.filter_bank = Constant(jnp.asarray(mel_filter_bank(params.n_fft // 2 + 1, mels, params)))
+        self.spec_norm = BatchNorm(mels) if params.spec_norm == "bn" else None
+        if self.spec_norm is not None:
+            # The published code computes features without gradients, so this gain and bias never train.
+            self.spec_norm.scale = Constant(self.spec_norm.scale[...])
+            self.spec_norm.bias = Constant(self.spec_norm.bias[...])
+
+    def frames(self, samples):
+        return (samples - self.params.n_fft % 2) // self.hop + 1
+
+    @property
+    def min_samples(self) -> int:
+        """Reflection needs more than half a spectrum of samples."""
+        return self.params.n_fft // 2 + 1
+
+    def log_mel(self, x: Array, lengths: Array | None) -> Array:
+        p = self.params
+        count = self.frames(x.shape[1])
+        x = reflect(x, p.n_fft // 2, lengths)[:, (p.n_fft - p.win_length) // 2 :]
+        x = frame(x, p.win_length, self.hop, count) * self.window[...]
+        return jnp.log(matmul(power_spectrum(x, p.n_fft), self.filter_bank[...]) + 1e-6)
+
+    def normalise(self, x: Array, mask: Array | None, train: bool) -> Array:
+        if self.spec_norm is not None:
+            return self.spec_norm(x, mask, train=train)
+        mean = masked_mean(x, mask, (1,), keepdims=True)
+        if self.params.spec_norm == "mvn":
+            return (x - mean) / (jnp.sqrt(masked_variance(x, mask, (1,), mean, ddof=1)) + 1e-8)
+        return x - mean
+
+
+class TensorFlowMel(FrontEnd):
+    """`feat_type` tf and tf_mel."""
+
+    def __init__(self, mels: int, hop_length: int, params: SpecParams):
+        super().__init__(mels, hop_length, params, audio_eps=params.eps)
+        bins = params.n_fft // 2
+        window = hamming(params.win_length, periodic=False)[:, None]
+        self.real_kernel, self.imag_kernel = (
+            Constant(jnp.asarray(kernel * window)) for kernel in dft(params.win_length, params.n_fft, bins)
+        )
+        self.filter_bank = Constant(jnp.asarray(tf_mel_filter_bank(bins, mels, params)))
+
+    def frames(self, samples):
+        return (samples + 2 * (self.hop // 2) - self.params.win_length) // self.hop + 1
+
+    @property
+    def min_samples(self) -> int:
+        """One whole window, of which half a hop at each end is padding, and two samples for the pre-emphasis."""
+        return max(2, self.params.win_length - 2 * (self.hop // 2))
+
+    def log_mel(self, x: Array, lengths: Array | None) -> Array:
+        eps = self.params.eps
+        count = self.frames(x.shape[1])
+        x = jnp.pad(x, ((0, 0), (self.hop // 2, self.hop // 2)))
+        x = frame(x, self.params.win_length, self.hop, count)
+        energies = jnp.clip(power(x, self.real_kernel[...], self.imag_kernel[...]), eps, 1.0 / eps)
+        return jnp.log(jnp.clip(matmul(energies, self.filter_bank[...]), eps, 1.0 / eps) + eps)
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """float32 product in full precision on every backend."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def power(x: Array, cosine: Array, sine: Array) -> Array:
+    """Power spectrum (batch, frames, bins) of windowed frames (batch, frames, samples)."""
+    return jnp.square(matmul(x, cosine)) + jnp.square(matmul(x, sine))
+
+
+def power_spectrum(x: Array, n_fft: int) -> Array:
+    """Power (batch, frames, n_fft // 2 + 1) of windowed frames (batch, frames, samples), of at most n_fft samples.
+
+    On a GPU an FFT: float32 products, which no matrix unit takes whole, need 3.5 times as long there.
+    """
+    # The power does not depend on where in the FFT's window the frame stands.
+    cosine, sine = dft(x.shape[-1], n_fft, n_fft // 2 + 1)
+    return jax.lax.platform_dependent(
+        x,
+        cuda=lambda x: jnp.square(jnp.abs(jnp.fft.rfft(x, n_fft))),
+        default=lambda x: power(x, cosine, sine),
+    )
+
+
+FRONT_ENDS = {"pt": TorchMel, "pt_mel": TorchMel, "tf": TensorFlowMel, "tf_mel": TensorFlowMel}

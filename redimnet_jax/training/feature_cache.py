@@ -1,0 +1,236 @@
+"""Pooled features of training crops kept on disk: with a frozen backbone they are computed once for all epochs.
+
+Row r is of crop r // utterances of utterance r % utterances, whose waveform follows from the seed and r alone (see
+`input_pipeline.crops_in_order`), so that more crops only make the files longer. A folder holds
+
+    features        (rows, pool.features), bfloat16 or float32, little-endian and nothing else
+    labels          (rows,) int32: of the corpus, or with speed perturbation of its new speakers
+    complete.json   how many rows are whole and the checksums of their blocks, see `row_store`
+    made_of.json    what the rows follow from, whose digest is in the name of the folder
+
+Every block is compared with its checksum before anything is trained on its rows. Rows of an earlier version, which
+have no checksums, are made anew.
+
+One process writes and all read, so with several processes they must see the folder under one path.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from redimnet_jax import files, sharding
+from redimnet_jax.compilation import jit
+from redimnet_jax.data import loader
+from redimnet_jax.data.augment import Speed, Step
+from redimnet_jax.embedding.cache import backbone_digest
+from redimnet_jax.errors import UserError
+from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.row_store import Appender, RowStore
+from redimnet_jax.training.log import TrainingLog
+
+Array = jax.Array
+# Features (batch, pool.features), labels (batch,), and whether all of a row's features are finite (batch,).
+Rows = tuple[Array, Array, Array]
+
+FEATURES, LABELS, MADE_OF = "features", "labels", "made_of.json"
+# Batches on their way to the devices before the first one's features are waited for.
+IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """The endless numbered crops of a corpus: `samples` long, made from `seed`, changed by `steps` and `speed`."""
+
+    corpus: Any
+    samples: int
+    seed: int
+    steps: tuple[Step, ...] = ()
+    speed: Speed | None = None
+
+    def made_of(self) -> dict[str, Any]:
+        """All that a crop follows from but its number, as JSON."""
+        return {
+            "corpus": self.corpus.digest,
+            "samples": self.samples,
+            "seed": self.seed,
+            "steps": [repr(step) for step in self.steps],
+            "speed": repr(self.speed),
+        }
+
+
+class FeatureCache:
+    """The rows of one backbone and one kind of crops below `folder`.
+
+    `dtype` is that of the rows: bfloat16 halves them and rounds features to 8 bits. Raises UserError when the folder
+    cannot be used or is damaged.
+    """
+
+    def __init__(self, folder: str | Path, model: SpeakerModel, crops: Crops, dtype: jnp.dtype):
+        self.utterances, self.features = len(crops.corpus), model.network.pool.features
+        self.dtype = np.dtype(dtype)
+        made_of = {"backbone": backbone_digest(model), **crops.made_of(), "dtype": self.dtype.name}
+        text = json.dumps(made_of, indent=2, sort_keys=True)
+        self.folder = Path(folder) / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.classes = loader.classes(crops.corpus, crops.speed)
+        row_bytes = {FEATURES: self.features * self.dtype.itemsize, LABELS: 4}
+        self.store = RowStore(self.folder, row_bytes, "cache.folder")
+        if jax.process_index() == 0 and not (self.folder / MADE_OF).exists():
+            files.write(self.folder / MADE_OF, text + "\n")
+
+    @property
+    def rows(self) -> int:
+        """How many rows are whole."""
+        return self.store.complete().rows
+
+    def read_features(self, rows: int) -> np.ndarray:
+        """The first `rows` rows (rows, features), memory-mapped; UserError when they do not match their checksums."""
+        self.store.check(FEATURES, rows)
+        return np.memmap(self.folder / FEATURES, self.dtype, "r", shape=(rows, self.features))
+
+    def read_labels(self, rows: int) -> np.ndarray:
+        """The labels (rows,) int32 of the first `rows` rows; UserError when they are damaged or of no class."""
+        self.store.check(LABELS, rows)
+        labels = np.fromfile(self.folder / LABELS, "<i4", rows)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise UserError(
+                f"{self.folder / LABELS} has labels from {labels.min()} to {labels.max()} for {self.classes} "
+                f"classes; remove the folder {self.folder} to make its rows anew."
+            )
+        return labels
+
+    def writer(self) -> contextlib.AbstractContextManager[Appender | None]:
+        """What appends rows, in the first process; UserError when another run appends."""
+        return self.store.appender() if jax.process_index() == 0 else contextlib.nullcontext()
+
+    def sample(self, rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(features float32, labels) of `count` random rows of the first `rows`, or of all when they are fewer."""
+        chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
+        return self.read_features(rows)[chosen].astype(np.float32), self.read_labels(rows)[chosen]
+
+
+def extract(
+    cache: FeatureCache,
+    model: SpeakerModel,
+    crops: Crops,
+    rows: int,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    log: TrainingLog,
+    workers: int = 0,
+    check: Callable[[], None] = lambda: None,
+    unreadable: Callable[[list[tuple[int, int]]], None] = lambda found: None,
+) -> None:
+    """Makes `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
+
+    An interrupted extraction goes on where it stopped, with any batch size and on any devices. `check` is called
+    before each batch and may raise, which loses nothing. So may `unreadable`, which is told for each batch what could
+    not be read and has another crop in its place (see `examples`), whose label is that of the row.
+    Raises UserError for features that are not finite, with the name of the utterance.
+    """
+    if int(sharding.agreed(np.asarray(cache.rows, np.int32))) >= rows:
+        return
+    if cache.store.is_of_earlier_version():
+        log.say(f"the features in {cache.folder} have no checksums, so they are made anew")
+
+    def name(row: int) -> str:
+        return crops.corpus.name(row % cache.utterances)
+
+    with cache.writer() as writer:
+        # Counted by the process that alone may append, since another run may have appended meanwhile.
+        begin = int(sharding.agreed(np.asarray(writer.rows if writer else 0, np.int32)))
+        batches = loader.crops_in_order(
+            crops.corpus,
+            begin=begin,
+            batch_size=batch_size,
+            crop=crops.samples,
+            seed=crops.seed,
+            steps=crops.steps,
+            speed=crops.speed,
+            workers=workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        pooled, state = pooled_program(model, cache.dtype, mesh), sharding.replicate(nnx.state(model.network), mesh)
+        meter, start = loader.WaitMeter(batches), time.perf_counter()
+
+        def made() -> Iterator[Rows]:
+            while True:
+                check()
+                batch = next(meter)
+                unreadable(batches.take_unreadable())
+                yield pooled(state, sharding.deal_rows(batch, mesh))
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(batches.close)
+            bar = stack.enter_context(log.bar("features", rows, begin, "crop"))
+            keep(writer, made(), begin, rows, batch_size=batch_size, name=name, done=bar.update)
+            speed = (rows - begin) / max(time.perf_counter() - start, 1e-9)
+        waited = meter.wait_fraction()
+        log.say(
+            f"features of {rows - begin:,} crops, {speed:,.0f} a second; the devices waited for audio {waited:.0%}"
+        )
+    # The first process has committed before any other reads.
+    sharding.agreed(np.zeros((), np.int32))
+
+
+def keep(
+    writer: Appender | None,
+    made: Iterator[Rows],
+    begin: int,
+    rows: int,
+    *,
+    batch_size: int,
+    name: Callable[[int], str],
+    done: Callable[[int], Any],
+) -> None:
+    """Writes what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of a cache.
+
+    Only the first process has a `writer`. `name` is that of the utterance of a row, `done` is told how many rows are
+    written. Raises UserError for features that are not finite.
+    """
+    processes, waiting = jax.process_count(), collections.deque()
+    given = written = begin
+    while written < rows:
+        if given < rows:
+            waiting.append(next(made))
+            given += batch_size
+        if len(waiting) > IN_FLIGHT or given >= rows:
+            # Processes have every `processes`-th row, and theirs side by side.
+            found = jax.tree.map(
+                lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
+                waiting.popleft(),
+            )
+            features, labels, finite = (array[: rows - written] for array in found)
+            if not finite.all():
+                which = name(written + int(np.argmin(finite)))
+                raise UserError(f"The features of {which} are NaN or Inf; repair the recording or leave it out.")
+            if writer is not None:
+                writer.append(features=features, labels=labels.astype("<i4"))
+            written += len(labels)
+            done(len(labels))
+
+
+def pooled_program(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable[[Any, dict[str, Array]], Rows]:
+    """Compiled (state of the network, batch) -> rows, whole on every device."""
+    graph = nnx.graphdef(model.network)
+
+    def pooled(state, batch):
+        network = nnx.merge(graph, state, copy=True)
+        features = network.pooled(*network.features(batch["waveform"])).astype(dtype)
+        return features, batch["label"], jnp.isfinite(features).all(axis=1)
+
+    whole = sharding.whole(mesh)
+    return jit(pooled, in_shardings=(whole, sharding.by_rows(mesh)), out_shardings=whole)

@@ -1,0 +1,186 @@
+"""Rules between the settings of a training run: what cannot be, and what would have no effect."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from redimnet_jax import settings as typed
+from redimnet_jax.data import augment
+from redimnet_jax.errors import UserError
+from redimnet_jax.losses.objective import LOSSES
+from redimnet_jax.setting_values import refused, shown
+from redimnet_jax.training.settings import Settings
+
+# (holds, key, what it must be): the setting at the key is refused where the rule does not hold.
+Rule = tuple[bool, str, str]
+# (has an effect, key or the start of keys, when it has none): where it has none only the default is accepted.
+Effect = tuple[bool, str, str]
+
+
+def check(settings: Settings, devices: int) -> None:
+    """Raises UserError for settings that no run on that many `devices` can have, and for those without effect."""
+    rules = (_network_rules, _data_rules, _loss_rules, _pair_rules, _stage_rules)
+    for holds, key, wanted in itertools.chain(*(each(settings) for each in rules), _device_rules(settings, devices)):
+        if not holds:
+            raise refused(key, _value(settings, key), wanted)
+    leaves = {leaf.key: leaf.default for leaf in typed.leaves(Settings)}
+    for effective, start, when in itertools.chain(_training_effects(settings), _data_effects(settings)):
+        for key, default in leaves.items() if not effective else ():
+            value = typed.at(settings, key)
+            if (key == start or (start.endswith(".") and key.startswith(start))) and value != default:
+                raise UserError(
+                    f"config.{key} is {shown(value)} but has no effect {when}; set it to its default, "
+                    f"{shown(default)}."
+                )
+
+
+def _value(settings: Settings, key: str) -> Any:
+    """The value at `key`, which in the second stage may be that of the first."""
+    value = typed.at(settings, key)
+    return typed.at(settings, key.removeprefix("stage2.")) if value is None else value
+
+
+def _network_rules(settings: Settings) -> Iterator[Rule]:
+    dims, parts, teacher = settings.projection.mrl_dims, settings.parts, settings.distillation.teacher
+    increasing = all(a < b for a, b in itertools.pairwise((0, *dims)))
+    yield bool(dims) and increasing, "projection.mrl_dims", "increasing positive integers"
+    yield (
+        {"projection", "heads"} <= set(parts),
+        "parts",
+        "a list with 'projection' and 'heads', which start untrained",
+    )
+    dim = settings.validation.dim
+    yield dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}"
+    if settings.model.checkpoint is None:
+        yield bool(settings.model.config), "model.checkpoint", "a checkpoint, unless model.config builds a network"
+        yield settings.heads.init == "random", "heads.init", "'random' when nothing pretrained is given"
+        yield "backbone" in parts, "parts", "a list with 'backbone' too when nothing pretrained is given"
+        yield settings.projection.init != "keep", "projection.init", "'random' when nothing pretrained is given"
+    if teacher is not None:
+        weighted = settings.distillation.scores or settings.distillation.embeddings
+        yield bool(weighted), "distillation.scores", "above 0 when distillation.embeddings is 0"
+        yield settings.cache.crops == 0, "cache.crops", "0 with distillation.teacher, which hears every crop itself"
+
+
+def _data_rules(settings: Settings) -> Iterator[Rule]:
+    data, validation, known = settings.data, settings.validation, settings.classification
+    for name in augment.STEPS:
+        step = getattr(data.augment, name)
+        given = not step.p or getattr(step, "folder", "given")
+        yield bool(given), f"data.augment.{name}.folder", "a folder of audio files when p is above 0"
+    factors = data.augment.speed.factors
+    yield len(set(factors)) == len(factors), "data.augment.speed.factors", "a list of different numbers"
+    sexes = not validation.same_sex or bool(validation.metadata)
+    yield sexes, "validation.metadata", "a table of the speakers' sex with validation.same_sex"
+    yield not (known.share and known.source), "classification.share", "0 when classification.source is given"
+    if settings.cache.crops:
+        enough = settings.cache.crops >= data.crops_per_utterance
+        yield enough, "cache.crops", f"0 or at least data.crops_per_utterance, {data.crops_per_utterance}"
+        yield data.crops_per_speaker == 1, "data.crops_per_speaker", "1 with cache.crops"
+
+
+def _loss_rules(settings: Settings) -> Iterator[Rule]:
+    wanted, dims = settings.loss, settings.projection.mrl_dims
+    weights = wanted.weights
+    fit = weights is None or (len(weights) == len(dims) and sum(weights) > 0)
+    yield fit, "loss.weights", f"{len(dims)} weights, one for each dimension, with a sum above 0"
+    start, end = wanted.margin_ramp
+    if wanted.margin_schedule == "constant":
+        yield start == end == 0, "loss.margin_ramp", "(0, 0) when loss.margin_schedule is 'constant'"
+    else:
+        yield start < end, "loss.margin_ramp", "two epochs, the first before the second"
+        margin = settings.chosen_loss.margin > 0
+        yield margin, "loss.margin_schedule", f"'constant', since {wanted.name} has no margin here"
+    yield not wanted.consistency or len(dims) > 1, "loss.consistency", "0 when there is one dimension"
+
+
+def _pair_rules(settings: Settings) -> Iterator[Rule]:
+    if not LOSSES[settings.loss.name].needs_pairs:
+        return
+    name, crops = settings.loss.name, settings.data.crops_per_speaker
+    yield crops > 1, "data.crops_per_speaker", f"2 or more with {name}"
+    yield settings.batch_size // crops > 1, "batch_size", f"enough for two speakers with {name}"
+    yield not settings.heads.shared, "heads.shared", f"False with {name}, which has no prototypes"
+    for prefix, optimizer in settings.optimizers.items():
+        yield optimizer.accumulate == 1, f"{prefix}optimizer.accumulate", f"1 with {name}"
+    whole = f"with {name}, which compares the crops of a batch"
+    yield not settings.classification.share, "classification.share", f"0 {whole}"
+    yield not settings.classification.source, "classification.source", f"None {whole}"
+
+
+def _stage_rules(settings: Settings) -> Iterator[Rule]:
+    second = settings.stage2.epoch
+    yield second is None or second < settings.epochs, "stage2.epoch", "from 1 to less than epochs"
+    lengths = {"": second or settings.epochs, "stage2.": settings.epochs - (second or 0)}
+    for prefix, optimizer in settings.optimizers.items():
+        yield bool(typed.at(settings, f"{prefix}parts")), f"{prefix}parts", "at least one part or pattern"
+        peak, length = optimizer.learning_rate, lengths[prefix]
+        falls = optimizer.final_learning_rate <= peak
+        yield falls, f"{prefix}optimizer.final_learning_rate", f"at most the peak learning rate, {peak:g}"
+        reached = optimizer.warmup_epochs < length
+        yield reached, f"{prefix}optimizer.warmup_epochs", f"below the {length} epoch(s) of the stage"
+
+
+def _device_rules(settings: Settings, devices: int) -> Iterator[Rule]:
+    for prefix, optimizer in settings.optimizers.items():
+        pieces = devices * optimizer.accumulate
+        wanted = f"a multiple of {pieces}, the {devices} device(s) times {prefix}optimizer.accumulate"
+        yield settings.batch_size % pieces == 0, "batch_size", wanted
+    if settings.cache.crops:
+        whole = settings.cache.batch_size % devices == 0
+        yield whole, "cache.batch_size", f"a multiple of the {devices} device(s)"
+
+
+def _training_effects(settings: Settings) -> Iterator[Effect]:
+    loss, pretrained = settings.loss, settings.model.checkpoint is not None
+    pairs = LOSSES[loss.name].needs_pairs
+    lossless = pretrained and settings.projection.init == "lossless"
+    means = pretrained and settings.heads.init == "means" and not pairs
+    yield not pretrained, "model.arch", "with model.checkpoint, which has its own"
+    yield not pretrained, "model.config", "with model.checkpoint, which has its own"
+    yield lossless, "projection.order", "without a lossless start from model.checkpoint (projection.init)"
+    learns = "unless projection.init is 'lossless' or heads.init 'means', with model.checkpoint"
+    yield lossless or means, "projection.crops", learns
+    # Without a checkpoint it must be 'random' whatever the loss.
+    yield not (pairs and pretrained), "heads.init", f"with loss.name {loss.name!r}, which has no prototypes"
+    for name in LOSSES:
+        yield name == loss.name, f"loss.{name}.", f"while loss.name is {loss.name!r}"
+    yield loss.ge2e.form == "contrast", "loss.ge2e.bias", "unless loss.ge2e.form is 'contrast'"
+    yield loss.subcenter_aam.top_k > 0, "loss.subcenter_aam.penalty", "while loss.subcenter_aam.top_k is 0"
+    yield settings.distillation.teacher is not None, "distillation.", "without distillation.teacher"
+    yield "stage2." in settings.optimizers, "stage2.", "unless stage2.epoch or stage2.patience starts a second stage"
+    frozen = {}
+    for prefix in settings.optimizers:
+        frozen[prefix] = set(typed.at(settings, f"{prefix}parts")) <= {"projection", "heads"}
+        depth = f"since {prefix}parts trains nothing of the backbone"
+        yield not frozen[prefix], f"{prefix}optimizer.layer_decay", depth
+    yield not all(frozen.values()), "remat", "while the backbone is frozen (parts)"
+
+
+def _data_effects(settings: Settings) -> Iterator[Effect]:
+    data, validation, known = settings.data, settings.validation, settings.classification
+    sources = data.train, validation.tree, known.source
+    tfds = any(source and source.startswith("tfds:") for source in sources)
+    yield tfds, "data.data_dir", "without a tfds: source"
+    yield data.crops_per_speaker > 1, "data.one_utterance", "while data.crops_per_speaker is 1"
+    for name in augment.STEPS:
+        on = getattr(data.augment, name).p > 0
+        yield on, f"data.augment.{name}.", f"while data.augment.{name}.p is 0"
+    yield bool(data.augment.speed.factors), "data.augment.speed.new_speakers", "without data.augment.speed.factors"
+    yield settings.cache.crops > 0, "cache.", "while cache.crops is 0"
+    listed, tree = bool(validation.trials), bool(validation.tree)
+    for key in ("audio_root", "utt2spk", "speaker_pattern"):
+        yield listed, f"validation.{key}", "without validation.trials"
+    yield not tree, "validation.audio_root", "with validation.tree, in which the recordings of the trials are"
+    yield not tree, "validation.speaker_pattern", "with validation.tree, which has the speakers"
+    yield not (listed or tree), "validation.holdout", "with validation.trials or validation.tree"
+    yield listed or tree, "validation.allow_shared_speakers", "without validation.trials or validation.tree"
+    for key in ("generated_trials", "same_sex"):
+        yield not listed, f"validation.{key}", "with validation.trials, which are not generated"
+    yield validation.same_sex, "validation.metadata", "without validation.same_sex"
+    whole = validation.crop_seconds is None
+    yield not whole, "validation.crops", "without validation.crop_seconds"
+    yield whole, "validation.max_seconds", "with validation.crop_seconds"
+    yield known.share > 0, "classification.gap_seconds", "without classification.share"
+    judged = known.share > 0 or bool(known.source)
+    yield judged, "classification.max_recordings", "without classification.share or classification.source"

@@ -1,0 +1,86 @@
+"""Cohorts of corpora, and scores normalised against them."""
+
+import types
+
+import numpy as np
+import pytest
+from refusals import refusal
+
+from redimnet_jax import scoring, trials
+from redimnet_jax.evaluation import cohort, score_norm
+from redimnet_jax.evaluation import results as evaluation_results
+from redimnet_jax.evaluation.cohort import Normalisation
+from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.numerics import unit
+
+DIMS = (4, 6)
+
+
+class Corpus(types.SimpleNamespace):
+    def __len__(self):
+        return len(self.labels)
+
+
+def corpus(labels):
+    labels, count = np.array(labels, np.int32), len(labels)
+    speakers = tuple("abcd"[: labels.max() + 1])
+    return Corpus(labels=labels, speakers=speakers, sessions=np.full(count, -1), samples=np.full(count, 1), digest="")
+
+
+def test_a_cohort_has_so_many_utterances_of_every_speaker():
+    whole = corpus([0, 1, 0, 2, 0, 1, 0, 2, 0, 0])
+    for seed in range(5):
+        chosen = cohort.choose(whole, 2, seed)
+        assert np.bincount(chosen.labels).tolist() == [2, 2, 2] and chosen.speakers == ("a", "b", "c")
+    assert len(cohort.choose(whole, 5, 0)) == 9
+    assert len({cohort.choose(whole, 1, seed).digest for seed in range(20)}) > 1
+    assert "--cohort_utterances" in refusal(cohort.choose, whole, 0, 0)
+    assert "at most 3" in refusal(cohort.choose, whole, 2, 0, 4)
+
+
+def test_trial_speakers_in_the_cohort_are_refused():
+    judged = Validation(None, None, ["z", "c", "c"], "3 trials")
+    assert "'c'" in refusal(cohort.check, corpus([0, 1, 2]), judged)
+    cohort.check(corpus([0, 1]), judged)
+
+
+@pytest.fixture
+def judged():
+    listed = trials.from_pairs(["a", "a", "b"], ["b", "c", "c"], [True, False, False])
+    return Validation(listed, None, ["s", "s", "t"], "3 trials")
+
+
+@pytest.mark.parametrize(
+    ("crops", "method", "top_k"), [(1, "z-norm", None), (2, "t-norm", None), (2, "s-norm", None), (2, "as-norm", 3)]
+)
+def test_a_side_scores_with_the_cohort_as_with_the_other_side(crops, method, top_k, judged):
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(3, crops, 6)).astype(np.float32)
+    others = rng.normal(size=(8, crops, 6)).astype(np.float32)
+    labels = np.arange(8) // 2
+    normalise = Normalisation.of(method, others, labels, DIMS, top_k)
+    found = normalise(evaluation_results.cosines(embeddings, judged, DIMS), embeddings, judged)
+    for dim, row in zip(DIMS, found, strict=True):
+        units = np.asarray(unit(embeddings[..., :dim]))
+        members = np.asarray(unit(others[..., :dim])).reshape(4, -1, dim).mean(axis=1)
+        members /= np.linalg.norm(members, axis=1, keepdims=True)
+        with_cohort = np.sort(np.einsum("ucd,md->ucm", units, members).mean(axis=1))[:, -(top_k or 4) :]
+        mean, deviation = with_cohort.mean(axis=1), with_cohort.std(axis=1)
+        left, right = judged.trials.left, judged.trials.right
+        scores = np.einsum("tcd,ted->t", units[left], units[right]) / crops**2
+        z, t = ((scores - mean[side]) / deviation[side] for side in (left, right))
+        wanted = {"z-norm": z, "t-norm": t}.get(method, (z + t) / 2)
+        np.testing.assert_allclose(row, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_of_one_crop_it_is_score_norm(judged):
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(3, 1, 6)).astype(np.float32)
+    others = rng.normal(size=(8, 1, 6)).astype(np.float32)
+    scores = evaluation_results.cosines(embeddings, judged, DIMS)
+    found = Normalisation.of("s-norm", others, np.arange(8) // 2, DIMS, None)(scores, embeddings, judged)
+    statistics = score_norm.cohort_statistics(
+        embeddings[:, 0], scoring.speaker_means(others[:, 0], np.arange(8) // 2, DIMS)
+    )
+    wanted = score_norm.normalise(scores, judged.trials.left, judged.trials.right, *statistics, "s-norm")
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

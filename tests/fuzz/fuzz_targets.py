@@ -1,0 +1,258 @@
+"""Every kind of file that the project reads, a small valid one of each, and how it is damaged and read."""
+
+import dataclasses
+import functools
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import audio_files
+import fuzz_mutations as mutations
+import numpy as np
+import tiny
+import torch_format
+from flax import nnx
+
+from redimnet_jax import files, trials
+from redimnet_jax.checkpoints import native, torch_weights
+from redimnet_jax.data import audio, tree
+from redimnet_jax.data import index as corpus_index
+from redimnet_jax.data import speakers as speaker_table
+from redimnet_jax.embedding import folder as embedding_folder
+from redimnet_jax.evaluation import calibration, enrolment, report, score_file, transfer
+from redimnet_jax.models import config as model_config
+from redimnet_jax.models import size
+from redimnet_jax.models.network import SpeakerNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """`make` writes a mutant below a folder and returns its path, which `read` reads."""
+
+    make: Callable[[random.Random, Path], Path]
+    read: Callable[[Path], object]
+
+
+@functools.cache
+def _content() -> dict:
+    # One random key for all weights: the shapes and names are what matters.
+    network = nnx.eval_shape(lambda: SpeakerNetwork(model_config.parse("redimnet", tiny.CONFIG), rngs=nnx.Rngs(0)))
+    slots = torch_weights.slots(network, "redimnet")
+    rng = np.random.default_rng(0)
+    state = {
+        name: slot.expected.reshape(slot.shape)
+        if slot.expected is not None and slot.expected.size == np.prod(slot.shape)
+        else rng.uniform(0.1, 1, slot.shape).astype(np.float32)
+        for name, slot in slots.items()
+    }
+    return {"model_config": tiny.CONFIG, "state_dict": state, "epoch": 3, "args": {"lr": 0.1, "dims": (1, 2)}}
+
+
+@functools.cache
+def _small_content() -> dict:
+    state = {"backbone.a": np.arange(6, dtype=np.float32).reshape(2, 3), "bn.b": np.array(7), "bn.c": np.zeros(3)}
+    return {"state_dict": state, "model_config": tiny.CONFIG, "history": [1, 2.5, None, True, ("a", 3)]}
+
+
+def _torch(save: Callable, change: Callable) -> Callable[[random.Random, Path], Path]:
+    def make(rng: random.Random, folder: Path) -> Path:
+        path = save(folder / "mutant.pt", _small_content())
+        path.write_bytes(change(rng, path.read_bytes()))
+        return path
+
+    return make
+
+
+def _torch_program(write: Callable, legacy: bool) -> Callable[[random.Random, Path], Path]:
+    def make(rng: random.Random, folder: Path) -> Path:
+        program, storages = torch_format.pickled(_small_content(), legacy=legacy, protocol=rng.choice((2, 4)))
+        return write(folder / "mutant.pt", mutations.program_of(rng, program), storages)
+
+    return make
+
+
+def _torch_config(rng: random.Random, folder: Path) -> Path:
+    config = json.loads(json.dumps(tiny.CONFIG))
+    return torch_format.save_zip(
+        folder / "mutant.pt", _content() | {"model_config": mutations.value_of(rng, config)}, protocol=4
+    )
+
+
+def _read_torch(path: Path) -> None:
+    found = torch_weights.read_checkpoint(path)
+    config = model_config.parse("redimnet", found.model_config)
+    size.check(config, len(found.state_dict), sum(x.size for x in found.state_dict.values()), str(path))
+    torch_weights.convert(found)
+
+
+@functools.cache
+def _native(folder: Path) -> Path:
+    path = folder / "native"
+    native.save(tiny.model(), path)
+    return path
+
+
+def _native_description(rng: random.Random, folder: Path) -> Path:
+    path = folder / "mutant"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(_native(folder), path)
+    about = json.loads((path / native.DESCRIPTION).read_text())
+    part = rng.choice(("model_config", None))
+    if part:
+        about[part] = mutations.value_of(rng, about[part])
+        # Whoever changes a file can change its checksum.
+        about["config_sha256"] = native.config_checksum(about["arch"], about[part])
+    else:
+        about = mutations.value_of(rng, about)
+    text = _json(about)
+    (path / native.DESCRIPTION).write_bytes(mutations.bytes_of(rng, text) if rng.random() < 0.2 else text)
+    return path
+
+
+def _native_arrays(rng: random.Random, folder: Path) -> Path:
+    path = folder / "mutant"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(_native(folder), path)
+    inside = rng.choice(sorted(file for file in (path / native.ARRAYS).rglob("*") if file.is_file()))
+    inside.write_bytes(mutations.bytes_of(rng, inside.read_bytes()))
+    return path
+
+
+def _json(value: object) -> bytes:
+    def text(value: object) -> str:
+        # As json.dumps, which refuses integers of too many digits; a file may hold them.
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{json.dumps(str(k))}: {text(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(text, value)) + "]"
+        if type(value) is int and value.bit_length() > 1000:
+            return ("-" if value < 0 else "") + "1" + "0" * 5000
+        return json.dumps(value)
+
+    return text(value).encode()
+
+
+def _json_file(value: object) -> Callable[[random.Random, Path], Path]:
+    def make(rng: random.Random, folder: Path) -> Path:
+        data = _json(mutations.value_of(rng, value))
+        kind = rng.random()
+        if kind < 0.2:
+            data = mutations.bytes_of(rng, data)
+        elif kind < 0.25:
+            data = b'{"dims": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+        path = folder / "mutant.json"
+        path.write_bytes(data)
+        return path
+
+    return make
+
+
+def _bytes(name: str, data: bytes, change: Callable = mutations.bytes_of) -> Callable[[random.Random, Path], Path]:
+    def make(rng: random.Random, folder: Path) -> Path:
+        path = folder / name
+        path.write_bytes(change(rng, data))
+        return path
+
+    return make
+
+
+def _audio(suffix: str) -> Callable[[random.Random, Path], Path]:
+    @functools.cache
+    def whole(folder: Path) -> bytes:
+        path = audio_files.write(folder / f"whole{suffix}", audio_files.voice(8000), 16000)
+        return path.read_bytes()
+
+    def make(rng: random.Random, folder: Path) -> Path:
+        return _bytes(f"mutant{suffix}", whole(folder))(rng, folder)
+
+    return make
+
+
+def _read_audio(path: Path) -> None:
+    samples = audio.duration(path)
+    audio.read(path, max(0, samples - 800), 800)
+    audio.read(path, 1000, 500)
+    audio.read(path)
+
+
+def _index(rng: random.Random, folder: Path) -> Path:
+    path = folder / "index"
+    shutil.rmtree(path, ignore_errors=True)
+    entries = corpus_index.Entries(["a/x.wav", "b/s/y.wav"], ["a", "b"], np.array([9000, 8000]))
+    index, _ = corpus_index.build(entries, 0.1)
+    corpus_index.save(index, {"digest": index.digest()}, path)
+    inside = rng.choice(sorted(path.iterdir()))
+    if inside.suffix == ".json" and rng.random() < 0.8:
+        inside.write_bytes(_json(mutations.value_of(rng, json.loads(inside.read_bytes()))))
+    else:
+        inside.write_bytes(mutations.bytes_of(rng, inside.read_bytes()))
+    return path
+
+
+_WANTED = {"checkpoint": "sha", "corpus": {"digest": "d", "utterances": 3}, "dim": None, "windows": {"crops": 1}}
+
+
+def _embeddings(rng: random.Random, folder: Path) -> Path:
+    path = _json_file(_WANTED)(rng, folder)
+    path.replace(folder / embedding_folder.DESCRIPTION)
+    return folder
+
+
+def _results(path: Path) -> None:
+    results = report.read_json(path)
+    if results["dims"]:
+        report.dims(results)
+
+
+TRIALS = b"1 a/x.wav a/y.wav\n0 a/x.wav b/z.wav\n1 b/z.wav b/w.wav\n"
+SCORES = b"label\tleft\tright\t8\t16\n1\ta/x.wav\ta/y.wav\t0.5\t0.25\n0\ta/x.wav\tb/z.wav\t-0.1\t0.125\n"
+SEXES = b"id\tname\tgender\nid1\tx\tm\nid2\ty\tf\n"
+_CALIBRATION = {
+    "dims": {
+        "8": {"scale": 2.0, "offset": -1.0, "threshold": 0.5},
+        "16": {"scale": 3.0, "offset": 0, "threshold": 0.4},
+    },
+    "system": {"checkpoint": "x"},
+    "trials": {"from": "list", "digest": "d", "speakers": ["a", "b"]},
+}
+_text = mutations.text_of
+
+TARGETS: dict[str, Target] = {
+    "checkpoint zip": Target(_torch(torch_format.save_zip, mutations.bytes_of), _read_torch),
+    "checkpoint legacy": Target(_torch(torch_format.save_legacy, mutations.bytes_of), _read_torch),
+    "checkpoint zip program": Target(_torch_program(torch_format.write_zip, False), _read_torch),
+    "checkpoint legacy program": Target(_torch_program(torch_format.write_legacy, True), _read_torch),
+    "checkpoint model_config": Target(_torch_config, _read_torch),
+    "native description": Target(_native_description, native.load),
+    "native arrays": Target(_native_arrays, native.load),
+    **{f"audio {suffix}": Target(_audio(suffix), _read_audio) for suffix in sorted(audio.SUFFIXES)},
+    "trials": Target(_bytes("mutant.txt", TRIALS, _text), trials.read),
+    "corpus list": Target(
+        _bytes("mutant.txt", b"a/x.wav a\na/y.wav a\nb/z.wav b\n", _text),
+        lambda path: tree.FileList(path, path.parent).entries(1, False),
+    ),
+    "enrolment list": Target(_bytes("mutant.txt", b"m1 a/x.wav a/y.wav\nm2 b/z.wav\n", _text), enrolment.read),
+    "scores": Target(
+        _bytes("scores.tsv", SCORES.replace(b"\t", b" "), lambda r, d: _text(r, d).replace(b" ", b"\t")),
+        score_file.read,
+    ),
+    "speaker table": Target(
+        _bytes("meta.csv", SEXES.replace(b"\t", b" "), lambda r, d: _text(r, d).replace(b" ", b"\t")),
+        speaker_table.read_sexes,
+    ),
+    "calibration": Target(_json_file(_CALIBRATION), calibration.load),
+    "transfer": Target(_json_file(_CALIBRATION), transfer.load),
+    "results": Target(_json_file({"dims": {"8": {"eer": 0.1}, "16": {"eer": 0.05}}}), _results),
+    "index": Target(_index, corpus_index.load),
+    "embeddings description": Target(_embeddings, lambda folder: embedding_folder.check(folder, _WANTED)),
+    "json": Target(_json_file(_CALIBRATION), lambda path: _parsed(path)),
+}
+
+
+def _parsed(path: Path) -> None:
+    try:
+        files.parse_json(path.read_bytes())
+    except ValueError as error:
+        assert "\n" not in str(error)

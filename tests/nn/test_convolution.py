@@ -1,0 +1,105 @@
+"""The fast forms of grouped convolutions against XLA's own, values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from redimnet_jax.nn import convolution
+from redimnet_jax.nn.layers import PatchConv2d
+
+
+def close(ours, theirs):
+    ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(np.abs(b).max()))
+
+
+def value_and_gradients(f, *inputs):
+    """f(inputs) and the gradients of a fixed functional of it in every input."""
+
+    def functional(*inputs):
+        y = f(*inputs)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    return f(*inputs), jax.grad(functional, argnums=tuple(range(len(inputs))))(*inputs)
+
+
+def native_2d(x, kernel, groups):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "channels_in", "channels_out", "groups"),
+    [
+        ((3, 3), 8, 8, 8),
+        ((3, 3), 8, 8, 2),
+        ((3, 3), 12, 8, 4),
+        ((3, 3), 4, 8, 4),
+        ((3, 3), 16, 16, 2),
+        ((3, 3), 64, 32, 16),
+        ((3, 3), 6, 6, 1),
+        ((1, 7), 8, 8, 4),
+        ((5, 5), 4, 4, 2),
+        ((4, 2), 8, 8, 4),
+    ],
+)
+def test_grouped_conv2d(kernel_size, channels_in, channels_out, groups):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 9, 6, channels_in)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((*kernel_size, channels_in // groups, channels_out)), jnp.float32)
+    theirs = value_and_gradients(functools.partial(native_2d, groups=groups), x, kernel)
+    close(value_and_gradients(convolution.grouped_conv2d, x, kernel), theirs)
+    # The form of accelerators runs on a CPU too.
+    close(value_and_gradients(convolution._dense_2d, x, kernel), theirs)
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 5)])
+def test_convolution_of_one_channel(kernel_size):
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.standard_normal((2, 7, 6, 1)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((*kernel_size, 1, 8)), jnp.float32)
+    theirs = value_and_gradients(functools.partial(native_2d, groups=1), x, kernel)
+    close(value_and_gradients(convolution.grouped_conv2d, x, kernel), theirs)
+    close(value_and_gradients(convolution._spread_2d, x, kernel), theirs)
+
+
+@pytest.mark.parametrize(("taps", "frames"), [(1, 30), (7, 64), (59, 150)])
+def test_depthwise_conv1d(taps, frames):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.standard_normal((2, frames, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((taps, 5)), jnp.float32)
+
+    def native(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel[:, None], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=5
+        )
+
+    close(value_and_gradients(convolution.depthwise_conv1d, x, kernel), value_and_gradients(native, x, kernel))
+    # The gradient of accelerators runs on a CPU too.
+    dy = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+    padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+    by_products = convolution._kernel_gradient_1d_by_products(padded, dy)
+    close(by_products, convolution._kernel_gradient_1d_by_taps(padded, dy))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_patch_convolution(groups):
+    from flax import nnx
+
+    layer = PatchConv2d(4, 8, (3, 2), groups=groups, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 9, 4))
+    theirs = lax.conv_general_dilated(
+        x,
+        layer.kernel[...],
+        (2, 3),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    close(layer(x), theirs + layer.bias[...])

@@ -1,0 +1,129 @@
+"""`train.py` as two processes, on cached features: stopped by SIGTERM, resumed, and the same as one process."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+import training_runs
+
+import redimnet_jax as rj
+from redimnet_jax.evaluation import plots
+from redimnet_jax.training import run as training_run
+
+ROOT = Path(__file__).parents[2]
+EPOCHS, LAST = 6, 24
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """One of the recordings is NaN nearly throughout, and is replaced."""
+    made = training_runs.write_data(tmp_path_factory.mktemp("data"))
+    path = sorted(Path(made["data.train"]).glob("*/*/*.wav"))[5]
+    waveform, rate = soundfile.read(path, dtype="float32")
+    waveform[:-800] = np.nan
+    soundfile.write(path, waveform, rate, subtype="FLOAT")
+    return made | {"data.max_bad": 0.03}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(settings: dict, workdir: Path) -> list[subprocess.Popen]:
+    port = free_port()
+    command = [sys.executable, "-u", "train.py", "--config=configs/projection_only.py", f"--workdir={workdir}"]
+    command += [f"--config.{key}={value}" for key, value in settings.items()]
+    command += [f"--coordinator=localhost:{port}", "--processes=2"]
+    environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [
+        subprocess.Popen([*command, f"--process_id={index}"], cwd=ROOT, env=environment, **pipes) for index in (0, 1)
+    ]
+
+
+def wait_for(path: Path, seconds: float = 240.0) -> None:
+    limit = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < limit, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+    """The output of both, which end well."""
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
+def stop_after(monkeypatch, step: int) -> None:
+    """Ends the run as soon as the checkpoint of `step` is on disk."""
+    original = training_run.TrainingCheckpoints.save
+
+    def save(checkpoints, state, *rest):
+        original(checkpoints, state, *rest)
+        if int(state.step) == step:
+            checkpoints.wait()
+            raise SystemExit
+
+    monkeypatch.setattr(training_run.TrainingCheckpoints, "save", save)
+
+
+def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatch):
+    settings = training_runs.SETTINGS | data | {"epochs": EPOCHS, "checkpoint.keep": 20}
+    workdir = tmp_path / "two"
+    processes = start(settings, workdir)
+    try:
+        wait_for(workdir / "checkpoints" / "4")
+    except AssertionError:
+        for process in processes:
+            process.kill()
+        raise
+    # To the process that neither prints nor writes.
+    processes[1].send_signal(signal.SIGTERM)
+    for output in finish(processes):
+        assert "Stopped at step" in output
+    stopped = max(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
+    assert 4 <= stopped < LAST and not (workdir / "results.json").exists()
+    assert any((workdir / "compiled").iterdir())
+
+    # One process goes on, and two again.
+    monkeypatch.setattr(plots, "save", lambda *_: None)
+    of_one = training_runs.config(data, epochs=EPOCHS, cache__crops=2, checkpoint__keep=20)
+    further = min(4 * (stopped // 4 + 1), LAST - 4)
+    with monkeypatch.context() as patch:
+        stop_after(patch, further)
+        with pytest.raises(SystemExit):
+            training_run.train(of_one, workdir)
+    first, second = finish(start(settings, workdir))
+    assert f"resumed at step {further}" in first and "resumed" not in second
+    assert {4, 8, stopped, further, LAST} <= {int(folder.name) for folder in (workdir / "checkpoints").iterdir()}
+    assert len(list(workdir.glob("best-*/"))) == 1 and not list(workdir.glob(".*"))
+    assert rj.load(workdir).mrl_dims == tiny.DIMS
+
+    (line,) = (workdir / "unreadable.txt").read_text().splitlines()
+    assert line.endswith("holds samples that are not finite; replace or remove it")
+
+    training_run.train(of_one, tmp_path / "one")
+    two, one = training_runs.history(workdir), training_runs.history(tmp_path / "one")
+    assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == list(range(0, LAST + 1, 4))
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.get("loss", 0.0) == pytest.approx(theirs.get("loss", 0.0), rel=1e-5)
+        for dim in map(str, tiny.DIMS):
+            # A rounding may swap two of the 30 trials of a kind.
+            assert ours["dims"][dim]["eer"] == pytest.approx(theirs["dims"][dim]["eer"], abs=1 / 30)
+            assert ours["dims"][dim]["target_mean"] == pytest.approx(theirs["dims"][dim]["target_mean"], abs=1e-5)

@@ -1,0 +1,92 @@
+"""Whole runs on cached features: to the end, stopped and resumed, with a second stage on audio, refused."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import training_runs
+from refusals import refusal
+from training_runs import config, history, saved
+
+from redimnet_jax import row_store
+from redimnet_jax.data import loader
+from redimnet_jax.evaluation import plots
+from redimnet_jax.training import run as training_run
+from redimnet_jax.training.cached import CachedSteps
+
+CACHED = {"cache__crops": 2, "cache__batch_size": 6, "checkpoint__every_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return training_runs.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda *_: None)
+
+
+def stop_while(monkeypatch, owner, name: str, call: int) -> None:
+    """SIGTERM when `owner.name` is called for that time."""
+    original, calls = getattr(owner, name), []
+
+    def stopping(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, stopping)
+
+
+def test_stopped_and_resumed(data, tmp_path, monkeypatch, capsys):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    training_run.train(config(data, **CACHED), whole)
+    entries = history(whole)
+    assert [entry["step"] for entry in entries] == [0, 4, 8, 12] and entries[-1]["loss"] < entries[1]["loss"]
+    shown = capsys.readouterr().out
+    assert "features of 72 crops," in shown and "in the devices' memory" in shown and "lossless start" in shown
+    # No crop is made in the epochs, and an interrupted run goes on within an epoch with the features that it has.
+    with monkeypatch.context() as patch:
+        stop_while(patch, row_store.Appender, "append", 5)
+        with pytest.raises(training_run.Preempted, match="caching features"):
+            training_run.train(config(data, **CACHED), stopped)
+    with monkeypatch.context() as patch:
+        stop_while(patch, CachedSteps, "run", 3)
+        with pytest.raises(training_run.Preempted, match="step 6"):
+            training_run.train(config(data, **CACHED), stopped)
+    shown = capsys.readouterr().out
+    assert "features of 42 crops," in shown
+    monkeypatch.setattr(loader, "crops_in_order", None)
+    # What does not fit into memory is read from the files, for the same result.
+    training_run.train(config(data, **CACHED, cache__memory_share=0.0), stopped)
+    assert "resumed at step 6" in (shown := capsys.readouterr().out) and "are read from" in shown
+    (arrays, progress), (theirs, their_progress) = saved(whole, 12), saved(stopped, 12)
+    assert [name for name in arrays if arrays[name].tobytes() != theirs[name].tobytes()] == []
+    assert {**progress, "config": None} == {**their_progress, "config": None}
+    assert history(stopped) == entries
+    results = [json.loads((workdir / "results.json").read_text()) for workdir in (whole, stopped)]
+    assert results[0] == results[1]
+
+
+def test_a_second_stage_on_audio(data, tmp_path):
+    """The features may lie in a folder that runs share."""
+    changes = CACHED | {"cache__folder": str(tmp_path / "shared"), "epochs": 2, "stage2__epoch": 1}
+    training_run.train(config(data, **changes, projection__mrl_dims=(8,)), tmp_path / "run")
+    assert (tmp_path / "shared").is_dir() and not (tmp_path / "run" / "features").exists()
+    entries = history(tmp_path / "run")
+    assert [entry["stage"] for entry in entries] == [1, 1, 2]
+    assert np.isfinite(entries[-1]["loss"])
+
+
+def test_refused(data, tmp_path):
+    def told(**changes) -> str:
+        return refusal(training_run.train, config(data, **CACHED | changes), tmp_path)
+
+    assert "cache.crops" in told(parts=("backbone", "projection", "heads"))
+    assert "crops_per_utterance" in told(data__crops_per_utterance=3)
+    assert "cache.batch_size" in told(cache__batch_size=0)
+    assert "cache.memory_share" in told(cache__memory_share=2.0)
