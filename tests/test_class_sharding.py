@@ -24,6 +24,7 @@ from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models import matryoshka
 from redimnet_jax.training import optimizer
+from redimnet_jax.training import preemption
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training.cached import CachedSteps, Layout
 from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
@@ -154,7 +155,7 @@ def runs_go_on(folder: Path) -> None:
     data = training_runs.write_data(folder) | changes | {"projection.mrl_dims": (8,), "loss.name": "sphereface2"}
 
     def run(name: str, devices: int, stop: bool = False) -> Path:
-        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[training_run.Preempted] * stop):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[preemption.Preempted] * stop):
             patch.setattr(class_sharding, "FEWEST", 2)
             patch.setattr(sharding, "mesh", lambda: mesh(devices))
             patch.setattr(plots, "save", lambda *_: None)

@@ -18,9 +18,10 @@ from redimnet_jax.evaluation import plots
 from redimnet_jax.losses import objective
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.nn.layers import BatchNorm
-from redimnet_jax.training import averaging, optimizer, stages
+from redimnet_jax.training import averaging, optimizer, preemption, stages, trainer
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import run as training_run
+from redimnet_jax.training.settings import LearningRates
 from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
 
 TOP = ("backbone.mfa", "pool", "projection", "heads")  # all that follows the only stage of the tiny network
@@ -34,7 +35,7 @@ def learner() -> Learner:
 
 
 def settings(**changes):
-    return config({"data.train": "x", "model.checkpoint": "y"}, **changes)
+    return training_runs.settings({"data.train": "x", "model.checkpoint": "y"}, **changes)
 
 
 # Settings
@@ -43,7 +44,7 @@ def settings(**changes):
 def test_one_stage_unless_something_starts_another():
     (only,) = stages.stages(settings(parts=("heads", "projection")))
     assert only.filters == ("heads", "projection") and only.key == "parts"
-    assert stages.last_epoch(settings(epochs=5), 0) == 5
+    assert stages.stages(settings(epochs=5))[0].last_epoch == 5
 
 
 def test_what_the_second_stage_leaves_open_is_as_in_the_first():
@@ -58,8 +59,8 @@ def test_what_the_second_stage_leaves_open_is_as_in_the_first():
     assert first.optimizer.learning_rate == 1e-2 and second.optimizer.learning_rate == 1e-4
     assert second.optimizer.clip_norm == 3.0 and second.key == "stage2.parts"
     # But for the rates of the parts, which are of the stage.
-    assert second.optimizer.learning_rates.to_dict() == {"backbone": 1e-5, "projection": None, "heads": None}
-    assert [stages.last_epoch(wanted, index) for index in (0, 1)] == [1, 3]
+    assert second.optimizer.learning_rates == LearningRates(backbone=1e-5)
+    assert (first.last_epoch, second.last_epoch) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_what_the_second_stage_leaves_open_is_as_in_the_first():
 )
 def test_a_stage_ends_by_its_epoch_or_its_patience(stage, epoch, stale, wanted):
     both = settings(epochs=10, stage2__epoch=4, stage2__patience=2, validation__patience=3)
-    assert stages.ends(both, stage, epoch, stale) is wanted
+    assert stages.stages(both)[stage].ends(epoch, stale) is wanted
 
 
 def test_rates_by_part_and_depth():
@@ -119,7 +120,8 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_settings_that_cannot_be(kind):
     changes, told = BAD[kind]
-    assert told in refusal(train_config.check, settings(**changes), 1, 1)
+    data = {"data.train": "x", "model.checkpoint": "y"}
+    assert told in refusal(train_config.check, config(data, **changes), 1)
 
 
 # What trains
@@ -230,31 +232,31 @@ def kill_at(patch, step: int) -> None:
 
         return run
 
-    original = training_run.compile_step
-    patch.setattr(training_run, "compile_step", compile_step)
+    original = trainer.compile_step
+    patch.setattr(trainer, "compile_step", compile_step)
 
 
-def test_two_stages_stopped_before_at_and_after_the_switch(data, tmp_path, monkeypatch, capsys):
+def test_two_stages_stopped_before_at_and_after_the_switch(data, tmp_path, monkeypatch, caplog):
     whole, other, programs = tmp_path / "whole", tmp_path / "other", []
     with monkeypatch.context() as patch:
-        original = training_run.compile_step
-        patch.setattr(training_run, "compile_step", lambda *a: programs.append(a) or original(*a))
+        original = trainer.compile_step
+        patch.setattr(trainer, "compile_step", lambda *a: programs.append(a) or original(*a))
         training_run.train(config(data, **TWO), whole)
     assert len(programs) == 2
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "stage 2 starts after epoch 1: backbone.mfa, pool, projection, heads" in out and "stopped early" in out
     entries = history(whole)
     assert [(entry["step"], entry["stage"]) for entry in entries] == [(0, 1), (4, 1), (8, 2), (12, 2)]
 
     for stop, step, stage in ((stop_at, 3, 0), (kill_at, 5, 1), (stop_at, 6, 1)):
-        with monkeypatch.context() as patch, pytest.raises((training_run.Preempted, Killed)):
+        with monkeypatch.context() as patch, pytest.raises((preemption.Preempted, Killed)):
             stop(patch, step)
             training_run.train(config(data, **TWO), other)
         # Killed at step 5, it has the checkpoint of the switch.
         assert saved(other, 4 if stop is kill_at else step)[1]["progress"]["stage"] == stage
-    capsys.readouterr()
+    caplog.clear()
     training_run.train(config(data, **TWO), other)
-    assert "resumed at step 6 in stage 2" in capsys.readouterr().out
+    assert "resumed at step 6 in stage 2" in caplog.text
     for step in (4, 12):
         same_bits(saved(whole, step)[0], saved(other, step)[0])
     same_runs(whole, other, 12)

@@ -16,8 +16,8 @@ from training_runs import config, history, same_bits, same_runs, saved, stop_at
 from redimnet_jax.cli import main as cli
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import plots
+from redimnet_jax.training import preemption, unreadable
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training import unreadable
 from redimnet_jax.training.live import LiveSteps
 from redimnet_jax.training.unreadable import Unreadable
 
@@ -60,18 +60,18 @@ def listed(workdir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("cached", [{}, CACHED])
-def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_path, monkeypatch, capsys):
+def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_path, monkeypatch, caplog):
     bad = recordings(data)[7]
     spoil(bad)
     wanted = config(data, **ONE_MAY_BE, **cached)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     training_run.train(wanted, whole)
     assert listed(whole) == [bad.relative_to(data["data.train"]).as_posix()]
-    assert "unreadable: 1 training recording; see" in capsys.readouterr().out
+    assert "unreadable: 1 training recording; see" in caplog.text
     for step in () if cached else (6, 10):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
-            with pytest.raises(training_run.Preempted):
+            with pytest.raises(preemption.Preempted):
                 training_run.train(wanted, stopped)
     training_run.train(wanted, stopped)
     same_runs(whole, stopped, 12)
@@ -309,11 +309,11 @@ def test_a_long_list_is_printed_in_part(tmp_path):
     assert len(found) == 30
 
 
-def test_a_small_corpus_has_enough_crops_for_a_lossless_start(pristine, data, tmp_path, capsys):
+def test_a_small_corpus_has_enough_crops_for_a_lossless_start(pristine, data, tmp_path, caplog):
     small = tmp_path / "small"
     for path in recordings(data)[:18:3]:
         (small / path.parent.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, small / path.parent.parent.name / f"{path.parent.name}-{path.name}")
     wanted = config(data | {"data.train": str(small)}, batch_size=2, epochs=1, cache__crops=1, cache__batch_size=6)
     training_run.train(wanted, tmp_path / "run")
-    assert "lossless start" in capsys.readouterr().out
+    assert "lossless start" in caplog.text
