@@ -30,13 +30,16 @@ from redimnet_jax import files, sharding
 from redimnet_jax.checkpoints import native
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
-from redimnet_jax.training.step import Arrays, TrainState
+from redimnet_jax.training.partition import NamedArrays
+from redimnet_jax.training.step import TrainState
 
 FOLDER, ARRAYS, PROGRESS = "checkpoints", "arrays", "progress/metadata"
 # What hidden folders of a step end with: one that is written, one that goes, one in whose place another comes.
 PART, REMOVED, REPLACED = ".part", ".removed", ".replaced"
 # Entries of a `progress`; the last two are its checksums, which checkpoints of earlier versions lack.
 ENTRIES, CHECKSUMS = {"config", "speakers", "model", "batches", "progress"}, {"arrays", "sha256"}
+# Of the training speech and other corpora; earlier versions did not write them.
+OPTIONAL_ENTRIES = {"corpora"}
 # What Orbax and TensorStore raise for files that are damaged or absent; a lack of memory is none of it.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RecursionError)
 
@@ -61,7 +64,7 @@ class TrainingCheckpoints:
         """The step of the newest checkpoint, or None."""
         return max(self._steps(), default=None)
 
-    def save(self, state: TrainState, frozen: Arrays, progress: dict[str, Any], best: int | None) -> None:
+    def save(self, state: TrainState, frozen: NamedArrays, progress: dict[str, Any], best: int | None) -> None:
         """Saves everything as it is now, in the background; raises UserError for what went wrong with the last save.
 
         The given arrays and `progress` may change as soon as this returns. `best` is the step with the best EER so
@@ -77,7 +80,7 @@ class TrainingCheckpoints:
         """The `progress` of the newest checkpoint; UserError when it is damaged."""
         return self._read_progress()[0]
 
-    def restore(self, state: TrainState, frozen: Arrays) -> tuple[TrainState, Arrays]:
+    def restore(self, state: TrainState, frozen: NamedArrays) -> tuple[TrainState, NamedArrays]:
         """(state, frozen) of the newest checkpoint in the host's memory, with the shapes of the given ones.
 
         Any devices and processes may have written it. Raises UserError when it is damaged or has other shapes.
@@ -153,7 +156,7 @@ class TrainingCheckpoints:
             if entries.keys() == ENTRIES:
                 return entries, None
             found = entries.pop("sha256", None)
-        if entries.keys() != ENTRIES | CHECKSUMS - {"sha256"} or found != _sha256(entries):
+        if entries.keys() - OPTIONAL_ENTRIES != ENTRIES | CHECKSUMS - {"sha256"} or found != _sha256(entries):
             raise _damaged(path, "its progress does not match its checksum")
         return entries, entries.pop("arrays")
 
@@ -170,7 +173,7 @@ class TrainingCheckpoints:
             )
 
 
-def _tree(state: TrainState, frozen: Arrays) -> dict[str, Any]:
+def _tree(state: TrainState, frozen: NamedArrays) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)} | {"frozen": frozen}
 
 

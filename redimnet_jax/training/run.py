@@ -41,15 +41,17 @@ from redimnet_jax.training import averaging, classification, early_stopping, opt
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import data as training_data
 from redimnet_jax.training import report as training_report
-from redimnet_jax.training.cached import CachedSteps, Layout, choose_strata
 from redimnet_jax.training.checkpoints import TrainingCheckpoints, save_best
 from redimnet_jax.training.data import Data, open_data
 from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract
-from redimnet_jax.training.live import LiveSteps
+from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
+from redimnet_jax.training.partition import NamedArrays, TrainableModel, TrainablePartition
 from redimnet_jax.training.preemption import StopRequest
+from redimnet_jax.training.sampler import EpochSampler, choose_strata
 from redimnet_jax.training.start import adapt, open_teacher, pooled_crops, starting_model
-from redimnet_jax.training.step import Arrays, Learner, Split, compile_step, initial_state, make_step
+from redimnet_jax.training.step import compile_step, initial_state, make_step
+from redimnet_jax.training.steppers import CachedStepper, LiveStepper, Stepper
 from redimnet_jax.training.unreadable import FILE as UNREADABLE
 from redimnet_jax.training.unreadable import Unreadable
 
@@ -168,7 +170,7 @@ class _Run:
         self.objective = objective.from_config(config, self.epoch_steps)
         self.dims = tuple(config.projection.mrl_dims)
         self.stop = StopRequest()
-        self.steps: LiveSteps | CachedSteps | None = None
+        self.steps: Stepper | None = None
         self.pretrained: SpeakerModel | None = None
         self.pooled: dict[str, np.ndarray] = {}
         criterion, rngs = objective.loss_from_config(config), nnx.Rngs(config.seed + 1)
@@ -193,7 +195,7 @@ class _Run:
             self.batches.set_state(saved["batches"])
         self.model_config, self.arch, self.source = model.model_config, model.arch, model.source
         self.stages = stages.stages(config)
-        self._begin_stage(Learner(model.network, heads, teacher), resumed=saved is not None)
+        self._begin_stage(TrainableModel(model.network, heads, teacher), resumed=saved is not None)
         self.step = int(self.state.step)
 
     def _pooled_crops(self, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +246,7 @@ class _Run:
             )
         return cache
 
-    def _begin_stage(self, learner: Learner, *, resumed: bool = False) -> None:
+    def _begin_stage(self, learner: TrainableModel, *, resumed: bool = False) -> None:
         """The first state of the current stage, which starts from `learner`, with its optimizer and schedule.
 
         If it is `resumed`, the state is that of the newest checkpoint.
@@ -252,7 +254,7 @@ class _Run:
         index, start = self.progress["stage"], self.progress["stage_start"]
         stage = self.stages[index]
         settings = stage.optimizer
-        self.split = Split(learner, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
+        self.split = TrainablePartition(learner, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
         self.schedule = optimizer.schedule(
             settings.learning_rate,
             stages.last_epoch(self.config, index) * self.epoch_steps - start,
@@ -266,7 +268,7 @@ class _Run:
             factors=stages.rate_factors(stage, self.split.names["params"], self.split.variables),
         )
         state = initial_state(self.split, self.optimizer, step=start, ema=bool(self.config.averaging.ema))
-        frozen: Arrays = self.split.arrays("frozen")
+        frozen: NamedArrays = self.split.arrays("frozen")
         if resumed:
             state, frozen = self.checkpoints.restore(state, frozen)
         self.state, self.frozen = class_sharding.place((state, frozen), self.mesh)
@@ -310,7 +312,7 @@ class _Run:
             averaged = self._averaged() if self.config.averaging.last else None
         return self._report(averaged)
 
-    def _steps_of_stage(self) -> LiveSteps | CachedSteps:
+    def _steps_of_stage(self) -> Stepper:
         config = self.config
         if self.steps is not None:
             self.steps.close()
@@ -332,24 +334,24 @@ class _Run:
         start = time.perf_counter()
         compiled = compile_step(step, self.mesh, self.state, self.frozen, batch)
         self.log.say(f"compiled the training step in {time.perf_counter() - start:.0f} s")
-        return LiveSteps(compiled, self.mesh, self.batches)
+        return LiveStepper(compiled, self.mesh, self.batches)
 
-    def _cached_steps(self, step: Callable) -> CachedSteps:
+    def _cached_steps(self, step: Callable) -> CachedStepper:
         config, utterances = self.config, len(self.data.corpus)
         cache, rows = self._features(self.model(), config.cache.crops), config.cache.crops * utterances
-        steps = CachedSteps(
-            step,
-            self.mesh,
-            Layout(utterances, config.cache.crops, self.progress["strata"], config.data.crops_per_utterance),
-            cache.read_features(rows),
-            cache.read_labels(rows),
+        sampler = EpochSampler(
+            utterances=utterances,
+            crops=config.cache.crops,
             batch_size=config.batch_size,
             seed=config.seed,
-            memory_share=config.cache.memory_share,
+            strata=self.progress["strata"],
+            crops_per_epoch=config.data.crops_per_utterance,
         )
-        where = "are in the devices' memory" if steps.on_device else f"are read from {cache.folder}"
+        crops = CachedCrops(cache.read_features(rows), cache.read_labels(rows))
+        source = open_features(sampler, self.mesh, crops, memory_share=config.cache.memory_share)
+        where = "are in the devices' memory" if source.on_device else f"are read from {cache.folder}"
         self.log.say(f"cached features of {rows:,} crops {where}")
-        return steps
+        return CachedStepper(step, self.mesh, source)
 
     def _next_stop(self, end: int) -> int:
         """The step until which nothing has to be done but train: a checkpoint, or agreeing on whether to stop."""
@@ -412,7 +414,7 @@ class _Run:
             seconds = time.perf_counter() - start
         waited = self.steps.wait_fraction()
         speed = (end - begin) * self.config.batch_size / max(seconds, 1e-9)
-        if isinstance(self.steps, LiveSteps):
+        if isinstance(self.steps, LiveStepper):
             self.log.input(waited, speed)
         self._validate({"crops_per_second": speed, "input_wait": waited})
 
@@ -584,7 +586,7 @@ class _Run:
             significant=wanted.significant,
         )
 
-    def _learner(self) -> Learner:
+    def _learner(self) -> TrainableModel:
         """The learner as it is validated: the moving averages where there are any; with arrays of this process."""
         trained = self.state.ema or self.state.params | self.state.stats
         return self.split.merge(*sharding.local((trained, self.frozen)))
@@ -606,7 +608,7 @@ class _Run:
             "progress": self.progress,
             "corpora": dict(self.data.digests),
         }
-        state, frozen = self.split.exact(sharding.collected((self.state, self.frozen)))
+        state, frozen = self.split.without_padding(sharding.collected((self.state, self.frozen)))
         best = self.progress["best"]
         self.checkpoints.save(state, frozen, everything, best and best["step"])
 
@@ -691,12 +693,12 @@ def _check_filters(config: Any, model: SpeakerModel) -> None:
     def learner():
         rngs = nnx.Rngs(0)
         heads = Heads(2, dims, objective.loss_from_config(config), rngs=rngs)
-        return Learner(SpeakerNetwork(made, rngs=rngs), heads)
+        return TrainableModel(SpeakerNetwork(made, rngs=rngs), heads)
 
     abstract = nnx.eval_shape(learner)
     splits = []
     for stage in stages.stages(config):
-        splits.append(Split(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key))
+        splits.append(TrainablePartition(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key))
         stages.rate_factors(stage, splits[-1].names["params"], splits[-1].variables)
     if config.cache.crops and splits[0].backbone_trains:
         raise UserError(

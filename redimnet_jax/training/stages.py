@@ -7,15 +7,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from redimnet_jax.errors import UserError
-from redimnet_jax.training import parts
+from redimnet_jax.training import partition
 
 BATCH_STATS = ("trained", "frozen")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What trains: `filters` (see `parts.selected`), which the config calls `key`, with `batch_stats` 'trained' or
-    'frozen'; and the settings of the optimizer, those of `config.optimizer`.
+    """What trains: `filters` (see `partition.select_variables`), which the config calls `key`, with `batch_stats`
+    'trained' or 'frozen'; and the settings of the optimizer, those of `config.optimizer`.
     """
 
     filters: tuple[str, ...]
@@ -51,11 +51,11 @@ def rate_factors(stage: Stage, trained: Collection[str], names: Collection[str])
     """What the learning rate of each variable in `trained` is multiplied by; `names` are all variables.
 
     That is the rate of its part over the stage's, and in the backbone `layer_decay` once for every stage of the
-    network after its own (as in BEiT, arXiv 2106.08254); see `parts.depth`. Raises UserError for a rate of a part of
-    which nothing trains.
+    network after its own (as in BEiT, arXiv 2106.08254); see `partition.depth`. Raises UserError for a rate of a part
+    of which nothing trains.
     """
     rates = stage.optimizer.learning_rates
-    training = {parts.part_of(name) for name in trained}
+    training = {partition.part_of(name) for name in trained}
     for part, rate in rates.items():
         if rate is not None and part not in training:
             prefix = stage.key.removesuffix("parts")
@@ -65,8 +65,8 @@ def rate_factors(stage: Stage, trained: Collection[str], names: Collection[str])
             )
     factors = {}
     for name in trained:
-        part = parts.part_of(name)
+        part = partition.part_of(name)
         rate = stage.optimizer.learning_rate if rates[part] is None else rates[part]
-        decay = stage.optimizer.layer_decay ** parts.depth(name, names) if part == "backbone" else 1.0
+        decay = stage.optimizer.layer_decay ** partition.depth(name, names) if part == "backbone" else 1.0
         factors[name] = rate / stage.optimizer.learning_rate * decay
     return factors
