@@ -19,7 +19,6 @@ from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.settings import to_config_dict
 from redimnet_jax.training import averaging
 from redimnet_jax.training import report as training_report
-from redimnet_jax.training.cached import choose_strata
 from redimnet_jax.training.checkpoints import ModelDescription, TrainingCheckpoints
 from redimnet_jax.training.data import Data
 from redimnet_jax.training.evaluations import Evaluations
@@ -28,13 +27,14 @@ from redimnet_jax.training.inputs import Inputs, crop_samples, train_batches
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.loop import Loop, LoopSize
 from redimnet_jax.training.objective import make_objective
+from redimnet_jax.training.partition import TrainableModel
 from redimnet_jax.training.preemption import StopRequest
 from redimnet_jax.training.progress import Progress
+from redimnet_jax.training.sampler import choose_strata
 from redimnet_jax.training.saver import RunSaver, RunState
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.stages import stages
 from redimnet_jax.training.start import adapt
-from redimnet_jax.training.step import Learner
 from redimnet_jax.training.trainer import StageSpan, StageTrainer
 from redimnet_jax.training.unreadable import FILE as UNREADABLE
 from redimnet_jax.training.unreadable import Unreadable
@@ -95,7 +95,7 @@ class Assembly:
             progress = Progress.from_json(saved["progress"])
             self.inputs.batches.set_state(saved["batches"])
         description = ModelDescription.of(model)
-        trainer = self._trainer(progress, Learner(model.network, heads, teacher), resumed=saved is not None)
+        trainer = self._trainer(progress, TrainableModel(model.network, heads, teacher), resumed=saved is not None)
         state = RunState(progress, trainer, int(trainer.state.step))
         loop, evaluations = self._loop(state, description, pretrained)
         self._announce(state)
@@ -124,7 +124,7 @@ class Assembly:
                 "another workdir."
             )
 
-    def _trainer(self, progress: Progress, model: Learner, *, resumed: bool = False) -> StageTrainer:
+    def _trainer(self, progress: Progress, model: TrainableModel, *, resumed: bool = False) -> StageTrainer:
         """Return the trainer of the current stage, which starts from `model`, or from the newest checkpoint."""
         stage = self.stages[progress.stage]
         steps = stage.last_epoch * self.size.epoch_steps - progress.stage_start

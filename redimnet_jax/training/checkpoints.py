@@ -34,7 +34,8 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
-from redimnet_jax.training.step import Arrays, TrainState
+from redimnet_jax.training.partition import NamedArrays
+from redimnet_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
 ARRAYS = "arrays"
@@ -106,7 +107,7 @@ class TrainingCheckpoints:
         """Return the step of the newest checkpoint, or None."""
         return max(self._steps(), default=None)
 
-    def save(self, state: TrainState, frozen: Arrays, progress: dict[str, Any], best: int | None) -> None:
+    def save(self, state: TrainState, frozen: NamedArrays, progress: dict[str, Any], best: int | None) -> None:
         """Save everything as it is now, in the background; raise UserError for what went wrong with the last save.
 
         The given arrays and `progress` may change as soon as this returns. `best` is the step with the best EER so
@@ -122,7 +123,7 @@ class TrainingCheckpoints:
         """Return the `progress` of the newest checkpoint; raise UserError when it is damaged."""
         return _read_progress(self._newest())[0]
 
-    def restore(self, state: TrainState, frozen: Arrays) -> tuple[TrainState, Arrays]:
+    def restore(self, state: TrainState, frozen: NamedArrays) -> tuple[TrainState, NamedArrays]:
         """Return (state, frozen) of the newest checkpoint in the host's memory, with the shapes of the given ones.
 
         Any devices and processes may have written it. Raise UserError when it is damaged or has other shapes.
@@ -237,7 +238,7 @@ def _check_shapes(path: Path, saved: Any, expected: Any) -> None:
         )
 
 
-def _tree(state: TrainState, frozen: Arrays) -> dict[str, Any]:
+def _tree(state: TrainState, frozen: NamedArrays) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)} | {"frozen": frozen}
 
 

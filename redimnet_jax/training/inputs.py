@@ -14,14 +14,15 @@ from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models.speaker_model import SpeakerModel
-from redimnet_jax.training.cached import CachedSteps, Layout
 from redimnet_jax.training.data import Data
 from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract
-from redimnet_jax.training.live import LiveSteps
+from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.preemption import Preempted, StopRequest
+from redimnet_jax.training.sampler import EpochSampler
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import pooled_crops
+from redimnet_jax.training.steppers import CachedStepper, LiveStepper, Stepper
 from redimnet_jax.training.trainer import StageTrainer
 from redimnet_jax.training.unreadable import Unreadable
 
@@ -86,36 +87,36 @@ class Inputs:
 
     def open_stepper(
         self, trainer: StageTrainer, model: Callable[[], SpeakerModel], objective: Objective, strata: int
-    ) -> LiveSteps | CachedSteps:
+    ) -> Stepper:
         """Return what runs the steps of the stage of `trainer`; `model` gives its network, whose features are cached.
 
-        `strata` is that of `cached.choose_strata`.
+        `strata` is that of `sampler.choose_strata`.
         """
         step = trainer.make_step(objective, self.settings.seed)
         if self.settings.cache.crops and not trainer.backbone_trains:
             return self._cached_stepper(step, model(), strata)
         compiled, seconds = trainer.compile_step(step, self.settings.batch_size, crop_samples(self.settings))
         self.log.say(f"compiled the training step in {seconds:.0f} s")
-        return LiveSteps(compiled, self.mesh, self.batches)
+        return LiveStepper(compiled, self.mesh, self.batches)
 
-    def _cached_stepper(self, step: Callable, model: SpeakerModel, strata: int) -> CachedSteps:
+    def _cached_stepper(self, step: Callable, model: SpeakerModel, strata: int) -> CachedStepper:
         settings = self.settings
         utterances = len(self.data.corpus)
         rows = settings.cache.crops * utterances
         cache = self._features(model, settings.cache.crops)
-        stepper = CachedSteps(
-            step,
-            self.mesh,
-            Layout(utterances, settings.cache.crops, strata, settings.data.crops_per_utterance),
-            cache.read_features(rows),
-            cache.read_labels(rows),
+        sampler = EpochSampler(
+            utterances=utterances,
+            crops=settings.cache.crops,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            memory_share=settings.cache.memory_share,
+            strata=strata,
+            crops_per_epoch=settings.data.crops_per_utterance,
         )
-        where = "are in the devices' memory" if stepper.on_device else f"are read from {cache.folder}"
+        crops = CachedCrops(cache.read_features(rows), cache.read_labels(rows))
+        source = open_features(sampler, self.mesh, crops, memory_share=settings.cache.memory_share)
+        where = "are in the devices' memory" if source.on_device else f"are read from {cache.folder}"
         self.log.say(f"cached features of {rows:,} crops {where}")
-        return stepper
+        return CachedStepper(step, self.mesh, source)
 
     def _features(self, model: SpeakerModel, crops_per_utterance: int) -> FeatureCache:
         """Return the features of so many crops of every utterance, and compute those that are not there yet."""

@@ -13,13 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from redimnet_jax.errors import UserError
-from redimnet_jax.training.cached import CachedSteps
 from redimnet_jax.training.hooks import Event, Hook
-from redimnet_jax.training.live import LiveSteps
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.progress import EpochSums
 from redimnet_jax.training.saver import RunSaver, RunState
 from redimnet_jax.training.stages import Stage
+from redimnet_jax.training.steppers import LiveStepper, Stepper
 
 # Steps that may be on their way before their figures are read: enough to keep the device busy, and few enough to see
 # soon that a loss is not finite.
@@ -56,7 +55,7 @@ class Loop:
     hooks: Sequence[Hook]
     saver: RunSaver
     log: TrainingLog
-    open_stepper: Callable[[], LiveSteps | CachedSteps]
+    open_stepper: Callable[[], Stepper]
     begin_stage: Callable[[int], None]
     check_batches: Callable[[], None]
     agree_every_steps: int
@@ -77,7 +76,7 @@ class Loop:
     def _finished(self) -> bool:
         return self.state.step >= self.size.steps or self.state.progress.stopped
 
-    def _train_epoch(self, stepper: LiveSteps | CachedSteps) -> dict[str, float]:
+    def _train_epoch(self, stepper: Stepper) -> dict[str, float]:
         """Train to the end of the current epoch; return {"crops_per_second", "input_wait"}."""
         state = self.state
         begin = state.step
@@ -107,7 +106,7 @@ class Loop:
         seconds = max(time.perf_counter() - start, 1e-9)
         waited = stepper.wait_fraction()
         speed = (end - begin) * self.size.batch_size / seconds
-        if isinstance(stepper, LiveSteps):
+        if isinstance(stepper, LiveStepper):
             self.log.input(waited, speed)
         return {"crops_per_second": speed, "input_wait": waited}
 
@@ -116,7 +115,7 @@ class Loop:
         done = begin % self.size.epoch_steps * self.size.batch_size
         return self.log.bar(f"epoch {epoch + 1}/{self.size.epochs}", crops, done, "crop")
 
-    def _dispatch(self, stepper: LiveSteps | CachedSteps, in_flight: "_InFlight", end: int) -> None:
+    def _dispatch(self, stepper: Stepper, in_flight: "_InFlight", end: int) -> None:
         """Start the next steps, up to the next one after which something else has to be done."""
         state = self.state
         before = state.step

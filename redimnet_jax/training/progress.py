@@ -65,7 +65,7 @@ class Progress:
     `history` has an entry for every epoch and one for the start; `stale` counts the validations since patience was
     started anew; `sums` are those of the current epoch, or None between epochs; `pretrained` are the results of the
     model that training started from; `stage` is an index, and `stage_start` the step before its first one; `strata`
-    is that of `cached.choose_strata`.
+    is that of `sampler.choose_strata`.
     """
 
     strata: int

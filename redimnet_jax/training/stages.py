@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection
 
 from redimnet_jax.errors import UserError
-from redimnet_jax.training import parts
+from redimnet_jax.training import partition
 from redimnet_jax.training.settings import Optimizer, Settings
 
 
@@ -12,7 +12,7 @@ from redimnet_jax.training.settings import Optimizer, Settings
 class Stage:
     """What trains, how fast, and until when.
 
-    `filters` choose the variables that train (see `parts.selected`); `key` is the setting that they come from.
+    `filters` choose the variables that train (see `partition.select_variables`); `key` is the setting that they come from.
     `batch_stats` is 'trained' or 'frozen'. The stage ends after `last_epoch`, when its learning rate has come
     down, or sooner after `patience` validations without improvement.
     """
@@ -47,11 +47,11 @@ def rate_factors(stage: Stage, trained: Collection[str], names: Collection[str])
     """Return what the learning rate of each variable in `trained` is multiplied by; `names` are all variables.
 
     The factor is the rate of the variable's part over that of the stage, and in the backbone `layer_decay` once for
-    every later stage of the network (as in BEiT, arXiv 2106.08254); see `parts.depth`. Raise UserError for a rate of
-    a part of which nothing trains.
+    every later stage of the network (as in BEiT, arXiv 2106.08254); see `partition.depth`. Raise UserError for a
+    rate of a part of which nothing trains.
     """
     rates = dataclasses.asdict(stage.optimizer.learning_rates)
-    training = {parts.part_of(name) for name in trained}
+    training = {partition.part_of(name) for name in trained}
     for part, rate in rates.items():
         if rate is not None and part not in training:
             prefix = stage.key.removesuffix("parts")
@@ -61,8 +61,8 @@ def rate_factors(stage: Stage, trained: Collection[str], names: Collection[str])
             )
     factors = {}
     for name in trained:
-        part = parts.part_of(name)
+        part = partition.part_of(name)
         rate = stage.optimizer.learning_rate if rates[part] is None else rates[part]
-        decay = stage.optimizer.layer_decay ** parts.depth(name, names) if part == "backbone" else 1.0
+        decay = stage.optimizer.layer_decay ** partition.depth(name, names) if part == "backbone" else 1.0
         factors[name] = rate / stage.optimizer.learning_rate * decay
     return factors

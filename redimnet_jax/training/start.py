@@ -21,9 +21,9 @@ from redimnet_jax.models import matryoshka
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.training.log import TrainingLog
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.stages import rate_factors, stages
-from redimnet_jax.training.step import Learner, Split
 
 
 def starting_model(settings: Settings) -> SpeakerModel:
@@ -63,14 +63,14 @@ def check_what_trains(settings: Settings, model: SpeakerModel) -> None:
     dims = settings.projection.mrl_dims
     config = matryoshka.check_dims(model, dims)
 
-    def untrained() -> Learner:
+    def untrained() -> TrainableModel:
         rngs = nnx.Rngs(0)
-        return Learner(SpeakerNetwork(config, rngs=rngs), Heads(2, dims, settings.chosen_loss, rngs=rngs))
+        return TrainableModel(SpeakerNetwork(config, rngs=rngs), Heads(2, dims, settings.chosen_loss, rngs=rngs))
 
     abstract = nnx.eval_shape(untrained)
     partitions = []
     for stage in stages(settings):
-        partition = Split(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
+        partition = TrainablePartition(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
         rate_factors(stage, partition.names["params"], partition.variables)
         partitions.append(partition)
     if settings.cache.crops and partitions[0].backbone_trains:

@@ -12,8 +12,9 @@ from redimnet_jax import class_sharding, sharding
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.training import optimizer
 from redimnet_jax.training.checkpoints import TrainingCheckpoints
+from redimnet_jax.training.partition import NamedArrays, TrainableModel, TrainablePartition
 from redimnet_jax.training.stages import Stage, rate_factors
-from redimnet_jax.training.step import Arrays, Learner, Split, TrainState, compile_step, initial_state, make_step
+from redimnet_jax.training.step import TrainState, compile_step, initial_state, make_step
 
 
 class StageSpan(NamedTuple):
@@ -35,7 +36,7 @@ class StageTrainer:
         self,
         stage: Stage,
         span: StageSpan,
-        model: Learner,
+        model: TrainableModel,
         mesh: Mesh,
         *,
         ema: float,
@@ -45,7 +46,7 @@ class StageTrainer:
         self._mesh = mesh
         self._ema = ema
         self._start = span.start
-        self.partition = Split(model, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
+        self.partition = TrainablePartition(model, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
         chosen = stage.optimizer
         warmup_steps = round(chosen.warmup_epochs * span.epoch_steps)
         self._schedule = optimizer.schedule(
@@ -58,11 +59,11 @@ class StageTrainer:
             factors=rate_factors(stage, self.partition.names["params"], self.partition.variables),
         )
         state = initial_state(self.partition, self._optimizer, step=span.start, ema=bool(ema))
-        frozen: Arrays = self.partition.arrays("frozen")
+        frozen: NamedArrays = self.partition.arrays("frozen")
         if checkpoints is not None:
             state, frozen = checkpoints.restore(state, frozen)
         self.state: TrainState
-        self.frozen: Arrays
+        self.frozen: NamedArrays
         self.state, self.frozen = class_sharding.place((state, frozen), mesh)
 
     def learning_rate(self, step: int) -> float:
@@ -90,7 +91,7 @@ class StageTrainer:
         compiled = compile_step(step, self._mesh, self.state, self.frozen, batch)
         return compiled, time.perf_counter() - start
 
-    def model(self) -> Learner:
+    def model(self) -> TrainableModel:
         """Return the network and heads as they are validated, with arrays of this process.
 
         They have the moving averages where there are any.
@@ -98,9 +99,9 @@ class StageTrainer:
         trained = self.state.ema or self.state.params | self.state.stats
         return self.partition.merge(*sharding.local((trained, self.frozen)))
 
-    def arrays(self) -> tuple[TrainState, Arrays]:
+    def arrays(self) -> tuple[TrainState, NamedArrays]:
         """Return (state, frozen arrays) as a checkpoint has them."""
-        return self.partition.exact(sharding.collected((self.state, self.frozen)))
+        return self.partition.without_padding(sharding.collected((self.state, self.frozen)))
 
     @property
     def backbone_trains(self) -> bool:

@@ -15,7 +15,7 @@ from redimnet_jax.data import loader
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import preemption
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training.cached import CachedSteps
+from redimnet_jax.training.steppers import CachedStepper
 
 CACHED = {"cache__crops": 2, "cache__batch_size": 6, "checkpoint__every_steps": 3}
 
@@ -56,7 +56,7 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
         with pytest.raises(preemption.Preempted, match="caching features"):
             training_run.train(config(data, **CACHED), stopped)
     with monkeypatch.context() as patch:
-        stop_while(patch, CachedSteps, "run", 3)
+        stop_while(patch, CachedStepper, "run", 3)
         with pytest.raises(preemption.Preempted, match="step 6"):
             training_run.train(config(data, **CACHED), stopped)
     shown = caplog.text

@@ -21,17 +21,18 @@ from redimnet_jax.nn.layers import BatchNorm
 from redimnet_jax.training import averaging, optimizer, preemption, stages, trainer
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import run as training_run
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
 from redimnet_jax.training.settings import LearningRates
-from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
+from redimnet_jax.training.step import compile_step, initial_state, make_step
 
 TOP = ("backbone.mfa", "pool", "projection", "heads")  # all that follows the only stage of the tiny network
 NORMS = {"backbone.stages.0.blocks.0.norm", "backbone.mfa.norm", "bn"}
 LOSS = objective.LOSSES["aam_softmax"]()
 
 
-def learner() -> Learner:
+def learner() -> TrainableModel:
     heads = Heads(5, (8,), LOSS, rngs=nnx.Rngs(1))
-    return Learner(tiny.model().network, heads)
+    return TrainableModel(tiny.model().network, heads)
 
 
 def settings(**changes):
@@ -127,7 +128,7 @@ def test_settings_that_cannot_be(kind):
 # What trains
 
 
-def frozen_norms(of: Split) -> set[str]:
+def frozen_norms(of: TrainablePartition) -> set[str]:
     groups = [of.arrays(key) for key in ("params", "stats", "frozen")]
     nodes = nnx.iter_graph(of.merge(*groups, training=True).network)
     return {".".join(map(str, path)) for path, node in nodes if isinstance(node, BatchNorm) and node.frozen}
@@ -135,20 +136,23 @@ def frozen_norms(of: Split) -> set[str]:
 
 def test_batch_norms_are_frozen_one_by_one():
     of = nnx.eval_shape(learner)
-    assert frozen_norms(Split(of, ("backbone", "projection", "heads"))) == set()
-    assert frozen_norms(Split(of, ("projection", "heads"))) == NORMS - {"bn"}
-    assert frozen_norms(Split(of, TOP)) == {"backbone.stages.0.blocks.0.norm"}
-    assert frozen_norms(Split(of, ("*.bias", "heads"))) == NORMS
-    everything = Split(of, ("*",), batch_stats="frozen")
+    assert frozen_norms(TrainablePartition(of, ("backbone", "projection", "heads"))) == set()
+    assert frozen_norms(TrainablePartition(of, ("projection", "heads"))) == NORMS - {"bn"}
+    assert frozen_norms(TrainablePartition(of, TOP)) == {"backbone.stages.0.blocks.0.norm"}
+    assert frozen_norms(TrainablePartition(of, ("*.bias", "heads"))) == NORMS
+    everything = TrainablePartition(of, ("*",), batch_stats="frozen")
     assert frozen_norms(everything) == NORMS and everything.names["stats"] == []
     assert "network.bn.scale" in everything.names["params"] and "network.bn.mean" in everything.arrays("frozen")
     # The learner that was split, and what is evaluated, know nothing of it.
-    for network in (of.network, Split(of, ("heads",)).merge(*map(everything.arrays, ("params", "frozen"))).network):
+    for network in (
+        of.network,
+        TrainablePartition(of, ("heads",)).merge(*map(everything.arrays, ("params", "frozen"))).network,
+    ):
         assert not any(node.frozen for _, node in nnx.iter_graph(network) if isinstance(node, BatchNorm))
 
 
 def test_a_partly_frozen_backbone_and_the_averages_of_what_trains():
-    of, decay = Split(learner(), TOP), 0.5
+    of, decay = TrainablePartition(learner(), TOP), 0.5
     assert of.backbone_trains
     optimiser = optimizer.adamw(optax.constant_schedule(1e-2), weight_decay=1e-4, clip_norm=5.0)
     state, frozen = initial_state(of, optimiser, step=40, ema=True), of.arrays("frozen")

@@ -18,7 +18,7 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import preemption, unreadable
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training.live import LiveSteps
+from redimnet_jax.training.steppers import LiveStepper
 from redimnet_jax.training.unreadable import Unreadable
 
 ONE_MAY_BE = {"data__max_bad": 0.03, "checkpoint__keep": 20}  # of 36
@@ -167,7 +167,7 @@ def test_a_validation_recording_that_goes_bad_costs_no_training(data, tmp_path, 
     path = sorted(Path(data["validation.tree"]).glob("*/*/*.wav"))[3]
     aside = path.rename(tmp_path / "aside.wav")
     shutil.copy(aside, path)
-    original = LiveSteps.run
+    original = LiveStepper.run
 
     def run(self, state, frozen, begin, end):
         if begin == 2:
@@ -175,7 +175,7 @@ def test_a_validation_recording_that_goes_bad_costs_no_training(data, tmp_path, 
         return original(self, state, frozen, begin, end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LiveSteps, "run", run)
+        patch.setattr(LiveStepper, "run", run)
         assert str(path) in refusal(training_run.train, wanted, tmp_path / "run")
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
     assert str(path) in refusal(training_run.train, wanted, tmp_path / "run")
@@ -193,7 +193,7 @@ def test_noise_that_goes_away_costs_no_training(data, tmp_path, monkeypatch):
     soundfile.write(noise / "hum.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
     start = {"heads__init": "random", "projection__init": "random"}
     wanted = config(data, **start, data__augment__noise_folder__folder=str(noise), data__augment__noise_folder__p=1.0)
-    original = LiveSteps.run
+    original = LiveStepper.run
 
     def run(self, state, frozen, begin, end):
         if begin == 1:
@@ -201,7 +201,7 @@ def test_noise_that_goes_away_costs_no_training(data, tmp_path, monkeypatch):
         return original(self, state, frozen, begin, end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LiveSteps, "run", run)
+        patch.setattr(LiveStepper, "run", run)
         assert "hum.wav" in refusal(training_run.train, wanted, tmp_path / "run")
     stopped = max(int(folder.name) for folder in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved(tmp_path / "run", stopped)[1]["batches"]["step"] == stopped > 0
