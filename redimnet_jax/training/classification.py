@@ -49,10 +49,10 @@ def seen_speakers(
     unknown = sorted(set(recordings.speakers) - set(training.speakers))
     if unknown:
         raise UserError(
-            f"classification.source has {len(unknown):,} of {len(recordings.speakers):,} speakers who are no "
-            f"training speakers, such as {unknown[0]!r}, and for whom the heads have no prototype: each would be "
-            "scored as some training speaker, which measures nothing; validate on unseen speakers by EER alone, and for a "
-            "classification loss keep out recordings of the training speakers with classification.share=0.1."
+            f"classification.source has {len(unknown):,} of {len(recordings.speakers):,} speakers who are "
+            f"no training speakers, such as {unknown[0]!r}, and for whom the heads have no prototype: each would be "
+            "scored as some training speaker, which measures nothing; validate on unseen speakers by EER alone, and "
+            "for a classification loss keep out recordings of the training speakers with classification.share=0.1."
         )
     first = 0
     if speed is not None and speed.new_speakers:

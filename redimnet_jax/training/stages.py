@@ -12,7 +12,7 @@ from redimnet_jax.training.settings import Optimizer, Settings
 class Stage:
     """What trains, how fast, and until when.
 
-    `filters` choose the variables that train (see `partition.select_variables`); `key` is the setting that they come from.
+    `filters`, from the setting `key`, choose the variables that train (see `partition.select_variables`).
     `batch_stats` is 'trained' or 'frozen'. The stage ends after `last_epoch`, when its learning rate has come
     down, or sooner after `patience` validations without improvement.
     """

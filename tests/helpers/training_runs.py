@@ -68,8 +68,13 @@ def config(data: dict[str, str], **changes):
 
 
 def settings(data: dict[str, str], **changes) -> Settings:
-    """The same as typed settings."""
-    return from_config_dict(Settings, config(data, **changes))
+    """The configuration of a run on `data` as typed settings."""
+    return typed(config(data, **changes))
+
+
+def typed(made) -> Settings:
+    """A configuration as typed settings."""
+    return from_config_dict(Settings, made)
 
 
 def history(workdir: Path) -> list[dict]:
