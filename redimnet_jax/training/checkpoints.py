@@ -191,6 +191,12 @@ class TrainingCheckpoints:
             _remove_folder(removed)
 
 
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (progress, arrays) of the checkpoint in a folder; raise UserError when it is damaged."""
+    progress, sums = _read_progress(path)
+    return progress, _read_arrays(path, sums)
+
+
 def _read_progress(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
     """Return (progress, checksums of the arrays or None, if an earlier version wrote the checkpoint)."""
     with _readable_damage(path):

@@ -1,12 +1,13 @@
 """The settings of a training run about its data: corpus, crops, augmentation, cache, and validation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from redimnet_jax.data import augment
 from redimnet_jax.setting_values import Setting
 from redimnet_jax.settings import options_of, section, setting
 
-DECIBELS = {"at_least": -100, "at_most": 100, "unit": "dB", "ordered": True}
+DECIBELS: dict[str, Any] = {"at_least": -100, "at_most": 100, "unit": "dB", "ordered": True}
 _P = Setting("Sets the probability that the step changes a crop; 0 turns the step off.", at_least=0, at_most=1)
 
 
@@ -57,11 +58,11 @@ class Speed:
 class Augment:
     """Random changes to training crops, applied in this order after the speed."""
 
-    reverberation: Reverberation = section(Reverberation)
-    noise_folder: NoiseFolder = section(NoiseFolder)
-    gaussian_noise: GaussianNoise = section(GaussianNoise)
-    channel: Channel = section(Channel)
-    gain: Gain = section(Gain)
+    reverberation: Any = section(Reverberation)
+    noise_folder: Any = section(NoiseFolder)
+    gaussian_noise: Any = section(GaussianNoise)
+    channel: Any = section(Channel)
+    gain: Any = section(Gain)
     speed: Speed = section(Speed)
 
 

@@ -12,10 +12,13 @@ import training_runs
 import redimnet_jax as rj
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-CHAINS, KILLS = 5, 4
+pytestmark = pytest.mark.slow
+
+CHAINS = 3
+KILLS = 4
 SETTINGS = {"epochs": 2, "checkpoint.every_steps": 3, "checkpoint.keep": 1}
 # The last chain makes its crops while it trains.
-KINDS = [{"cache.crops": 2, "averaging.last": 2}] * 4 + [{}]
+KINDS = [{"cache.crops": 2, "averaging.last": 2}] * 2 + [{}]
 
 
 @pytest.fixture(scope="module")
