@@ -157,7 +157,7 @@ def from_config_dict(
     return cls(**values)
 
 
-def nearest(key: str, cls: type, count: int = 3) -> str:
+def nearest(key: str, cls: Any, count: int = 3) -> str:
     """Return which settings of `cls` are like a dotted key, or like its last part: "the nearest are a, b"."""
 
     def likeness(known: str) -> float:

@@ -296,7 +296,7 @@ def _readable_damage(path: Path) -> Iterator[None]:
         denied = isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error)
         absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if denied or (isinstance(error, OSError) and not absent):
-            reason = "Permission denied" if denied else error.strerror or error
+            reason = "Permission denied" if denied else getattr(error, "strerror", None) or error
             raise UserError(f"The checkpoint {path} cannot be read ({reason}); make it readable.") from error
         raise _damaged(path, "a file is missing or has impossible contents") from error
 

@@ -15,7 +15,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 pytestmark = pytest.mark.slow
 
 CHAINS = 3
-KILLS = 4
+KILLS = 3
 SETTINGS = {"epochs": 2, "checkpoint.every_steps": 3, "checkpoint.keep": 1}
 # The last chain makes its crops while it trains.
 KINDS = [{"cache.crops": 2, "averaging.last": 2}] * 2 + [{}]
@@ -47,7 +47,7 @@ def outcome(workdir: Path) -> tuple:
 
 
 def test_killed_at_file_operations(data, server, tmp_path):
-    """Every chain is a run that is killed four times; together they spread the kills evenly over a run."""
+    """Every chain is a run that is killed three times; together they spread the kills evenly over a run."""
     whole = {}
     killed = 0
     for chain in range(CHAINS):
