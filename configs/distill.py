@@ -16,9 +16,8 @@ Hardware: made for a Cloud TPU slice or a few GPUs; a step costs the student's f
 forward. Time and result: not yet measured.
 """
 
-from ml_collections import ConfigDict
-
 from redimnet_jax.checkpoints import pretrained
+from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 # A public recipe's b0, not confirmed by a released file.
@@ -52,7 +51,7 @@ TINY = {
 }
 
 
-def get_config(preset: str | None = None) -> ConfigDict:
+def get_config(preset: str | None = None) -> Config:
     """Return the config, or that of the preset 'demo'."""
     config = train_config.default()
     config.model.checkpoint = None
@@ -74,4 +73,5 @@ def get_config(preset: str | None = None) -> ConfigDict:
         config.distillation.teacher = str(pretrained.SMALL)
         config.epochs = 5
         config.loss.margin_ramp = (1.0, 3.0)
-    return config.lock()
+    config.lock()
+    return config

@@ -12,8 +12,7 @@ what it reached and at what cost. Without a preset it is b2 with the public reci
 yet measured.
 """
 
-from ml_collections import ConfigDict
-
+from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 # The configuration of the released b2 checkpoints.
@@ -50,7 +49,7 @@ SMALL = {
 }
 
 
-def get_config(preset: str | None = None) -> ConfigDict:
+def get_config(preset: str | None = None) -> Config:
     """Return the config, or that of the preset 'small'."""
     config = train_config.default()
     config.model.checkpoint = None
@@ -87,4 +86,5 @@ def get_config(preset: str | None = None) -> ConfigDict:
         config.loss.aam_softmax.scale = 32.0
         config.loss.margin_schedule = "exponential"
         config.loss.margin_ramp = (20.0, 40.0)
-    return config.lock()
+    config.lock()
+    return config

@@ -17,12 +17,11 @@ Hardware: made for a Cloud TPU slice or a few GPUs; crops twice as long need twi
 `optimizer.accumulate`. Time and result: not yet measured.
 """
 
-from ml_collections import ConfigDict
-
+from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 
-def get_config(preset: str | None = None) -> ConfigDict:
+def get_config(preset: str | None = None) -> Config:
     """Return the config, or that of the preset 'demo'."""
     config = train_config.default()
     config.model.checkpoint = "runs/b2"

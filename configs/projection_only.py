@@ -17,12 +17,11 @@ Hardware: any; made for a Cloud TPU slice or a few GPUs. Time and result on VoxC
 on a CPU: see docs/results.md.
 """
 
-from ml_collections import ConfigDict
-
+from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 
-def get_config(preset: str | None = None) -> ConfigDict:
+def get_config(preset: str | None = None) -> Config:
     """Return the config, or that of the preset 'demo'."""
     config = train_config.default()
     config.model.checkpoint = "weights/b2"

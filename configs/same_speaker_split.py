@@ -19,12 +19,11 @@ Hardware, time and result on VoxCeleb: those of projection_only.py, and at most 
 validation; not yet measured.
 """
 
-from ml_collections import ConfigDict
-
+from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 
-def get_config(preset: str | None = None) -> ConfigDict:
+def get_config(preset: str | None = None) -> Config:
     """Return the config, or that of the preset 'demo'."""
     config = train_config.default()
     config.model.checkpoint = "weights/b2"

@@ -18,12 +18,11 @@ more memory than the first (`stage2.optimizer.accumulate` works a batch off in p
 measured.
 """
 
-from ml_collections import ConfigDict
-
+from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 
-def get_config(preset: str | None = None) -> ConfigDict:
+def get_config(preset: str | None = None) -> Config:
     """Return the config, or that of the preset 'demo'."""
     config = train_config.default()
     config.model.checkpoint = "weights/b2"

@@ -17,42 +17,15 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
-from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 
 from redimnet_jax import files
 from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
 from redimnet_jax.evaluation import plots, protocol, report
-from redimnet_jax.losses import objective
 from redimnet_jax.losses.heads import Heads
-from redimnet_jax.models import config as model_config
-from redimnet_jax.models.network import SpeakerNetwork
-from redimnet_jax.models.speaker_model import Source, SpeakerModel
-from redimnet_jax.training.partition import TrainableModel
-
-
-def learner_at(folder: Path) -> tuple[TrainableModel, SpeakerModel, dict]:
-    """(network and heads, the network as a model, config) of the training checkpoint in `folder`."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        saved = checkpointer.restore(folder / "progress")
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder / "arrays")
-    arrays = tree["params"] | tree["stats"] | tree["frozen"]
-    entries, config = saved["model"]["model_config"], saved["config"]
-    network = SpeakerNetwork(model_config.parse(saved["model"]["arch"], entries), rngs=nnx.Rngs(0))
-    loss = objective.loss_from_config(ConfigDict(config))
-    heads = Heads(len(saved["speakers"]), config["projection"]["mrl_dims"], loss, rngs=nnx.Rngs(0))
-    learner = TrainableModel(network, heads)
-    graph, state = nnx.split(learner)
-    flat = [
-        (path, leaf.replace(jnp.asarray(arrays[".".join(map(str, path))]))) for path, leaf in nnx.to_flat_state(state)
-    ]
-    learner = nnx.merge(graph, nnx.from_flat_state(flat))
-    return learner, SpeakerModel(learner.network, entries, Source(**saved["model"]["source"])), config
+from redimnet_jax.training.saved_run import open_run, saved_steps
 
 
 def invalid_losses(heads: Heads, embeddings, speakers, mappings: int, seed: int) -> np.ndarray:
@@ -110,16 +83,16 @@ def main() -> None:
     judged = protocol.from_list(args.trials, args.audio_root)
     speakers = np.unique(judged.speakers, return_inverse=True)[1]
     history = json.loads((args.run / "history.json").read_text())["history"]
-    folders = {int(folder.name): folder for folder in (args.run / "checkpoints").iterdir()}
+    steps = saved_steps(args.run)
     rows = []
     for entry in history:
-        if entry["step"] not in folders or "dims" not in entry:
+        if entry["step"] not in steps or "dims" not in entry:
             continue
-        learner, model, config = learner_at(folders[entry["step"]])
+        run = open_run(args.run, entry["step"], averaged=False)
         # Crops as long as those that train, so that all losses are of the same task.
-        pooled = pool_recordings(model, judged.recordings, windows=Windows(config["data"]["crop_seconds"]))
-        embeddings = embed_pooled(model, pooled)[:, 0]
-        losses = invalid_losses(learner.heads, embeddings, speakers, args.mappings, args.seed)
+        pooled = pool_recordings(run.model, judged.recordings, windows=Windows(run.settings.data.crop_seconds))
+        embeddings = embed_pooled(run.model, pooled)[:, 0]
+        losses = invalid_losses(run.heads, embeddings, speakers, args.mappings, args.seed)
         dims = list(entry["dims"])
         bounds = np.quantile(losses, [0.025, 0.975], axis=0)
         rows.append(

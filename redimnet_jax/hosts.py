@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 
 class AgreedError(UserError):
-    """An error that every process raises at the same point, so that nobody has to be told."""
+    """An error that every process raises at the same point, so that no process has to tell the others."""
 
 
 def gather(text: str) -> list[str]:
-    """Returns the `text` of every process, cut to `TEXT_BYTES`."""
+    """Return the `text` of every process, cut to `TEXT_BYTES`."""
     if jax.process_count() == 1:
         return [text]
     from jax.experimental import multihost_utils
@@ -46,13 +46,13 @@ def gather(text: str) -> list[str]:
 
 
 def meet() -> None:
-    """Returns when all processes have called this."""
+    """Return when all processes have called this."""
     gather("")
 
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Raises an AgreedError on every process when the block raises a UserError on any of them.
+    """Raise an AgreedError on every process when the block raises a UserError on any of them.
 
     Blocks may be nested. The only collective calls in a block are those of this module.
     """
@@ -76,16 +76,16 @@ def failing_together() -> Iterator[None]:
 
 
 def first_then_others(make: Callable[[], T]) -> T:
-    """Returns `make()`, which process 0 calls before the others, who then find the files that it wrote."""
+    """Return `make()`, which process 0 calls before the others, who then find the files that it wrote."""
     first = jax.process_index() == 0
     with failing_together():
-        made = make() if first else None
+        made = [make()] if first else []
     with failing_together():
-        return made if first else make()
+        return made[0] if first else make()
 
 
 def check_same(text: str, difference: str) -> None:
-    """Raises UserError on every process, with the sentence `difference`, unless all have the same short `text`.
+    """Raise UserError on every process, with the sentence `difference`, unless all have the same short `text`.
 
     `{which}` in the sentence stands for the processes whose text differs from that of process 0.
     """
@@ -97,7 +97,7 @@ def check_same(text: str, difference: str) -> None:
 
 
 def check_common_folder(folder: Path, name: str) -> None:
-    """Raises UserError on every process unless all see the same `folder`, which the user gave as `name`.
+    """Raise UserError on every process unless all see the same `folder`, which the user gave as `name`.
 
     Process 0 must have made the folder.
     """
@@ -138,7 +138,7 @@ def _reads(path: Path, content: str) -> bool:
 
 
 class Farewell:
-    """Lets the processes of a run end together, whatever they are waiting for.
+    """Let the processes of a run end together, whatever they are waiting for.
 
     A process that ends early leaves its exit code and a sentence with the coordinator. A thread of every process
     looks there; it calls `leave(code, sentence)`, which must end the process, when another one has left.
@@ -147,7 +147,7 @@ class Farewell:
     def __init__(self, leave: Callable[[int, str], Any]):
         from jax._src import distributed  # JAX has no public access to the coordinator.
 
-        self._client = distributed.global_state.client
+        self._client: Any = distributed.global_state.client
         self._index, self._count = jax.process_index(), jax.process_count()
         self._leave, self._done = leave, threading.Event()
         self._ending = threading.Lock()
@@ -164,7 +164,7 @@ class Farewell:
             self._thread.join()
 
     def say(self, code: int, sentence: str) -> None:
-        """Tells the other processes that this one ends; process 0, the coordinator, waits until they know."""
+        """Tell the other processes that this one ends; process 0, the coordinator, waits until they know."""
         if self._count == 1:
             return
         self._claim()
@@ -174,7 +174,7 @@ class Farewell:
         self._depart()
 
     def heard(self, seconds: float = 0.0) -> tuple[int, str] | None:
-        """Returns (exit code, sentence) of another process that ended, waiting for up to `seconds`, or None."""
+        """Return (exit code, sentence) of another process that ended, waiting for up to `seconds`, or None."""
         limit = time.monotonic() + seconds
         while self._count > 1:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # There is no such key.
@@ -195,12 +195,12 @@ class Farewell:
                 self._leave(*told)
 
     def _claim(self) -> None:
-        """Lets one thread end this process; another one that wants to as well waits here until it has."""
+        """Let one thread end this process; another one that wants to as well waits here until it has."""
         if not self._ending.acquire(blocking=False):
             time.sleep(2 * FAREWELL_SECONDS)
 
     def _depart(self) -> None:
-        """Notes that this process is about to end; process 0 waits for the notes of the others."""
+        """Note that this process is about to end; process 0 waits for the notes of the others."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._client.key_value_set(f"{_LEFT}/{self._index}", str(os.getpid()), allow_overwrite=True)
             limit = time.monotonic() + FAREWELL_SECONDS

@@ -25,7 +25,7 @@ TYPES = {bool: "bool", int: "int", float: "float", str: "str", dict: "dict"}
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is known of a leaf besides its type and default; of a tuple the range is that of every element."""
+    """The help, unit and range of a leaf; the range of a tuple applies to every element."""
 
     help: str
     unit: str = ""
@@ -37,13 +37,13 @@ class Setting:
     ordered: bool = False  # The elements must not decrease.
 
     def range(self) -> str:
-        """The bounds in words ("at least 0 and below 1"), or "" without any."""
+        """Return the bounds in words ("at least 0 and below 1"), or "" without any."""
         names = ("at_least", "above", "at_most", "below")
         bounds = [(name.replace("_", " "), getattr(self, name)) for name in names]
         return " and ".join(f"{name} {bound:.10g}" for name, bound in bounds if bound is not None)
 
     def holds(self, value: float) -> bool:
-        """Returns whether the number lies within the bounds."""
+        """Return whether the number lies within the bounds."""
         return not (
             (self.at_least is not None and value < self.at_least)
             or (self.above is not None and value <= self.above)
@@ -53,12 +53,12 @@ class Setting:
 
 
 def refused(key: str, value: Any, wanted: str) -> UserError:
-    """Returns the error for a value that is not what is `wanted`."""
+    """Return the error for a value that is not what is `wanted`."""
     return UserError(f"config.{key} is {shown(value)} but must be {wanted}; correct it.")
 
 
 def shown(value: Any) -> str:
-    """Returns the `repr` of a value, cut where it is long."""
+    """Return the `repr` of a value, cut where it is long."""
     try:
         text = repr(value).replace("\n", " ")
     except ValueError:  # Python does not print integers of thousands of digits.
@@ -67,7 +67,7 @@ def shown(value: Any) -> str:
 
 
 def checked(key: str, kind: Any, about: Setting, value: Any) -> Any:
-    """Returns `value` as its type `kind`; UserError when it is of another type or out of range."""
+    """Return `value` as its type `kind`; raise UserError when it is of another type or out of range."""
     try:
         return _converted(kind, about, value)
     except (TypeError, ValueError, OverflowError):
@@ -75,7 +75,7 @@ def checked(key: str, kind: Any, about: Setting, value: Any) -> Any:
 
 
 def wanted(kind: Any, about: Setting) -> str:
-    """Describes in words what a leaf must be."""
+    """Describe in words what a leaf must be."""
     inner = without_none(kind)
     if typing.get_origin(inner) is tuple:
         element, *more = typing.get_args(inner)
@@ -88,7 +88,7 @@ def wanted(kind: Any, about: Setting) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """Returns the type of a leaf as the reference shows it: "float or None", "list of int"."""
+    """Return the type of a leaf as the reference shows it: "float or None", "list of int"."""
     inner = without_none(kind)
     if typing.get_origin(inner) is tuple:
         element, *more = typing.get_args(inner)
@@ -105,7 +105,7 @@ def _one(kind: type, about: Setting) -> str:
 
 
 def without_none(kind: Any) -> Any:
-    """The type without `| None`."""
+    """Return the type without `| None`."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
     return kind

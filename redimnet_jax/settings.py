@@ -38,27 +38,34 @@ class Leaf:
 class Config(ConfigDict):
     """A ConfigDict that prints as plain YAML: in the declared order, and with tuples as lists."""
 
+    if typing.TYPE_CHECKING:  # Its settings are not known before it is made.
+
+        def __getattr__(self, attribute: str) -> Any: ...
+
+        def __setattr__(self, attribute: str, value: Any) -> None: ...
+
     def __str__(self) -> str:
         return self.to_yaml(default_flow_style=None)
 
     def to_yaml(self, **kwargs: Any) -> str:
-        """Returns YAML without Python's tags; `kwargs` are those of `yaml.safe_dump`."""
-        return yaml.safe_dump(json.loads(self.to_json_best_effort()), **{"sort_keys": False} | kwargs)
+        """Return YAML without Python's tags; `kwargs` are those of `yaml.safe_dump`."""
+        options: dict[str, Any] = {"sort_keys": False} | kwargs
+        return yaml.safe_dump(json.loads(self.to_json_best_effort()), **options)
 
 
 def setting(default: Any, **about: Any) -> Any:
-    """Declares a leaf with its default and the fields of `Setting`."""
-    made = {"default_factory": dict} if default == {} else {"default": default}
-    return dataclasses.field(metadata={"setting": Setting(**about)}, **made)
+    """Declare a leaf with its default and the fields of `Setting`."""
+    start: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
+    return dataclasses.field(metadata={"setting": Setting(**about)}, **start)
 
 
-def section(cls: type) -> Any:
-    """Declares a subsection with the defaults of `cls`."""
+def section(cls: Any) -> Any:
+    """Declare a subsection with the defaults of `cls`."""
     return dataclasses.field(default_factory=cls)
 
 
 def options_of(cls: type, about: Mapping[str, Setting], **changed: tuple[Any, Any]) -> type:
-    """Makes the section of the options of the dataclass `cls`, with its defaults and what is said `about` each.
+    """Make the section of the options of the dataclass `cls`, with its defaults and what is said `about` each.
 
     `changed` gives the (type, default) of fields where they differ from those of `cls`.
     """
@@ -71,7 +78,7 @@ def options_of(cls: type, about: Mapping[str, Setting], **changed: tuple[Any, An
 
 
 def all_optional(cls: type, doc: str) -> type:
-    """Makes the section `cls` anew with None as the default of all of its leaves."""
+    """Make the section `cls` anew with None as the default of all of its leaves."""
     made = []
     for name, kind, field in _fields(cls):
         if dataclasses.is_dataclass(kind):
@@ -81,8 +88,8 @@ def all_optional(cls: type, doc: str) -> type:
     return dataclasses.make_dataclass(cls.__name__, made, frozen=True, namespace={"__doc__": doc})
 
 
-def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
-    """Yields every leaf of the section `cls` and of its subsections, in the declared order."""
+def leaves(cls: Any, prefix: str = "") -> Iterator[Leaf]:
+    """Yield every leaf of the section `cls` and of its subsections, in the declared order."""
     for name, kind, field in _fields(cls):
         if dataclasses.is_dataclass(kind):
             yield from leaves(kind, f"{prefix}{name}.")
@@ -91,8 +98,8 @@ def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
             yield Leaf(prefix + name, kind, default, field.metadata["setting"])
 
 
-def sections(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (dotted key, first line of the docstring) of the section `cls`, whose key is "", and its subsections."""
+def sections(cls: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, first line of the docstring) of the section `cls`, whose key is "", and its subsections."""
     yield prefix, (cls.__doc__ or "").partition("\n")[0]
     for name, kind, _ in _fields(cls):
         if dataclasses.is_dataclass(kind):
@@ -100,14 +107,14 @@ def sections(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def at(settings: Any, key: str) -> Any:
-    """Returns the value at a dotted key."""
+    """Return the value at a dotted key."""
     for name in key.split("."):
         settings = getattr(settings, name)
     return settings
 
 
 def to_config_dict(settings: Any) -> Config:
-    """Returns the locked ConfigDict of the settings; optional values are placeholders that know their type."""
+    """Return the locked ConfigDict of the settings; optional values are placeholders that know their type."""
 
     def plain(part: Any) -> dict[str, Any]:
         entries = {}
@@ -122,13 +129,17 @@ def to_config_dict(settings: Any) -> Config:
             entries[name] = value
         return entries
 
-    return Config(plain(settings)).lock()
+    config = Config(plain(settings))
+    config.lock()
+    return config
 
 
-def from_config_dict(cls: type, config: Mapping[str, Any], prefix: str = "", root: type | None = None) -> Any:
-    """Returns the section `cls` with the values of `config`; those that it lacks have their defaults.
+def from_config_dict(
+    cls: Any, config: Mapping[str, Any] | ConfigDict, prefix: str = "", root: type | None = None
+) -> Any:
+    """Return the section `cls` with the values of `config`; those that it lacks have their defaults.
 
-    Raises UserError for an unknown key, which names the nearest ones, and for a value of a wrong type or range.
+    Raise UserError for an unknown key, which names the nearest ones, and for a value of a wrong type or range.
     """
     root = root or cls
     if not hasattr(config, "items"):
@@ -146,8 +157,8 @@ def from_config_dict(cls: type, config: Mapping[str, Any], prefix: str = "", roo
     return cls(**values)
 
 
-def nearest(key: str, cls: type, count: int = 3) -> str:
-    """Says which settings of `cls` are like a dotted key, or like its last part: "the nearest are a, b"."""
+def nearest(key: str, cls: Any, count: int = 3) -> str:
+    """Return which settings of `cls` are like a dotted key, or like its last part: "the nearest are a, b"."""
 
     def likeness(known: str) -> float:
         pairs = (key, known), (key.rpartition(".")[2], known.rpartition(".")[2])
@@ -160,4 +171,7 @@ def nearest(key: str, cls: type, count: int = 3) -> str:
 
 def _fields(cls: type) -> Iterator[tuple[str, Any, dataclasses.Field]]:
     hints = typing.get_type_hints(cls)
-    return ((field.name, hints[field.name], field) for field in dataclasses.fields(cls))
+    for field in dataclasses.fields(cls):
+        # Sections that are made at run time are no types for a checker, so their fields are declared as Any.
+        made = hints[field.name] is Any
+        yield field.name, field.default_factory if made else hints[field.name], field

@@ -191,6 +191,12 @@ class TrainingCheckpoints:
             _remove_folder(removed)
 
 
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (progress, arrays) of the checkpoint in a folder; raise UserError when it is damaged."""
+    progress, sums = _read_progress(path)
+    return progress, _read_arrays(path, sums)
+
+
 def _read_progress(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
     """Return (progress, checksums of the arrays or None, if an earlier version wrote the checkpoint)."""
     with _readable_damage(path):
@@ -290,7 +296,7 @@ def _readable_damage(path: Path) -> Iterator[None]:
         denied = isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error)
         absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if denied or (isinstance(error, OSError) and not absent):
-            reason = "Permission denied" if denied else error.strerror or error
+            reason = "Permission denied" if denied else getattr(error, "strerror", None) or error
             raise UserError(f"The checkpoint {path} cannot be read ({reason}); make it readable.") from error
         raise _damaged(path, "a file is missing or has impossible contents") from error
 

@@ -32,12 +32,12 @@ FREE_TO_CHANGE = (
 )
 
 
-def default() -> ConfigDict:
+def default() -> settings.Config:
     """Return the config of the projection-only recipe, without data; unknown keys cannot be set."""
     return settings.to_config_dict(Settings())
 
 
-def use_demo(config: ConfigDict) -> None:
+def use_demo(config: settings.Config) -> None:
     """Change `config` to a run of minutes on a CPU: the small backbone of the package, and artificial voices."""
     config.model.checkpoint = str(pretrained.SMALL)
     config.data.train = "synthetic:60x3x4"

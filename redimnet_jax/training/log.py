@@ -152,8 +152,9 @@ class _Events:
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         """Add the scalars of a step, and flush now and then."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+        # Generated code, whose classes a type checker does not see.
+        from tensorboardX.proto.event_pb2 import Event  # type: ignore[attr-defined]
+        from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()]
         with self._writable():

@@ -7,7 +7,7 @@ import optax
 
 
 def schedule(peak: float, steps: int, warmup_steps: int, final: float = 0.0) -> optax.Schedule:
-    """Learning rate by step: linear from 0 to `peak` in `warmup_steps`, then a half cosine to `final` at `steps`."""
+    """Return the rate by step: linear from 0 to `peak` in `warmup_steps`, then half a cosine to `final` at `steps`."""
     return optax.warmup_cosine_decay_schedule(0.0, peak, max(warmup_steps, 1), max(steps, warmup_steps + 2), final)
 
 
@@ -18,13 +18,16 @@ def adamw(
     clip_norm: float | None,
     factors: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) after clipping the global gradient norm; vectors (biases, norms) do not decay.
+    """Return AdamW (arXiv 1711.05101) after clipping the global gradient norm; biases and norms do not decay.
 
-    `factors` multiply the learning rate (so the decay too) of the parameters by name; it has all of them.
+    `factors` multiply the learning rate, and so the decay, of the parameters by name; all of them must be there.
     """
     steps = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
-    decays = {"mask": lambda params: {name: array.ndim > 1 for name, array in params.items()}}
-    steps.append(optax.adamw(rate, weight_decay=weight_decay, **decays))
+
+    def decays(params: Mapping[str, jax.Array]) -> dict[str, bool]:
+        return {name: array.ndim > 1 for name, array in params.items()}
+
+    steps.append(optax.adamw(rate, weight_decay=weight_decay, mask=decays))
     if factors is not None and set(factors.values()) != {1.0}:
         steps.append(optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, dict(factors))))
     return optax.chain(*steps)

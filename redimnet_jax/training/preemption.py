@@ -17,7 +17,7 @@ GRACE_SECONDS = 1.0
 
 
 class _Handled:
-    """When this process last handled a signal (time.monotonic()), and how many requests are being watched for."""
+    """The time.monotonic() at which this process last handled a signal, and how many requests are watched for."""
 
     last = 0.0
     watching = 0
@@ -35,7 +35,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """During the block SIGTERM makes the request, and the second one ends the process at once.
+        """Take SIGTERM as the request during the block; a second one ends the process at once.
 
         The same holds for Ctrl-C within `leaving_at_once`; elsewhere it stays a KeyboardInterrupt.
         """
@@ -51,7 +51,7 @@ class StopRequest:
         try:
             for number in SIGNALS[: 1 + in_command]:
                 before[number] = signal.signal(number, request)
-        except ValueError:  # Only the main thread may; elsewhere the caller decides.
+        except ValueError:  # Only the main thread may handle signals; elsewhere the caller decides.
             yield
             return
         _Handled.watching += 1
@@ -63,7 +63,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def requested_anywhere(self) -> bool:
-        """Whether any process was asked; all processes must call this together."""
+        """Return whether any process was asked to stop; all processes must call this together."""
         if jax.process_count() == 1:
             return self.requested
         from jax.experimental import multihost_utils
@@ -73,9 +73,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def leaving_at_once(leave: Callable[[int], Any]) -> Iterator[None]:
-    """During the block SIGTERM and Ctrl-C call `leave(number)`, which must end the process.
+    """Call `leave(number)`, which must end the process, on SIGTERM and Ctrl-C during the block.
 
-    Where a request is watched for, this is so from the second signal on. A main thread that does not return to
+    Where a request is watched for, this begins with the second signal. A main thread that does not return to
     Python, since it compiles or waits for another process, is not waited for. Ignored signals, such as Ctrl-C
     in a background job, stay ignored. Does nothing outside the main thread.
     """
@@ -106,14 +106,14 @@ def leaving_at_once(leave: Callable[[int], Any]) -> Iterator[None]:
 
 
 def reinstall_handlers() -> None:
-    """Installs Python's handlers again, after native code (`jax.distributed`) has put its own in their place."""
+    """Install Python's handlers again, after native code (`jax.distributed`) has replaced them."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.getsignal(number))
 
 
 def _listen(reader: int, leave: Callable[[int], Any]) -> None:
-    """Calls `leave` for signals that the main thread does not handle in time, until the other end is closed."""
+    """Call `leave` for signals that the main thread does not handle in time, until the other end is closed."""
     unhandled = 0
     while data := os.read(reader, 1):
         received = time.monotonic()

@@ -18,7 +18,7 @@ Effect = tuple[bool, str, str]
 
 
 def check(settings: Settings, devices: int) -> None:
-    """Raises UserError for settings that no run on that many `devices` can have, and for those without effect."""
+    """Raise UserError for settings that no run on that many `devices` can have, and for those without effect."""
     rules = (_network_rules, _data_rules, _loss_rules, _pair_rules, _stage_rules)
     for holds, key, wanted in itertools.chain(*(each(settings) for each in rules), _device_rules(settings, devices)):
         if not holds:
@@ -35,7 +35,7 @@ def check(settings: Settings, devices: int) -> None:
 
 
 def _value(settings: Settings, key: str) -> Any:
-    """The value at `key`, which in the second stage may be that of the first."""
+    """Return the value at `key`, which in the second stage may be that of the first."""
     value = typed.at(settings, key)
     return typed.at(settings, key.removeprefix("stage2.")) if value is None else value
 

@@ -87,7 +87,8 @@ def _check_folders(settings: Settings, workdir: Path) -> None:
 
 def _train(settings: Settings, workdir: Path) -> dict[str, Any]:
     """Train in a workdir that no other run uses; see `train`."""
-    if jax.config.jax_compilation_cache_dir is None:
+    # JAX adds its options to the class at run time.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # A run that resumes then does not compile again.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     with contextlib.ExitStack() as stack:

@@ -5,6 +5,7 @@ The sections about data and losses are in `settings_data` and `settings_losses`.
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from redimnet_jax.losses import objective
 from redimnet_jax.models import config as model_config
@@ -94,7 +95,7 @@ class SecondStage:
     batch_stats: str = setting(
         "trained", choices=BATCH_STATS, help="Updates the batch statistics of what trains, or freezes them all."
     )
-    optimizer: SecondOptimizer = section(SecondOptimizer)
+    optimizer: Any = section(SecondOptimizer)
 
 
 @dataclass(frozen=True)

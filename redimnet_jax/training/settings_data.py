@@ -1,19 +1,21 @@
 """The settings of a training run about its data: corpus, crops, augmentation, cache, and validation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from redimnet_jax.data import augment
 from redimnet_jax.setting_values import Setting
 from redimnet_jax.settings import options_of, section, setting
 
-DECIBELS = {"at_least": -100, "at_most": 100, "unit": "dB", "ordered": True}
+DECIBELS: dict[str, Any] = {"at_least": -100, "at_most": 100, "unit": "dB", "ordered": True}
+TILT: dict[str, Any] = DECIBELS | {"unit": "dB per octave"}
 _P = Setting("Sets the probability that the step changes a crop; 0 turns the step off.", at_least=0, at_most=1)
 
 
 def _step(name: str, **about: Setting) -> type:
     """Return the section of an augmentation step, which is off by default, and whose folder has no name."""
-    cls = augment.STEPS[name]
-    changed = {"p": (float, 0.0)} | ({"folder": (str, "")} if "folder" in about else {})
+    cls: Any = augment.STEPS[name]
+    changed: dict[str, tuple[Any, Any]] = {"p": (float, 0.0)} | ({"folder": (str, "")} if "folder" in about else {})
     if "talkers" in about:
         changed["talkers"] = (tuple[int, int], cls.talkers)
     return options_of(cls, {"p": _P, **about}, **changed)
@@ -36,7 +38,7 @@ GaussianNoise = _step("gaussian_noise", snr=_decibels("Gives the range of the si
 Channel = _step(
     "channel",
     equaliser=_decibels("Gives the range of the gains of the frequency response."),
-    tilt=Setting("Gives the range of the spectral tilt.", **DECIBELS | {"unit": "dB per octave"}),
+    tilt=Setting("Gives the range of the spectral tilt.", **TILT),
     low=Setting("Gives the range of the lower edge of the pass band.", above=0, unit="Hz", ordered=True),
     high=Setting("Gives the range of the upper edge of the pass band.", above=0, unit="Hz", ordered=True),
 )
@@ -57,11 +59,11 @@ class Speed:
 class Augment:
     """Random changes to training crops, applied in this order after the speed."""
 
-    reverberation: Reverberation = section(Reverberation)
-    noise_folder: NoiseFolder = section(NoiseFolder)
-    gaussian_noise: GaussianNoise = section(GaussianNoise)
-    channel: Channel = section(Channel)
-    gain: Gain = section(Gain)
+    reverberation: Any = section(Reverberation)
+    noise_folder: Any = section(NoiseFolder)
+    gaussian_noise: Any = section(GaussianNoise)
+    channel: Any = section(Channel)
+    gain: Any = section(Gain)
     speed: Speed = section(Speed)
 
 

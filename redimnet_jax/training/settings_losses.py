@@ -1,6 +1,7 @@
 """The settings of a training run about its losses."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from redimnet_jax.losses.margin_schedule import RAMPS
 from redimnet_jax.losses.objective import LOSSES
@@ -11,7 +12,7 @@ HEAD_INITS = ("means", "random")
 
 _SCALE = Setting("Multiplies the cosines.", above=0)
 _EASY = Setting("Applies the margin only where the angle to the own prototype is below 90 degrees.")
-_ANGLE = {"unit": "rad", "at_least": 0, "below": 1.5}
+_ANGLE: dict[str, Any] = {"unit": "rad", "at_least": 0, "below": 1.5}
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,14 @@ class Loss:
     consistency: float = setting(
         0.0, at_least=0, help="Weights the term that makes scores of shorter prefixes follow those of the widest."
     )
-    aam_softmax: AAMSoftmax = section(AAMSoftmax)
-    am_softmax: AMSoftmax = section(AMSoftmax)
-    subcenter_aam: SubcenterAAM = section(SubcenterAAM)
-    sphereface2: SphereFace2 = section(SphereFace2)
-    triplet: Triplet = section(Triplet)
-    supervised_contrastive: SupervisedContrastive = section(SupervisedContrastive)
-    ge2e: GE2E = section(GE2E)
-    angular_prototypical: AngularPrototypical = section(AngularPrototypical)
+    aam_softmax: Any = section(AAMSoftmax)
+    am_softmax: Any = section(AMSoftmax)
+    subcenter_aam: Any = section(SubcenterAAM)
+    sphereface2: Any = section(SphereFace2)
+    triplet: Any = section(Triplet)
+    supervised_contrastive: Any = section(SupervisedContrastive)
+    ge2e: Any = section(GE2E)
+    angular_prototypical: Any = section(AngularPrototypical)
 
 
 @dataclass(frozen=True)

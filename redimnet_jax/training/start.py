@@ -96,14 +96,15 @@ def adapt(
     wanted = settings.projection
     dims = wanted.mrl_dims
     from_means = settings.heads.init == "means" and heads.have_prototypes
-    pooled = None
-    labels = None
+    start: tuple[np.ndarray, np.ndarray] | None = None
     if wanted.init == "lossless" or from_means:
-        pooled, labels = crops(min(wanted.crops, max(8 * utterances, 4 * dims[-1])))
+        start = crops(min(wanted.crops, max(8 * utterances, 4 * dims[-1])))
+    pooled, labels = start or (None, None)
     model = matryoshka.adapt(
         pretrained, dims, pooled, labels, init=wanted.init, order=wanted.order, seed=settings.seed
     )
     if from_means:
+        assert pooled is not None and labels is not None
         reached = heads.start_at_means(embed_pooled(model, pooled), labels)
         log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
     if wanted.init != "lossless":
@@ -111,6 +112,7 @@ def adapt(
     if model.embed_dim < pretrained.embed_dim:
         log.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")
     else:
+        assert pooled is not None
         difference = matryoshka.check_lossless(pretrained, model, pooled[:512])
         log.say(
             f"lossless start: no cosine at the {pretrained.embed_dim} pretrained dimensions changes by more than "

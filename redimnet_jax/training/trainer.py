@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from redimnet_jax import class_sharding, sharding
@@ -68,7 +69,7 @@ class StageTrainer:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step of the run."""
-        return float(self._schedule(step - 1 - self._start))
+        return float(np.asarray(self._schedule(step - 1 - self._start)))
 
     def make_step(self, objective: Objective, seed: int) -> Callable:
         """Return the training step, see `step.make_step`."""

@@ -1,4 +1,4 @@
-"""A run goes on with other numbers of devices than it was started on, with prototypes dealt to them as well."""
+"""A run resumes on other numbers of devices than it was started on, also with prototypes dealt to the devices."""
 
 import json
 import os
@@ -12,51 +12,68 @@ import training_runs
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import run as training_run
 
+pytestmark = pytest.mark.slow
+
+# Runs every (workdir, settings, [(devices, step after which the run ends or 0)]) on some of four devices.
 RUN = """
-import json, sys
+import contextlib, json, sys
+import jax, numpy as np, pytest
 import training_runs
-from redimnet_jax import class_sharding
+from redimnet_jax import class_sharding, sharding
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import run as train
-workdir, settings, step = json.loads(sys.argv[1])
+from redimnet_jax.training.checkpoints import TrainingCheckpoints
+
 class_sharding.FEWEST = 1
 plots.save = lambda *_: None
-if step:
-    original = train.TrainingCheckpoints.save
+original = TrainingCheckpoints.save
+devices = jax.devices()
+assert len(devices) == 4
+
+def resume(workdir, settings, count, last):
     def save(checkpoints, state, *rest):
         original(checkpoints, state, *rest)
-        if int(state.step) == step:
+        if int(state.step) == last:
             checkpoints.wait()
             raise SystemExit
-    train.TrainingCheckpoints.save = save
-train.train(training_runs.config(settings), workdir)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(TrainingCheckpoints, "save", save)
+        patch.setattr(sharding, "mesh", lambda: jax.sharding.Mesh(np.array(devices[:count]), (sharding.AXIS,)))
+        patch.setattr(jax, "device_count", lambda: count)
+        train.train(training_runs.config(settings), workdir)
+
+for workdir, settings, order in json.loads(sys.argv[1]):
+    for count, last in order:
+        resume(workdir, settings, count, last)
 """
 SETTINGS = {"epochs": 2, "checkpoint.every_steps": 2, "projection.mrl_dims": (8,), "validation.dim": 8}
 # Devices until step 2, until step 6, and until the end; no multiple of 6 classes is dealt to 4 devices.
-ORDERS = {"live": (4, 1, 2), "cached": (1, 4, 2)}
+KINDS = {"live": ({}, (4, 1, 2)), "cached": ({"cache.crops": 2}, (1, 4, 2))}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training_runs.write_data(tmp_path_factory.mktemp("data"))
-
-
-def go_on(devices: int, workdir: Path, settings: dict, step: int = 0) -> None:
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+def resume_on_devices(workdirs: dict[str, Path], data: dict) -> None:
+    """Train in all `workdirs` in one process with four devices."""
+    runs = []
+    for kind, (changes, order) in KINDS.items():
+        steps = list(zip(order, (2, 6, 0), strict=True))
+        runs.append([str(workdirs[kind]), data | SETTINGS | changes, steps])
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    command = [sys.executable, "-c", RUN, json.dumps(runs)]
     environment = os.environ | {"XLA_FLAGS": flags}
-    command = [sys.executable, "-c", RUN, json.dumps([str(workdir), settings, step])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("kind", ORDERS)
-def test_other_numbers_of_devices(kind, data, tmp_path, monkeypatch):
-    settings = data | SETTINGS | ({"cache.crops": 2} if kind == "cached" else {})
-    for devices, step in zip(ORDERS[kind], (2, 6, 0), strict=True):
-        go_on(devices, tmp_path / "changing", settings, step)
+def test_other_numbers_of_devices(tmp_path, monkeypatch):
+    data = training_runs.write_data(tmp_path / "data")
+    workdirs = {kind: tmp_path / kind for kind in KINDS}
+    resume_on_devices(workdirs, data)
     monkeypatch.setattr(plots, "save", lambda *_: None)
-    training_run.train(training_runs.config(settings), tmp_path / "one")
-    changing, one = training_runs.history(tmp_path / "changing"), training_runs.history(tmp_path / "one")
-    assert [entry["step"] for entry in changing] == [entry["step"] for entry in one] == [0, 4, 8]
-    for ours, theirs in zip(changing[1:], one[1:], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    for kind, (changes, _) in KINDS.items():
+        training_run.train(training_runs.config(data | SETTINGS | changes), tmp_path / f"{kind} on one")
+        changing = training_runs.history(workdirs[kind])
+        on_one = training_runs.history(tmp_path / f"{kind} on one")
+        assert [entry["step"] for entry in changing] == [entry["step"] for entry in on_one] == [0, 4, 8]
+        for ours, theirs in zip(changing[1:], on_one[1:], strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)

@@ -12,10 +12,13 @@ import training_runs
 import redimnet_jax as rj
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-CHAINS, KILLS = 5, 4
+pytestmark = pytest.mark.slow
+
+CHAINS = 3
+KILLS = 3
 SETTINGS = {"epochs": 2, "checkpoint.every_steps": 3, "checkpoint.keep": 1}
 # The last chain makes its crops while it trains.
-KINDS = [{"cache.crops": 2, "averaging.last": 2}] * 4 + [{}]
+KINDS = [{"cache.crops": 2, "averaging.last": 2}] * 2 + [{}]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def outcome(workdir: Path) -> tuple:
 
 
 def test_killed_at_file_operations(data, server, tmp_path):
-    """Every chain is a run that is killed four times; together they spread the kills evenly over a run."""
+    """Every chain is a run that is killed three times; together they spread the kills evenly over a run."""
     whole = {}
     killed = 0
     for chain in range(CHAINS):

@@ -20,7 +20,10 @@ from redimnet_jax.training import data as training_data
 from redimnet_jax.training import run as training_run
 
 ROOT = Path(__file__).parents[2]
-EPOCHS, LAST = 6, 24
+pytestmark = pytest.mark.slow
+
+EPOCHS = 6
+LAST = 24
 
 
 @pytest.fixture(scope="module")

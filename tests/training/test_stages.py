@@ -18,7 +18,7 @@ from redimnet_jax.evaluation import plots
 from redimnet_jax.losses import objective
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.nn.layers import BatchNorm
-from redimnet_jax.training import averaging, optimizer, preemption, stages, trainer
+from redimnet_jax.training import averaging, optimizer, preemption, saved_run, stages, trainer
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training.partition import TrainableModel, TrainablePartition
@@ -240,6 +240,7 @@ def kill_at(patch, step: int) -> None:
     patch.setattr(trainer, "compile_step", compile_step)
 
 
+@pytest.mark.slow
 def test_two_stages_stopped_before_at_and_after_the_switch(data, tmp_path, monkeypatch, caplog):
     whole, other, programs = tmp_path / "whole", tmp_path / "other", []
     with monkeypatch.context() as patch:
@@ -266,6 +267,7 @@ def test_two_stages_stopped_before_at_and_after_the_switch(data, tmp_path, monke
     same_runs(whole, other, 12)
     check_what_trained(data, whole)
     check_average(whole)
+    check_opened(whole)
 
 
 def check_what_trained(data, workdir) -> None:
@@ -294,6 +296,22 @@ def check_what_trained(data, workdir) -> None:
             assert bits(end, name) == np.asarray(value).tobytes()
         if above and name.endswith(("kernel", "mean", "var")):
             assert bits(end, name) != np.asarray(value).tobytes()
+
+
+def check_opened(workdir) -> None:
+    """A checkpoint opens with the averages that were validated, or with the weights that train."""
+    assert saved_run.saved_steps(workdir) == [4, 8, 12]
+    arrays, progress = saved(workdir, 8)
+    for averaged, group in ((True, "ema"), (False, "params")):
+        run = saved_run.open_run(workdir, 8, averaged=averaged)
+        assert run.step == 8 and run.speakers == progress["speakers"] and run.settings.averaging.ema == 0.9
+        kernel = run.model.network.linear.kernel.get_value()
+        assert np.array_equal(kernel, arrays[f"['{group}']['network.linear.kernel']"])
+        (prototypes,) = (arrays[key] for key in arrays if key.startswith(f"['{group}']['heads.") and "proto" in key)
+        assert np.array_equal(run.heads.parameters[0]["prototypes"].get_value(), prototypes)
+    assert saved_run.open_run(workdir).step == 12
+    assert "step 5" in refusal(saved_run.open_run, workdir, 5)
+    assert "no training checkpoint" in refusal(saved_run.open_run, workdir / "epochs")
 
 
 def check_average(workdir) -> None:

@@ -317,7 +317,7 @@ def test_a_long_list_is_printed_in_part(tmp_path):
     names = [f"{index}.wav" for index in range(30)]
     found = Unreadable(tmp_path / "list", Named(names, set(range(30))), 100, 1.0)
     said = found.note([(index, 0) for index in range(30)])
-    assert len(said) == unreadable._SAID + 1 and "all are in" in said[-1]
+    assert len(said) == unreadable._MAX_REPORTED + 1 and "all are in" in said[-1]
     assert len(found) == 30
 
 
