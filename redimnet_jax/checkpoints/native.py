@@ -89,7 +89,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
     }
     try:
         with files.new_folder(folder) as part:
-            check_room(part, arrays.values())
+            check_room(folder.parent, arrays.values())
             with own_checkpointer() as checkpointer:
                 checkpointer.save(part / ARRAYS, arrays)
             (part / DESCRIPTION).write_text(_to_json(description) + "\n", encoding="utf-8")
