@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tqdm import tqdm, trange
-from variants import VARIANTS
 
 from redimnet_jax import class_sharding, sharding
 from redimnet_jax.checkpoints import pretrained
@@ -37,6 +36,7 @@ from redimnet_jax.models import config as model_config
 from redimnet_jax.models import matryoshka
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
+from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.training import optimizer
 from redimnet_jax.training.feature_cache import Crops, FeatureCache, keep, pooled_program
 from redimnet_jax.training.feature_source import CachedCrops, open_features

@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from variants import VARIANTS
 
 from redimnet_jax.compilation import jit
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.variants import VARIANTS
 
 COLUMNS = ("variant", "part", "code", "ms", "utterances_per_s", "speed_over_pytorch", "compile_s", "memory_gib")
 # What calls a program, what waits for the result of a call, what is known of the program.

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from variants import VARIANTS
 
 from redimnet_jax.checkpoints import torch_weights
 from redimnet_jax.cli import signals
 from redimnet_jax.models import blocks
 from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.nn import layers
 
 SECONDS = 3.0

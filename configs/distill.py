@@ -17,27 +17,12 @@ forward. Time and result: not yet measured.
 """
 
 from redimnet_jax.checkpoints import pretrained
+from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 # A public recipe's b0, not confirmed by a released file.
-B0 = {
-    "F": 60,
-    "C": 10,
-    "block_1d_type": "conv+att",
-    "block_2d_type": "basic_resnet",
-    "group_divisor": 1,
-    "stages_setup": [
-        [1, 2, 1, [[3, 3]], 30],
-        [2, 3, 2, [[3, 3]], 30],
-        [1, 3, 3, [[3, 3]], 30],
-        [2, 4, 2, [[3, 3]], 10],
-        [1, 3, 1, [[3, 3]], 10],
-    ],
-    "hop_length": 240,
-    "pooling_func": "ASTP",
-    "global_context_att": True,
-}
+B0 = VARIANTS["b0"][1]
 
 TINY = {
     "F": 40,

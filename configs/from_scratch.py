@@ -12,28 +12,12 @@ what it reached and at what cost. Without a preset it is b2 with the public reci
 yet measured.
 """
 
+from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
 
 # The configuration of the released b2 checkpoints.
-B2 = {
-    "F": 72,
-    "C": 16,
-    "block_1d_type": "conv+att",
-    "block_2d_type": "convnext_like",
-    "group_divisor": 4,
-    "stages_setup": [
-        [1, 2, 1, [[3, 3]], 12],
-        [2, 2, 1, [[3, 3]], 12],
-        [1, 3, 1, [[3, 3]], 12],
-        [3, 4, 1, [[3, 3]], 8],
-        [1, 4, 1, [[3, 3]], 8],
-        [2, 4, 1, [[3, 3]], 4],
-    ],
-    "hop_length": 240,
-    "pooling_func": "ASTP",
-    "global_context_att": True,
-}
+B2 = VARIANTS["b2"][1]
 
 SMALL = {
     "F": 40,

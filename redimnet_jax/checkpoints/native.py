@@ -1,6 +1,6 @@
-"""The native checkpoint: a folder with `checkpoint.json`, which a person can read, and `arrays/`, Orbax's.
+"""The native checkpoint: a folder with `checkpoint.json`, which a person can read, and `arrays/`, which Orbax writes.
 
-It is written under another name and renamed when whole, so a folder of the wanted name is always complete.
+It is written under a temporary name and renamed when complete, so a folder of the final name is always complete.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,37 +30,53 @@ from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
+from redimnet_jax.names import one_line
 
-DESCRIPTION, ARRAYS = "checkpoint.json", "arrays"
-BEST = "best"  # of a workdir: where its best model is
+DESCRIPTION = "checkpoint.json"
+ARRAYS = "arrays"
+BEST = "best"  # the link to the best model in a workdir
 FORMAT = 1
-_LARGEST_COMPRESSION = 64
-_LARGEST_DESCRIPTION = 1 << 20  # bytes; a published model_config has less than 2,000
+_MAX_COMPRESSION = 64
+_MAX_REPLACEMENTS = 10
+_MAX_DESCRIPTION = 1 << 20  # bytes; a published model_config has less than 2,000
+
+
+def _stored_name(path: Iterable[Any]) -> str:
+    """Return the name under which checkpoints store the variable at `path` of a network.
+
+    Checkpoints keep a misspelt name of the published code, so that those written before it was corrected here open,
+    and checksums stay.
+    """
+    return ".".join("exitation" if part == "excitation" else str(part) for part in path)
 
 
 def flat(network: SpeakerNetwork) -> dict[str, jax.Array]:
-    """Every variable of `network` by its path, such as `backbone.stages.0.patch.kernel`."""
-    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
+    """Return every variable of `network` by its stored name, such as `backbone.stages.0.patch.kernel`."""
+    return {_stored_name(path): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(network))}
 
 
-def checksum(arrays: dict[str, jax.Array]) -> str:
-    """SHA-256 of the names and bytes of `arrays`."""
+def checksum(arrays: Mapping[str, jax.Array | np.ndarray]) -> str:
+    """Return the SHA-256 of the names and bytes of `arrays`."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
 
 
 def config_checksum(arch: str, entries: dict[str, Any]) -> str:
-    """SHA-256 of what builds the network: most of it leaves no trace in the arrays (a hop, a sample rate)."""
+    """Return the SHA-256 of the configuration, much of which leaves no trace in the arrays (a hop, a sample rate)."""
     return hashlib.sha256(json.dumps([arch, entries], sort_keys=True).encode()).hexdigest()
 
 
 def save(model: SpeakerModel, folder: str | Path) -> None:
-    """Writes `model` to `folder`, which must not exist; all of it or nothing."""
+    """Write `model` to `folder`, which must not exist; all of it or nothing.
+
+    Raises UserError when the folder exists or cannot be written.
+    """
     folder = Path(folder).absolute()
-    # Of NumPy, since Orbax saves arrays of JAX's for all processes together.
+    _check_path(folder)
+    # Orbax would save JAX arrays for all processes together.
     arrays = {name: np.asarray(array) for name, array in flat(model.network).items()}
     description = {
         "format": FORMAT,
@@ -77,7 +92,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
             check_room(folder.parent, arrays.values())
             with own_checkpointer() as checkpointer:
                 checkpointer.save(part / ARRAYS, arrays)
-            (part / DESCRIPTION).write_text(_readable(description), encoding="utf-8")
+            (part / DESCRIPTION).write_text(_to_json(description) + "\n", encoding="utf-8")
     except (UserError, ValueError) as error:  # TensorStore's, of a full disk too, are ValueErrors.
         full = os.strerror(errno.ENOSPC) in str(error)
         if isinstance(error, UserError) and not full:
@@ -87,41 +102,52 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
 
 
 def check_room(folder: Path, arrays: Iterable[np.ndarray]) -> None:
-    """Raises UserError when the disk of `folder` lacks room for a checkpoint of `arrays`.
+    """Raise UserError when the disk of `folder` lacks room for a checkpoint of `arrays`.
 
     Where a disk fills up while Orbax writes, its threads print tracebacks.
     """
-    wanted = 2 * sum(array.nbytes for array in arrays) + 2**20
-    if shutil.disk_usage(folder).free < wanted:
-        raise UserError(f"There is no room for {wanted / 1e6:.0f} MB in {folder}; free some space.")
+    needed = 2 * sum(array.nbytes for array in arrays) + 2**20
+    if shutil.disk_usage(folder).free < needed:
+        raise UserError(f"There is no room for {needed / 1e6:.0f} MB in {folder}; free some space.")
 
 
 def check_output(folder: str | Path) -> None:
-    """Raises UserError when there is something at `folder` already."""
+    """Raise UserError when there is something at `folder` already."""
     files.check_new(folder)
 
 
 def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
-    """The model in the native checkpoint `folder`, or the best one of the training run in the workdir `folder`.
+    """Return the model in the native checkpoint `folder`, or the best model of the run in the workdir `folder`.
 
-    `dtype` bfloat16 makes the backbone compute in it.
-
-    Raises UserError when the folder is none, is damaged, or was written by a newer version.
+    The backbone computes in `dtype`. Raises UserError when the folder is no checkpoint, is damaged, or was written
+    by a newer version.
     """
     folder = Path(folder).absolute()
-    while True:
-        found = _resolved(folder)
-        with _kept(found):
+    _check_path(folder)
+    for _ in range(_MAX_REPLACEMENTS):
+        checkpoint = _resolved(folder)
+        with _kept(checkpoint):
             try:
-                return _load(found, dtype)
+                return _load(checkpoint, dtype)
             except UserError:
-                if found == _resolved(folder):
+                if checkpoint == _resolved(folder):
                     raise
-                # The best model was replaced meanwhile.
+                # A training run has replaced its best model in the meantime.
+    raise UserError(f"{folder} was replaced {_MAX_REPLACEMENTS} times while it was read; load it again.")
+
+
+def _check_path(folder: Path) -> None:
+    """Raise UserError for a path that is not UTF-8."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The path {one_line(str(folder))} of the checkpoint is not UTF-8, which Orbax cannot open; rename it."
+        ) from error
 
 
 def _resolved(folder: Path) -> Path:
-    """Where the checkpoint in `folder`, or the best one in the workdir `folder`, is at this moment."""
+    """Return the present folder of the checkpoint in `folder`, or of the best one in the workdir `folder`."""
     if not os.path.exists(folder / DESCRIPTION) and os.path.lexists(folder / BEST):
         folder = folder / BEST
     return folder.parent / os.readlink(folder) if os.path.islink(folder) else folder
@@ -129,7 +155,7 @@ def _resolved(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _kept(folder: Path) -> Iterator[None]:
-    """Keeps a training run from removing the checkpoint in `folder`, see `training_checkpoint.save_best`."""
+    """Keep a training run (`training.checkpoints.save_best`) from removing the checkpoint in `folder`."""
     import fcntl
 
     with contextlib.ExitStack() as stack:
@@ -166,7 +192,10 @@ def _forms(arrays: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]
 
 
 def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Reads every array in `folder` by its name; UserError when one cannot be, or claims more than it can hold."""
+    """Return every array in `folder` by its name.
+
+    Raises UserError when one cannot be read, or claims more bytes than the folder can hold.
+    """
     import orbax.checkpoint as ocp
 
     with own_checkpointer() as checkpointer:
@@ -175,7 +204,7 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
             # What is compressed may be small; weights hardly are, so this much smaller is a lie about the shape.
             stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in found.values())
-            if claimed > _LARGEST_COMPRESSION * stored:
+            if claimed > _MAX_COMPRESSION * stored:
                 raise ValueError(f"{stored:,} bytes are said to hold arrays of {claimed:,}")
             wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in found}
             arrays = checkpointer.restore(folder, restore_args=wanted)
@@ -187,7 +216,7 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def own_checkpointer() -> Any:
-    """Orbax's, for this process alone: it waits for no other one."""
+    """Return a checkpointer of Orbax that waits for no other process."""
     import orbax.checkpoint as ocp
 
     _keep_threads_quiet()
@@ -200,7 +229,7 @@ def own_checkpointer() -> Any:
 
 @functools.cache
 def _keep_threads_quiet() -> None:
-    """Keeps Orbax's threads from printing tracebacks of an error that the caller gets as well."""
+    """Keep Orbax's threads from printing tracebacks of an error that the caller gets as well."""
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -213,21 +242,19 @@ def _keep_threads_quiet() -> None:
 
 
 def fill(network: SpeakerNetwork, arrays: dict[str, Any]) -> None:
-    """Sets every variable of `network` from `arrays` by path."""
+    """Set every variable of `network` from `arrays`, which have the names of `flat`."""
     for path, variable in nnx.iter_graph(network):
         if isinstance(variable, nnx.Variable):
-            variable.set_value(jnp.asarray(arrays[".".join(map(str, path))]))
+            variable.set_value(jnp.asarray(arrays[_stored_name(path)]))
 
 
-def _readable(description: dict[str, Any]) -> str:
-    """Indented JSON with each list of numbers, or of such lists, on one line."""
-    text = json.dumps(description, indent=2)
-    # Only between line ends, which no text has, so that brackets in a file's name stay as they are.
-    inner = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
-    while inner.search(text):
-        # Other characters stand for the brackets of lists that are done, so that those around them come next.
-        text = inner.sub(lambda match: "\x00" + re.sub(r"\n\s*", " ", match[1]) + "\x01", text)
-    return text.replace("\x00", "[").replace("\x01", "]") + "\n"
+def _to_json(value: Any, indent: str = "") -> str:
+    """Return JSON with every entry of a mapping on a line of its own, and lists on one line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    deeper = f"{indent}  "
+    lines = [f"{deeper}{json.dumps(key)}: {_to_json(item, deeper)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -235,8 +262,8 @@ def _description(folder: Path) -> dict[str, Any]:
     if os.path.isfile(folder):
         raise UserError(f"{folder} is a file, not a native checkpoint; open a .pt with from_torch.")
     try:
-        if path.stat().st_size > _LARGEST_DESCRIPTION:
-            raise ValueError(f"it is larger than {_LARGEST_DESCRIPTION:,} bytes")
+        if path.stat().st_size > _MAX_DESCRIPTION:
+            raise ValueError(f"it is larger than {_MAX_DESCRIPTION:,} bytes")
         entries = files.parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} is no native checkpoint: it has no {DESCRIPTION}; check the path.") from error

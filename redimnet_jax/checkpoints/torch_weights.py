@@ -1,13 +1,13 @@
-"""Official PyTorch checkpoints as our networks: which tensor goes where, and proof that all of them went.
+"""Conversion of PyTorch checkpoints into our networks, with a report of what became of every tensor.
 
-`slots` names, for a network, every tensor its checkpoint must hold. Loading is all or nothing: a tensor missing,
-extra, misshapen, not finite, or at odds with the model_config is an error that lists every such tensor.
+Loading is all or nothing: a tensor missing, extra, misshapen, not finite, or at odds with the model_config is an
+error that lists every such tensor.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +18,21 @@ from flax import nnx
 
 from redimnet_jax.checkpoints import torch_file
 from redimnet_jax.checkpoints.download import licence_note, sha256
+from redimnet_jax.checkpoints.torch_mapping import LAYOUTS, Slot, slots
 from redimnet_jax.errors import UserError, some_of
-from redimnet_jax.models import blocks, pooling, size
 from redimnet_jax.models import config as model_config
-from redimnet_jax.models.frontend import FRONT_ENDS, PREEMPHASIS, TorchMel
+from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
-from redimnet_jax.nn import layers
 
-# The key layouts that exist: today's, the one before November 2024, ReDimNet2's and the Matryoshka wrapper's.
-LAYOUTS = ("redimnet", "redimnet_legacy", "redimnet2", "redimnet_mrl")
+# Absent entries of a Matryoshka wrapper, which has defaults of its own.
 WRAPPER_DEFAULTS = {"embed_dim": 256, "mrl_dims": [64, 128, 192, 256]}
 # Stored front-end constants may differ from those of the model_config by rounding and no more: by this, and in a
 # checkpoint of half precision by one unit in the last place of its dtype as well.
 CONSTANT_TOLERANCE = 1e-3
-MOST_CONFIG_VALUES = 10_000  # A published model_config has less than 200.
+MAX_CONFIG_VALUES = 10_000  # A published model_config has less than 200.
 # What wrappers put into names: torch.compile, the data-parallel ones, activation checkpointing.
 WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
-
-@dataclasses.dataclass(frozen=True)
-class Slot:
-    """Where one checkpoint tensor of `shape` goes: `variable`, after `layout`; `expected` when it is known already.
-
-    Without a variable the tensor is only checked (a constant of ours, or a counter of training steps).
-    """
-
-    shape: tuple[int, ...]
-    layout: Callable[[np.ndarray], np.ndarray] = lambda x: x
-    variable: nnx.Variable | None = None
-    expected: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,234 +49,6 @@ class Report:
     elements: int
     subnormals_flushed: int
     prefix_removed: str = "none"
-
-
-def _vector(variable: nnx.Variable) -> Slot:
-    return Slot(tuple(variable.shape), variable=variable)
-
-
-def _affine(module, prefix: str) -> Iterator[tuple[str, Slot]]:
-    yield f"{prefix}.weight", _vector(module.scale)
-    yield f"{prefix}.bias", _vector(module.bias)
-
-
-def _batch_norm(module: layers.BatchNorm, prefix: str) -> Iterator[tuple[str, Slot]]:
-    yield from _affine(module, prefix)
-    yield f"{prefix}.running_mean", _vector(module.mean)
-    yield f"{prefix}.running_var", _vector(module.var)
-    yield f"{prefix}.num_batches_tracked", Slot(())
-
-
-def _dense(module: layers.Dense, prefix: str, rank: int = 2) -> Iterator[tuple[str, Slot]]:
-    features_in, features_out = module.kernel.shape
-    shape = (features_out, features_in) + (1,) * (rank - 2)
-    yield f"{prefix}.weight", Slot(shape, lambda w: w.reshape(w.shape[:2]).T, module.kernel)
-    yield f"{prefix}.bias", _vector(module.bias)
-
-
-def _conv(module, prefix: str) -> Iterator[tuple[str, Slot]]:
-    if isinstance(module, layers.DepthwiseConv1d):
-        taps, channels = module.kernel.shape
-        yield f"{prefix}.weight", Slot((channels, 1, taps), lambda w: w[:, 0].T, module.kernel)
-    else:
-        yield (
-            f"{prefix}.weight",
-            Slot(module.kernel.shape[::-1], lambda w: w.transpose(3, 2, 1, 0), module.kernel),
-        )
-    if module.bias is not None:
-        yield f"{prefix}.bias", _vector(module.bias)
-
-
-def _aggregate(module: blocks.Aggregate, name: str) -> Iterator[tuple[str, Slot]]:
-    yield name, Slot((1, *module.w.shape, 1), lambda w: w[0, :, :, 0], module.w)
-
-
-def _convnext(module: blocks.ConvNeXtBlock, prefix: str, rank: int) -> Iterator[tuple[str, Slot]]:
-    for i, convolution in enumerate(module.dwconvs):
-        yield from _conv(convolution, f"{prefix}.dwconvs.{i}")
-    yield from _batch_norm(module.norm, f"{prefix}.norm")
-    yield from _dense(module.pwconv1, f"{prefix}.pwconv1", rank)
-
-
-def _block_2d(module: blocks.ConvNeXtBlock | blocks.ResBlock, prefix: str) -> Iterator[tuple[str, Slot]]:
-    if isinstance(module, blocks.ConvNeXtBlock):
-        yield from _convnext(module, prefix, rank=4)
-        return
-    for i, conv, pointwise, norm in (
-        (1, module.conv1, module.conv1pw, module.bn1),
-        (2, module.conv2, module.conv2pw, module.bn2),
-    ):
-        yield from _conv(conv, f"{prefix}.conv{i}")
-        if pointwise is not None:
-            yield from _dense(pointwise, f"{prefix}.conv{i}pw", rank=4)
-        yield from _batch_norm(norm, f"{prefix}.bn{i}")
-    if module.se is not None:
-        yield from _dense(module.se.squeeze, f"{prefix}.se.squeeze")
-        yield from _dense(module.se.exitation, f"{prefix}.se.exitation")
-
-
-def _context_layer(module: nnx.Module, prefix: str, index: int) -> Iterator[tuple[str, Slot]]:
-    if isinstance(module, blocks.FullyConnected):
-        yield from _dense(module.expand, f"{prefix}.0", rank=3)
-        yield from _affine(module.norm, f"{prefix}.1")
-        yield from _dense(module.reduce, f"{prefix}.3", rank=3)
-        return
-    prefix = f"{prefix}.{index}"
-    if isinstance(module, blocks.ConvNeXtBlock):
-        yield from _convnext(module, prefix, rank=3)
-    elif isinstance(module, blocks.PositionalConv):
-        yield from _conv(module.conv, f"{prefix}.conv")
-        yield from _affine(module.norm, f"{prefix}.norm")
-    else:
-        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            yield from _dense(getattr(module.attention, name), f"{prefix}.attention.{name}")
-        yield from _affine(module.layer_norm, f"{prefix}.layer_norm")
-        for name in ("intermediate_dense", "output_dense"):
-            yield from _dense(getattr(module.feed_forward, name), f"{prefix}.feed_forward.{name}")
-        yield from _affine(module.final_layer_norm, f"{prefix}.final_layer_norm")
-
-
-def _context(module: blocks.TimeContextBlock, prefix: str) -> Iterator[tuple[str, Slot]]:
-    yield from _dense(module.reduce, f"{prefix}.red_dim_conv.0", rank=3)
-    yield from _affine(module.norm, f"{prefix}.red_dim_conv.1")
-    for i, layer in enumerate(module.tcm):
-        yield from _context_layer(layer, f"{prefix}.tcm", i)
-    yield from _dense(module.expand, f"{prefix}.exp_dim_conv", rank=3)
-
-
-def _stem(module, prefix: str) -> Iterator[tuple[str, Slot]]:
-    yield from _conv(module.conv, f"{prefix}.0")
-    yield from _affine(module.norm, f"{prefix}.1")
-
-
-def _backbone_v1(backbone, legacy: bool) -> Iterator[tuple[str, Slot]]:
-    aggregates = [stage.aggregate for stage in backbone.stages] + [backbone.aggregate]
-    if legacy:
-        for i, aggregate in enumerate(aggregates):
-            yield from _aggregate(aggregate, f"backbone.inputs_weights.{i}")
-    else:
-        for i, aggregate in enumerate(aggregates[:-1]):
-            yield from _aggregate(aggregate, f"backbone.stage{i}.0.w")
-        yield from _aggregate(aggregates[-1], "backbone.fin_wght1d.w")
-    yield from _stem(backbone.stem, "backbone.stem")
-    for i, stage in enumerate(backbone.stages):
-        prefix = f"backbone.stage{i}"
-        # A published stage is a flat list: (aggregate, to2d,) patch, blocks, (squeeze,) to1d, (context).
-        at = 0 if legacy else 2
-        yield from _conv(stage.patch, f"{prefix}.{at}")
-        at += 1
-        for block in stage.blocks:
-            yield from _block_2d(block, f"{prefix}.{at}.conv_block")
-            at += 1
-        if stage.squeeze is not None:
-            yield from _conv(stage.squeeze.conv, f"{prefix}.{at}.0")
-            yield from _batch_norm(stage.squeeze.norm, f"{prefix}.{at}.1")
-            yield from _dense(stage.squeeze.pointwise, f"{prefix}.{at}.3", rank=4)
-            at += 1
-        if stage.context is not None:
-            yield from _context(stage.context, f"{prefix}.{at + 1}")
-    if backbone.mfa is not None:
-        yield from _dense(backbone.mfa.conv, "backbone.mfa.0", rank=3)
-        yield from _batch_norm(backbone.mfa.norm, "backbone.mfa.1")
-
-
-def _backbone_v2(backbone) -> Iterator[tuple[str, Slot]]:
-    yield from _stem(backbone.stem, "backbone.stem")
-    if backbone.stem_norm is not None:
-        yield from _affine(backbone.stem_norm, "backbone.stem_gnorm")
-    for i, stage in enumerate(backbone.stages):
-        prefix = f"backbone.stage{i}_pre" if stage.dual else f"backbone.stage{i}"
-        yield from _aggregate(stage.aggregate, f"{prefix}.0.w")
-        # (aggregate, to2d, (frequency embedding,) patch, blocks, (squeeze,) to1d, (context,) repeat, (norm))
-        at = 2
-        if stage.freq_embedding is not None:
-            yield f"{prefix}.{at}.freq_embedder.weight", _vector(stage.freq_embedding)
-            at += 1
-        yield from _conv(stage.patch, f"{prefix}.{at}")
-        at += 1
-        for block in stage.blocks:
-            yield from _block_2d(block, f"{prefix}.{at}.conv_block")
-            at += 1
-        if stage.squeeze is not None:
-            yield from _dense(stage.squeeze.conv, f"{prefix}.{at}.0", rank=4)
-            yield from _batch_norm(stage.squeeze.norm, f"{prefix}.{at}.1")
-            at += 1
-        norms = [f"{prefix}.{at + 2 + (stage.context is not None)}"]
-        if stage.context is not None:
-            yield from _context(stage.context, f"backbone.stage{i}_1d" if stage.dual else f"{prefix}.{at + 1}")
-        if stage.dual:
-            norms = [f"backbone.stage{i}_up_2d.1", f"backbone.stage{i}_up_1d.1"]
-        if stage.norms is not None:
-            for norm, name in zip(stage.norms, norms, strict=True):
-                yield from _affine(norm, name)
-    yield from _aggregate(backbone.aggregate, "backbone.fin_wght1d.w")
-    if backbone.head is not None:
-        yield from _dense(backbone.head, "backbone.head", rank=3 if backbone.output_2d is None else 4)
-
-
-def _frontend(network: SpeakerNetwork) -> Iterator[tuple[str, Slot]]:
-    config, frontend = network.config, network.frontend
-    derived = FRONT_ENDS[config.feat_type](config.F, config.hop_length, config.spec)
-    if config.spec.do_preemph:
-        yield (
-            "spec.torchfbank.1.flipped_filter",
-            Slot((1, 1, 2), expected=np.array([[[-PREEMPHASIS, 1.0]]], np.float32)),
-        )
-
-    def constant(name: str, layout=lambda x: x, shape=lambda s: s) -> Slot:
-        expected = np.asarray(getattr(derived, name)[...])
-        return Slot(shape(expected.shape), layout, getattr(frontend, name), expected)
-
-    if isinstance(frontend, TorchMel):
-        yield "spec.torchfbank.2.spectrogram.window", constant("window")
-        yield "spec.torchfbank.2.mel_scale.fb", constant("filter_bank")
-        if frontend.spec_norm is not None:
-            yield from _batch_norm(frontend.spec_norm, "spec.spec_norm")
-    else:
-        for torch_name, name in (("real_kernel_pt", "real_kernel"), ("image_kernel_pt", "imag_kernel")):
-            slot = constant(name, lambda w: w[:, 0].T, lambda s: (s[1], 1, s[0]))
-            yield f"spec.torchfbank.2.{torch_name}", slot
-        slot = constant("filter_bank", lambda w: w[:, :, 0].T, lambda s: (s[1], s[0], 1))
-        yield "spec.torchfbank.2.melbanks_pt", slot
-
-
-def _pool(module: nnx.Module, prefix: str) -> Iterator[tuple[str, Slot]]:
-    if isinstance(module, pooling.ASTP):
-        yield from _dense(module.linear1, f"{prefix}.linear1", rank=3)
-        yield from _dense(module.linear2, f"{prefix}.linear2", rank=3)
-    elif isinstance(module, pooling.MHASTP):
-        for i, pair in enumerate(zip(module.att_0, module.att_1, strict=True)):
-            for j, dense in enumerate(pair):
-                yield from _dense(dense, f"{prefix}.heads_att_trans.{i}.att_{j}", rank=3)
-    elif isinstance(module, pooling.MQMHASTP):
-        for i, query in enumerate(module.n_query):
-            yield from _pool(query, f"{prefix}.n_query.{i}")
-
-
-def _all_slots(network: SpeakerNetwork, layout: str) -> Iterator[tuple[str, Slot]]:
-    if layout == "redimnet2":
-        yield from _backbone_v2(network.backbone)
-    else:
-        yield from _backbone_v1(network.backbone, legacy=layout == "redimnet_legacy")
-    yield from _frontend(network)
-    yield from _pool(network.pool, "pool")
-    yield from _batch_norm(network.bn, "bn")
-    yield from _dense(network.linear, "linear")
-    if network.bn2 is not None:
-        yield from _batch_norm(network.bn2, "bn2")
-    if network.classifier is not None:
-        yield from _dense(network.classifier, "cls_head.2")
-
-
-def slots(network: SpeakerNetwork, layout: str) -> dict[str, Slot]:
-    """Checkpoint name -> Slot, for every tensor that a checkpoint of `network` in `layout` holds."""
-    named = dict(_all_slots(network, layout))
-    if layout != "redimnet_mrl":
-        return named
-    return {
-        ("projection." if name.startswith(("bn.", "linear.")) else "backbone.") + name: slot
-        for name, slot in named.items()
-    }
 
 
 def detect_layout(state_dict: Mapping[str, np.ndarray]) -> str:
@@ -377,14 +134,14 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
 
 def _plain_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns mappings and sequences as dicts and lists, as JSON has them; UserError for more than a config holds."""
-    left = MOST_CONFIG_VALUES
+    left = MAX_CONFIG_VALUES
 
     def plain(value: Any) -> Any:
         nonlocal left
         left -= value.size if isinstance(value, np.ndarray) else 1
         if left < 0:
             raise UserError(
-                f"The model_config of {path} has more than {MOST_CONFIG_VALUES:,} values; give one with "
+                f"The model_config of {path} has more than {MAX_CONFIG_VALUES:,} values; give one with "
                 "--model_config=FILE."
             )
         if isinstance(value, Mapping):
@@ -442,7 +199,7 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
             continue
         array, count = flush_subnormals(given[name].astype(np.float32))
         flushed += count
-        slot.variable.set_value(jnp.asarray(slot.layout(array)))
+        slot.variable.set_value(jnp.asarray(slot.convert(array)))
     mapped = [slot for slot in wanted.values() if slot.variable is not None]
     buffers = [s for s in mapped if isinstance(s.variable, nnx.BatchStat) or s.expected is not None]
     checked = [slot for slot in wanted.values() if slot.variable is None and slot.expected is not None]
@@ -499,7 +256,7 @@ def _agrees(slot: Slot, tensor: np.ndarray) -> bool:
     tolerance = CONSTANT_TOLERANCE
     if tensor.dtype.itemsize < 4 and tensor.dtype.kind in "fV":
         tolerance = tolerance + float(ml_dtypes.finfo(tensor.dtype).eps) * np.abs(slot.expected)
-    return bool((np.abs(slot.layout(tensor.astype(np.float32)) - slot.expected) <= tolerance).all())
+    return bool((np.abs(slot.convert(tensor.astype(np.float32)) - slot.expected) <= tolerance).all())
 
 
 def flush_subnormals(array: np.ndarray) -> tuple[np.ndarray, int]:

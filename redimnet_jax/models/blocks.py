@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from redimnet_jax.models.config import ATTENTION_HEADS, BLOCKS_1D
 from redimnet_jax.nn import convnext, residual
 from redimnet_jax.nn.activation import gelu, gelu_tanh
 from redimnet_jax.nn.attention import attention
@@ -27,9 +28,6 @@ from redimnet_jax.nn.layers import (
 )
 
 Array = jax.Array
-
-BLOCKS_2D = ("convnext_like", "convnext_like_relu", "basic_resnet", "basic_resnet_fwse")
-BLOCKS_1D = ("fc", "conv", "att", "conv+att")
 
 
 class Aggregate(nnx.Module):
@@ -115,11 +113,11 @@ class FrequencySE(nnx.Module):
 
     def __init__(self, bins: int, features: int, *, rngs: nnx.Rngs):
         self.squeeze = Dense(bins, features, rngs=rngs)
-        self.exitation = Dense(features, bins, rngs=rngs)
+        self.excitation = Dense(features, bins, rngs=rngs)
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
         gate = masked_mean(x, mask, (1, 3)).astype(x.dtype)
-        gate = jax.nn.sigmoid(self.exitation(jax.nn.relu(self.squeeze(gate))))
+        gate = jax.nn.sigmoid(self.excitation(jax.nn.relu(self.squeeze(gate))))
         return x * gate[:, None, :, None]
 
 
@@ -193,15 +191,14 @@ class PositionalConv(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention over time; keys outside the mask get no weight."""
 
-    def __init__(self, channels: int, heads: int = 4, *, rngs: nnx.Rngs):
-        self.heads = heads
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             Dense(channels, channels, rngs=rngs) for _ in range(4)
         )
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        return self.out_proj(attention(q, k, v, mask, self.heads))
+        return self.out_proj(attention(q, k, v, mask, ATTENTION_HEADS))
 
 
 class FeedForward(nnx.Module):

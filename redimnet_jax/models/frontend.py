@@ -6,41 +6,17 @@ matrix products in float32: exact, exportable, and fast on matrix units. Every s
 each utterance's own length, so a zero-padded utterance gives what it gives alone.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from redimnet_jax.models.config_spec import SpecParams
 from redimnet_jax.nn.layers import BatchNorm, Constant, masked, masked_mean, masked_variance
 
 Array = jax.Array
 
 PREEMPHASIS = 0.97
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecParams:
-    """`spec_params` of a model_config; defaults are the published constructors'. Frequencies in Hz.
-
-    `spec_norm` and `num_apply_spec_aug` belong to `pt` alone and `eps` to `tf` alone.
-    """
-
-    sample_rate: int = 16000
-    n_fft: int = 512
-    win_length: int = 400
-    f_min: float = 20
-    f_max: float = 7600
-    do_spec_aug: bool = False
-    norm_signal: bool = False
-    do_preemph: bool = True
-    spec_norm: str = "mn"
-    freq_start_bin: int = 0
-    num_apply_spec_aug: int = 1
-    freq_mask_width: tuple[int, int] = (0, 8)
-    time_mask_width: tuple[int, int] = (0, 10)
-    eps: float = 1e-8
 
 
 def hz_to_mel(hz):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.models.config import ModelConfig, pooled_channels
+from redimnet_jax.models.config import ModelConfig, ReDimNetConfig
 from redimnet_jax.models.frontend import FRONT_ENDS, frame_mask
 from redimnet_jax.models.pooling import POOLINGS
 from redimnet_jax.models.redimnet import ReDimNet
@@ -16,7 +16,6 @@ from redimnet_jax.nn.layers import BatchNorm, Dense, dropout
 
 Array = jax.Array
 
-BACKBONES = {"redimnet": ReDimNet, "redimnet2": ReDimNet2}
 ACTIVATIONS = {
     None: lambda x: x,
     "Identity": lambda x: x,
@@ -36,10 +35,12 @@ class SpeakerNetwork(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.config, self.dtype = config, jnp.dtype(dtype)
-        self.frontend = FRONT_ENDS[config.feat_type](config.F, config.hop_length, config.spec)
-        self.backbone = BACKBONES[config.arch](config, rngs=rngs)
+        self.frontend = FRONT_ENDS[config.feat_type](config.F, config.hop_length, config.spec_params)
+        self.backbone = (
+            ReDimNet(config, rngs=rngs) if isinstance(config, ReDimNetConfig) else ReDimNet2(config, rngs=rngs)
+        )
         pooling = POOLINGS[config.pooling_func]
-        self.pool = pooling(pooled_channels(config), config.global_context_att, rngs=rngs)
+        self.pool = pooling(config.pooled_channels, config.global_context_att, rngs=rngs)
         self.bn = BatchNorm(self.pool.features)
         self.linear = Dense(self.pool.features, config.embed_dim, rngs=rngs)
         self.bn2 = BatchNorm(config.embed_dim) if config.emb_bn else None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from redimnet_jax.models.config import POOLING_HEADS
 from redimnet_jax.nn.cuda import attentive_statistics as kernels
 from redimnet_jax.nn.cuda.derivative import with_derivative_of
 from redimnet_jax.nn.layers import Dense, masked, masked_mean, masked_variance
@@ -118,7 +119,7 @@ class MHASTP(nnx.Module):
         channels: int,
         global_context: bool = False,
         *,
-        heads: int = 2,
+        heads: int = POOLING_HEADS["MHASTP"],
         per_channel: bool = False,
         rngs: nnx.Rngs,
         bottleneck: int = 64,
@@ -143,7 +144,9 @@ class MQMHASTP(nnx.Module):
     """Several MHASTP side by side, one a query."""
 
     def __init__(self, channels: int, global_context: bool, *, rngs: nnx.Rngs, queries: int = 2):
-        self.n_query = nnx.List([MHASTP(channels, heads=8, per_channel=True, rngs=rngs) for _ in range(queries)])
+        self.n_query = nnx.List(
+            [MHASTP(channels, heads=POOLING_HEADS["MQMHASTP"], per_channel=True, rngs=rngs) for _ in range(queries)]
+        )
         self.features = 2 * channels * queries
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
@@ -151,5 +154,3 @@ class MQMHASTP(nnx.Module):
 
 
 POOLINGS = {pooling.__name__: pooling for pooling in (TAP, TMAP, TSDP, TSTP, ASTP, MHASTP, MQMHASTP)}
-# The channels must split into this many heads.
-POOLING_HEADS = {"MHASTP": 2, "MQMHASTP": 8}

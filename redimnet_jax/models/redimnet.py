@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redimnet_jax.models.blocks import Aggregate, block_2d, in_turn, time_context
-from redimnet_jax.models.config import ModelConfig
+from redimnet_jax.models.config import ReDimNetConfig
 from redimnet_jax.nn.activation import gelu
 from redimnet_jax.nn.convolution import materialised
 from redimnet_jax.nn.layers import BatchNorm, Conv2d, Dense, LayerNorm, PatchConv2d, dropout
@@ -53,8 +53,8 @@ class Squeeze(nnx.Module):
 class Stage(nnx.Module):
     """One stage; `c` channels and `f` frequencies are those of its input seen as 2-D."""
 
-    def __init__(self, config: ModelConfig, index: int, c: int, f: int, *, rngs: nnx.Rngs):
-        setup = config.stages[index]
+    def __init__(self, config: ReDimNetConfig, index: int, c: int, f: int, *, rngs: nnx.Rngs):
+        setup = config.stages_setup[index]
         self.c, self.f = c, f
         self.aggregate = Aggregate(index + 1, config.channels if index else 1)
         stride, wide = setup.freq_stride, int(setup.freq_stride * c * setup.conv_exp)
@@ -89,11 +89,11 @@ class FrameProjection(nnx.Module):
 class ReDimNet(nnx.Module):
     """(batch, frames, mels) -> (batch, frames, channels), in the dtype of its input."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ReDimNetConfig, *, rngs: nnx.Rngs):
         self.feat_agg_dropout = config.feat_agg_dropout
         self.stem = Stem(config.C, rngs=rngs)
         stages, c, f = [], config.C, config.F
-        for index, setup in enumerate(config.stages):
+        for index, setup in enumerate(config.stages_setup):
             stages.append(Stage(config, index, c, f, rngs=rngs))
             c, f = c * setup.freq_stride, f // setup.freq_stride
         self.stages = nnx.List(stages)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redimnet_jax.models.blocks import Aggregate, block_2d, in_turn, time_context
-from redimnet_jax.models.config import ModelConfig
+from redimnet_jax.models.config import ReDimNet2Config
 from redimnet_jax.models.redimnet import Stem
 from redimnet_jax.nn.convolution import materialised
 from redimnet_jax.nn.layers import BatchNorm, Dense, GroupNorm, PatchConv2d
@@ -38,9 +38,9 @@ class Stage(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, index: int, maps: int, c: int, f: int, time_stride: int, *, rngs: nnx.Rngs
+        self, config: ReDimNet2Config, index: int, maps: int, c: int, f: int, time_stride: int, *, rngs: nnx.Rngs
     ):
-        setup = config.stages[index]
+        setup = config.stages_setup[index]
         self.c, self.f, self.time_stride = c, f, time_stride
         self.aggregate = Aggregate(maps, config.channels)
         embed_frequencies = config.use_freq_pos_enc
@@ -89,12 +89,12 @@ class ReDimNet2(nnx.Module):
     Frames beyond a multiple of the total time stride are cut off, as published.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ReDimNet2Config, *, rngs: nnx.Rngs):
         self.time_stride = config.time_stride
         self.stem = Stem(config.C, rngs=rngs)
         self.stem_norm = GroupNorm(config.C, config.channels) if config.agg_gnorm else None
         stages, c, f, stride, maps = [], config.C, config.F, 1, 1
-        for index, setup in enumerate(config.stages):
+        for index, setup in enumerate(config.stages_setup):
             stride *= setup.time_stride
             stages.append(Stage(config, index, maps, c, f, stride, rngs=rngs))
             maps += stages[-1].outputs

@@ -114,7 +114,7 @@ class SpeakerModel:
     @property
     def sample_rate(self) -> int:
         """Hz."""
-        return self.network.config.spec.sample_rate
+        return self.network.config.spec_params.sample_rate
 
     @functools.cached_property
     def min_samples(self) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny
 from refusals import refusal
 
 from redimnet_jax import from_torch, load
@@ -334,10 +335,32 @@ def test_json_that_nobody_wrote(copy, content):
 
 
 def test_arrays_that_are_said_to_be_huge(copy, monkeypatch):
-    monkeypatch.setattr(native, "_LARGEST_COMPRESSION", 0)
+    monkeypatch.setattr(native, "_MAX_COMPRESSION", 0)
     monkeypatch.setattr(ocp.Checkpointer, "restore", None)
     assert "cannot be read" in refusal(load, copy)
 
 
 def test_a_path_that_is_too_long(tmp_path):
     assert "cannot be read (File name too long)" in refusal(load, tmp_path / ("x" * 300))
+
+
+def test_a_path_that_is_not_utf8(model, tmp_path):
+    path = tmp_path / "caf\udce9"
+    for call in (lambda: load(path), lambda: native.save(model, path)):
+        assert "caf\\xe9 of the checkpoint is not UTF-8" in refusal(call)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_checkpoints_keep_as_published():
+    network = tiny.model(block_2d_type="basic_resnet_fwse", group_divisor=1).network
+    arrays = native.flat(network)
+    name = "backbone.stages.0.blocks.0.se.exitation.bias"
+    arrays[name] = arrays[name] + 1
+    native.fill(network, arrays)
+    np.testing.assert_array_equal(network.backbone.stages[0].blocks[0].se.excitation.bias[...], arrays[name])
+
+
+def test_a_checkpoint_that_is_replaced_all_the_time(saved, tmp_path, monkeypatch):
+    count = iter(range(1000))
+    monkeypatch.setattr(native, "_resolved", lambda folder: tmp_path / str(next(count)))
+    assert "was replaced 10 times while it was read" in refusal(load, saved)

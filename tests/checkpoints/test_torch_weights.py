@@ -18,7 +18,7 @@ from refusals import refusal
 
 from redimnet_jax import from_torch
 from redimnet_jax.checkpoints import open as loading
-from redimnet_jax.checkpoints import torch_weights
+from redimnet_jax.checkpoints import torch_mapping, torch_weights
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.frontend import FRONT_ENDS
@@ -163,7 +163,7 @@ def test_config_at_odds_with_the_tensors():
 def test_every_variable_is_filled_by_one_tensor(name):
     net, checkpoint = blank(name), checkpoint_files.read(name)
     assert torch_weights.detect_layout(checkpoint.state_dict) == checkpoint.layout
-    slots = torch_weights.slots(net, checkpoint.layout)
+    slots = torch_mapping.slots(net, checkpoint.layout)
     assert {key: list(slot.shape) for key, slot in slots.items()} == dict(checkpoint_files.case(name).manifest)
     variables = [id(v) for _, v in nnx.iter_graph(net) if isinstance(v, nnx.Variable)]
     mapped = [id(slot.variable) for slot in slots.values() if slot.variable is not None]
@@ -171,7 +171,7 @@ def test_every_variable_is_filled_by_one_tensor(name):
     assert len(nnx.to_flat_state(nnx.state(net))) == len(set(variables))
     for key, slot in slots.items():
         if slot.variable is not None:
-            moved = slot.layout(np.zeros(slot.shape, np.float32))
+            moved = slot.convert(np.zeros(slot.shape, np.float32))
             assert moved.shape == tuple(slot.variable.shape), key
 
 
@@ -197,7 +197,7 @@ def test_no_order_is_lost_on_the_way():
     for name in ("v1_fc", "v2_plain"):
         net, checkpoint = network(name), checkpoint_files.read(name)
         torch_weights.fill(net, checkpoint)
-        for key, slot in torch_weights.slots(net, checkpoint.layout).items():
+        for key, slot in torch_mapping.slots(net, checkpoint.layout).items():
             if slot.variable is not None:
                 there, here = np.asarray(slot.variable.get_value()), checkpoint.state_dict[key]
                 np.testing.assert_array_equal(np.sort(there, None), np.sort(here, None), err_msg=key)
@@ -209,12 +209,12 @@ def test_every_float_becomes_float32(dtype, tmp_path):
     constants = ("num_batches_tracked", "window", "mel_scale.fb", "flipped_filter")
     cast = {k: v if k.endswith(constants) else v.astype(dtype) for k, v in state.items()}
     model = from_torch(checkpoint_files.save(tmp_path / "cast.pt", "v1_fc", state=cast))
-    slots = torch_weights.slots(model.network, "redimnet")
+    slots = torch_mapping.slots(model.network, "redimnet")
     for key, slot in slots.items():
         if slot.variable is not None:
             there = np.asarray(slot.variable.get_value())
             assert there.dtype == np.float32
-            np.testing.assert_array_equal(there, slot.layout(cast[key].astype(np.float32)), err_msg=key)
+            np.testing.assert_array_equal(there, slot.convert(cast[key].astype(np.float32)), err_msg=key)
 
 
 def test_integers_are_numbers_too():
@@ -362,7 +362,7 @@ def test_constants_in_the_network_are_those_of_the_file():
     net, _ = filled(checkpoint_files.read("v1_fc"))
     np.testing.assert_array_equal(net.frontend.window.get_value(), case.constants[WINDOW])
     np.testing.assert_array_equal(net.frontend.filter_bank.get_value(), case.constants[FILTERS])
-    derived = FRONT_ENDS["pt"](net.config.F, net.config.hop_length, net.config.spec)
+    derived = FRONT_ENDS["pt"](net.config.F, net.config.hop_length, net.config.spec_params)
     assert np.abs(derived.filter_bank.get_value() - case.constants[FILTERS]).max() < torch_weights.CONSTANT_TOLERANCE
 
 
@@ -417,7 +417,7 @@ def test_state_dicts_of_half_precision(dtype):
         key: value.astype(dtype) if value.dtype.kind == "f" else value for key, value in checkpoint.state_dict.items()
     }
     net, _ = filled(dataclasses.replace(checkpoint, state_dict=half))
-    exact = FRONT_ENDS[net.config.feat_type](net.config.F, net.config.hop_length, net.config.spec)
+    exact = FRONT_ENDS[net.config.feat_type](net.config.F, net.config.hop_length, net.config.spec_params)
     np.testing.assert_array_equal(net.frontend.filter_bank.get_value(), exact.filter_bank.get_value())
     wrong = half | {FILTERS: (half[FILTERS].astype(np.float32) * 1.05).astype(dtype)}
     assert "at odds with the front end" in refused_tensors(dataclasses.replace(checkpoint, state_dict=wrong))
@@ -449,7 +449,7 @@ def test_a_network_far_larger_than_its_file_is_never_built(tmp_path, entries, mo
 @pytest.mark.parametrize("name", golden.names())
 def test_no_network_is_thought_larger_than_it_is(name):
     state, config = checkpoint_files.state_dict(name), network(name).config
-    tensors, elements = size._least_size(config)
+    tensors, elements = size.minimum_size(config)
     assert tensors <= len(state) and elements <= sum(array.size for array in state.values())
 
 

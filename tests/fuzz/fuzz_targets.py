@@ -16,7 +16,7 @@ import torch_format
 from flax import nnx
 
 from redimnet_jax import files, trials
-from redimnet_jax.checkpoints import native, torch_weights
+from redimnet_jax.checkpoints import native, torch_mapping, torch_weights
 from redimnet_jax.data import audio, tree
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data import speakers as speaker_table
@@ -39,7 +39,7 @@ class Target:
 def _content() -> dict:
     # One random key for all weights: the shapes and names are what matters.
     network = nnx.eval_shape(lambda: SpeakerNetwork(model_config.parse("redimnet", tiny.CONFIG), rngs=nnx.Rngs(0)))
-    slots = torch_weights.slots(network, "redimnet")
+    slots = torch_mapping.slots(network, "redimnet")
     rng = np.random.default_rng(0)
     state = {
         name: slot.expected.reshape(slot.shape)

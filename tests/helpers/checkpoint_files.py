@@ -23,7 +23,7 @@ def case(name: str) -> golden.Case:
 def tf_kernels(config: dict) -> dict[str, np.ndarray]:
     """The front end's DFT kernels in the checkpoint's layout: too large to be stored with each case."""
     parsed = model_config.parse("redimnet2" if "causal" in config else "redimnet", config)
-    frontend = FRONT_ENDS[parsed.feat_type](parsed.F, parsed.hop_length, parsed.spec)
+    frontend = FRONT_ENDS[parsed.feat_type](parsed.F, parsed.hop_length, parsed.spec_params)
     return {
         f"spec.torchfbank.2.{name}": np.asarray(kernel[...]).T[:, None]
         for name, kernel in (("real_kernel_pt", frontend.real_kernel), ("image_kernel_pt", frontend.imag_kernel))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from redimnet_jax.errors import UserError
 from redimnet_jax.models import config as model_config
-from redimnet_jax.models.frontend import SpecParams
+from redimnet_jax.models.config_spec import SpecParams
 from redimnet_jax.models.network import SpeakerNetwork
 
 
@@ -38,10 +38,15 @@ def test_defaults_of_redimnet():
     assert (config.block_1d_type, config.block_2d_type) == ("att", "convnext_like")
     assert (config.pooling_func, config.feat_type, config.global_context_att) == ("ASTP", "pt", False)
     assert (config.out_channels, config.num_classes, config.mrl_dims) == (None, None, None)
-    assert [s.freq_stride for s in config.stages] == [1, 2, 1, 2, 1, 2] and config.time_stride == 1
-    assert [s.att_block_red for s in config.stages] == [12, 12, 12, 8, 8, 4]
-    assert config.spec == SpecParams(freq_mask_width=(0, 6), time_mask_width=(0, 8))
-    assert (config.spec.n_fft, config.spec.win_length, config.spec.f_min, config.spec.f_max) == (512, 400, 20, 7600)
+    assert [s.freq_stride for s in config.stages_setup] == [1, 2, 1, 2, 1, 2] and config.time_stride == 1
+    assert [s.att_block_red for s in config.stages_setup] == [12, 12, 12, 8, 8, 4]
+    assert config.spec_params == SpecParams(freq_mask_width=(0, 6), time_mask_width=(0, 8))
+    assert (
+        config.spec_params.n_fft,
+        config.spec_params.win_length,
+        config.spec_params.f_min,
+        config.spec_params.f_max,
+    ) == (512, 400, 20, 7600)
 
 
 def test_defaults_of_redimnet2():
@@ -49,7 +54,14 @@ def test_defaults_of_redimnet2():
     assert (config.F, config.C, config.group_divisor, config.hop_length) == (72, 24, 1, 160)
     assert (config.block_1d_type, config.block_2d_type) == ("conv+att", "basic_resnet")
     assert config.compress_tconvs and config.global_context_att and not config.dual_agg
-    assert [(s.freq_stride, s.time_stride) for s in config.stages] == [(1, 1), (2, 1), (1, 2), (2, 1), (1, 2), (2, 1)]
+    assert [(s.freq_stride, s.time_stride) for s in config.stages_setup] == [
+        (1, 1),
+        (2, 1),
+        (1, 2),
+        (2, 1),
+        (1, 2),
+        (2, 1),
+    ]
     assert (config.pad_right_samples, config.before_pool_offset, config.time_stride) == (0, 0, 4)
 
 
@@ -62,7 +74,7 @@ def test_what_both_architectures_take():
     for causal in ("none", None, False):
         model_config.parse("redimnet2", {"causal": causal})
     tf = model_config.parse("redimnet", {"feat_type": "tf", "spec_params": {"eps": 1e-6}})
-    assert tf.spec.eps == 1e-6
+    assert tf.spec_params.eps == 1e-6
 
 
 def test_unknown_architecture():
@@ -268,7 +280,7 @@ CHOICES = {
     "block_1d_type": model_config.BLOCKS_1D,
     "block_2d_type": model_config.BLOCKS_2D,
     "group_divisor": [None, 1, 2, 3, 4],
-    "pooling_func": sorted(model_config.POOLINGS),
+    "pooling_func": sorted(model_config.POOLING_HEADS),
     "global_context_att": [True, False],
     "out_channels": [None, 5, 8],
     "feat_type": ["pt", "tf"],

@@ -11,6 +11,7 @@ import pytest
 
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import frontend
+from redimnet_jax.models.config_spec import SpecParams
 
 ARRAYS = golden.arrays("frontends")
 SPEC = {k: v for k, v in json.loads((golden.FOLDER / "frontends.json").read_text()).items() if k != "audio"}
@@ -21,7 +22,7 @@ def build(name: str) -> frontend.FrontEnd:
     feat_type = "tf" if SPEC[name]["kind"].startswith("TF") else "pt"
     mels, hop = options.pop("n_mels"), options.pop("hop_length", 160)
     config = model_config.parse("redimnet", {"feat_type": feat_type, "spec_params": options})
-    return frontend.FRONT_ENDS[feat_type](mels, hop, config.spec)
+    return frontend.FRONT_ENDS[feat_type](mels, hop, config.spec_params)
 
 
 @pytest.mark.parametrize("name", sorted(SPEC))
@@ -54,14 +55,14 @@ def test_constants_are_those_of_the_public_code(name):
 
 
 def test_filter_bank_is_librosas():
-    params = frontend.SpecParams()
+    params = SpecParams()
     theirs = librosa.filters.mel(sr=16000, n_fft=512, n_mels=72, fmin=20, fmax=7600, htk=True, norm=None)
     np.testing.assert_allclose(frontend.mel_filter_bank(257, 72, params), theirs.T, atol=1e-5)
 
 
 def test_log_mel_is_librosas():
     audio = golden.audio(3, 1, 16000)
-    params = frontend.SpecParams(do_preemph=False)
+    params = SpecParams(do_preemph=False)
     ours, _ = jax.jit(frontend.TorchMel(72, 240, params))(audio)
     power = librosa.feature.melspectrogram(
         y=audio[0],
@@ -83,7 +84,7 @@ def test_log_mel_is_librosas():
 
 @pytest.mark.parametrize("kind", ["pt", "tf"])
 def test_is_differentiable(kind):
-    front_end = frontend.FRONT_ENDS[kind](24, 240, frontend.SpecParams(norm_signal=True))
+    front_end = frontend.FRONT_ENDS[kind](24, 240, SpecParams(norm_signal=True))
     audio, direction = jnp.asarray(golden.audio(1, 1, 4000)), jnp.asarray(golden.audio(2, 1, 4000))
 
     @jax.jit
@@ -97,7 +98,7 @@ def test_is_differentiable(kind):
 
 
 def test_spec_augment_zeroes_one_band_of_each_axis():
-    params = frontend.SpecParams(freq_mask_width=(3, 4), time_mask_width=(5, 6), freq_start_bin=2)
+    params = SpecParams(freq_mask_width=(3, 4), time_mask_width=(5, 6), freq_start_bin=2)
     x = frontend.spec_augment(jnp.ones((50, 30, 20)), None, params, jax.random.key(0))
     zero = np.asarray(x) == 0
     frames, mels = zero.all(axis=2), zero.all(axis=1)
@@ -108,7 +109,7 @@ def test_spec_augment_zeroes_one_band_of_each_axis():
 
 
 def test_spec_augment_stays_inside_each_utterance():
-    params = frontend.SpecParams(time_mask_width=(4, 5), freq_mask_width=(0, 1))
+    params = SpecParams(time_mask_width=(4, 5), freq_mask_width=(0, 1))
     lengths = jnp.array([10, 30] * 20)
     zero = np.asarray(frontend.spec_augment(jnp.ones((40, 30, 8)), lengths, params, jax.random.key(0))) == 0
     ends = 30 - zero.all(axis=2)[:, ::-1].argmax(1)

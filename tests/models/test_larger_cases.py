@@ -19,7 +19,7 @@ from golden import EMBEDDING, MEL, POOLED, relative
 from train_mode import training_step
 
 from redimnet_jax import from_torch, load
-from redimnet_jax.checkpoints import torch_weights
+from redimnet_jax.checkpoints import torch_mapping
 from redimnet_jax.checkpoints.native import save
 
 FOLDER = os.environ.get("REDIMNET_JAX_PARITY")
@@ -127,7 +127,7 @@ def test_training_step(case):
         train["scale"],
     )
     paths = {id(v): path for path, v in nnx.iter_graph(network) if isinstance(v, nnx.Variable)}
-    slots = torch_weights.slots(network, description["arch"])
+    slots = torch_mapping.slots(network, description["arch"])
     norms = np.array([np.linalg.norm(by_path[paths[id(slots[key].variable)]]) for key in train["grad_names"]])
     theirs = arrays["train_grad_norms"]
     running = np.array([np.linalg.norm(by_path[paths[id(slots[key].variable)]]) for key in train["running_names"]])

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from train_mode import training_step
 
-from redimnet_jax.checkpoints import torch_weights
+from redimnet_jax.checkpoints import torch_mapping
 from redimnet_jax.nn.layers import dropout
 
 CASES = [name for name in golden.names() if checkpoint_files.case(name).train]
@@ -40,7 +40,7 @@ def test_one_step_agrees_with_pytorch(name):
         atol=1e-3 * np.abs(arrays["train_prototype_grad"]).max(),
     )
     paths = {id(variable): path for path, variable in nnx.iter_graph(network) if isinstance(variable, nnx.Variable)}
-    slots = torch_weights.slots(network, case.arch)
+    slots = torch_mapping.slots(network, case.arch)
     path_of = {key: paths[id(slot.variable)] for key, slot in slots.items() if slot.variable is not None}
     norms = np.array([np.linalg.norm(by_path[path_of[key]]) for key in train["grad_names"]])
     # Gradients that vanish in exact arithmetic (a bias before batch norm) are rounding noise on both sides.

@@ -1,9 +1,11 @@
 """The published variants by name: (architecture, model_config).
 
-b2 and b5 reproduce the tensor and element counts of the released files; b0, b1, b3 and b6 are a public recipe's and
-unconfirmed, and so are those of ReDimNet2. A network is always built from the model_config in its checkpoint, never
-from this table; it serves benchmarks.
+b2 and b5 reproduce the tensor and element counts of the released files. b0, b1, b3 and b6 come from a public recipe
+and are unconfirmed, and so are those of ReDimNet2. A network is always built from the model_config in its checkpoint,
+never from this table, which serves training from random weights and benchmarks.
 """
+
+from typing import Any
 
 _V1 = {
     "F": 72,
@@ -30,7 +32,7 @@ _V2_SMALL = [
     [[2, 1], 3, 1, _K, 18],
 ]
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "b0": (
         "redimnet",
         _V1
