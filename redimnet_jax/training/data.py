@@ -9,8 +9,9 @@ from typing import Any
 import jax
 
 from redimnet_jax import hosts, utterance_speakers
-from redimnet_jax.data import augment, resumed, splits, subset
+from redimnet_jax.data import augment, resumed, splits
 from redimnet_jax.data.corpus import Corpus, open_corpus
+from redimnet_jax.data.recordings import Subset
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import protocol
@@ -26,7 +27,7 @@ SYNTHETIC_SECONDS = 3.0
 class Data:
     """What a run reads; `seen`, where it is wanted, are recordings of training speakers that do not train."""
 
-    corpus: Corpus | subset.Subset
+    corpus: Corpus | Subset
     validation: Validation
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
@@ -99,7 +100,7 @@ def open_data(config: Any, workdir: Path, digests: Mapping[str, str] | None = No
         trials = protocol.from_corpus(opened("validation.tree", wanted.tree), description=wanted.tree, **making)
     corpus = opened("data.train", config.data.train, min_speakers=2)
     if trials is None:
-        corpus, held = subset.hold_out(corpus, wanted.holdout, config.seed)
+        corpus, held = splits.hold_out(corpus, wanted.holdout, config.seed)
         description = f"{len(held.speakers)} training speakers kept out of training"
         trials = protocol.from_corpus(held, description=description, **making)
     resumed.require_all(trials.recordings, "the validation")
@@ -119,7 +120,7 @@ def open_data(config: Any, workdir: Path, digests: Mapping[str, str] | None = No
             min_seconds=config.data.min_seconds,
             seed=config.seed,
         )
-        corpus, held, description = parts.train, parts.held, parts.description
+        corpus, held, description = parts.train, parts.held_out, parts.description
     if held is not None:
         resumed.require_all(held, "the classification of training speakers")
         seen = classification.seen_speakers(

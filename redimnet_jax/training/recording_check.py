@@ -8,8 +8,8 @@ import jax
 from tqdm import tqdm
 
 from redimnet_jax.data.examples import read_stretch
+from redimnet_jax.data.recordings import Recordings
 from redimnet_jax.data.tree import parallel
-from redimnet_jax.embedding.extract import Recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training.data import open_data

@@ -27,7 +27,8 @@ from flax import nnx
 from redimnet_jax import class_sharding, files, hosts, local_paths, locks, sharding
 from redimnet_jax.checkpoints import native
 from redimnet_jax.data import loader
-from redimnet_jax.embedding.extract import Recordings, Windows, embed_pooled, pool_recordings
+from redimnet_jax.data.recordings import Recordings
+from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import results as evaluation_results
 from redimnet_jax.losses import objective
