@@ -159,7 +159,7 @@ def open_corpus(
             )
         index, bad = corpus_index.build(entries, min_seconds)
         left_out = {entry.name: entry.kind for entry in bad}
-        description = _describe(index, bad, entries.ignored, folder) | {"identity": identity}
+        description: dict[str, Any] = {**_describe(index, bad, entries.ignored, folder), "identity": identity}
     # A cached index is checked too, since it may have been built with a higher limit.
     _check_usable(source, index, description, max_bad, min_speakers)
     if folder is not None and not cached:
