@@ -179,7 +179,7 @@ class SphereFace2(Classification):
     """
 
     # None stands for the margin of the public recipe, which replaces it when the loss is made.
-    margin: float = None  # type: ignore[assignment]
+    margin: float | None = None  # type: ignore[override]
     scale: float = 32.0
     margin_type: str = "C"
     balance: float = 0.7
