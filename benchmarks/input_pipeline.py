@@ -68,8 +68,8 @@ def make_steps(root: Path) -> dict[str, Step]:
             length = RATE // 2 if folder == "rirs" else 30 * RATE
             noise = 0.1 * rng.standard_normal(length) * np.exp(-np.arange(length) / length)
             soundfile.write(root / folder / f"{index}.wav", noise, RATE)
-    config = {key: True for key in STEPS} | {"noise_folder": str(root / "musan"), "reverberation": str(root / "rirs")}
-    return dict(zip(STEPS, from_config(config), strict=True))
+    folders = {"noise_folder": {"folder": str(root / "musan")}, "reverberation": {"folder": str(root / "rirs")}}
+    return dict(zip(STEPS, from_config({key: {} for key in STEPS} | folders), strict=True))
 
 
 def rate(work: Callable[[], int], seconds: float, repeats: int = 3) -> float:

@@ -1,6 +1,6 @@
 """Trains a whole network from nothing, on the same trainer: every part trains.
 
-    python -m redimnet_jax.data.synthetic.rooms --output=rooms
+    redimnet-jax rooms --output=rooms
     python train.py --config=configs/from_scratch.py:small --workdir=runs/small --config.data.train=TREE \\
         --config.validation.trials=trials.txt --config.validation.audio_root=UNSEEN \\
         --config.data.augment.reverberation.folder=rooms --config.data.augment.noise_folder.folder=noise

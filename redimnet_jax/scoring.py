@@ -7,6 +7,7 @@ the number of devices; another `block_size` may round it differently, by less th
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from redimnet_jax.errors import UserError
 from redimnet_jax.numerics import unit
 
-Array = jax.Array
+Array: TypeAlias = jax.Array
 
 DIMS = (64, 128, 192, 256)
 

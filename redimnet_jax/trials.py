@@ -274,7 +274,7 @@ def _unquoted(left: list[str], right: list[str], labels: list[bool], numbers: li
                 plain[-1].append(name_forms.unquote(name))
             except UserError as error:
                 raise UserError(f"Line {number} of {path} cannot be read: {error}") from error
-    return from_pairs(*plain, labels)
+    return from_pairs(plain[0], plain[1], labels)
 
 
 def _cells(lines: list[bytes]) -> tuple[list[str], list[int]]:
@@ -295,16 +295,21 @@ def _cells(lines: list[bytes]) -> tuple[list[str], list[int]]:
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
-    """A first row without a label, or with none but the word target over a number."""
-    first, second = ({cell.lower() for cell in row} for row in (first, second))
+    """Return True when the first row has no label, or has a word where the second row has 0 or 1."""
+    first_words = {cell.lower() for cell in first}
+    second_words = {cell.lower() for cell in second}
     numbers = {"0", "1"}
-    return bool(second) and (not first & LABELS.keys() or bool(second & numbers and not first & numbers))
+    without_label = not first_words & LABELS.keys()
+    return bool(second) and (without_label or bool(second_words & numbers and not first_words & numbers))
 
 
 def _labels(column: list[str]) -> list[bool] | None:
-    """The column as labels, or None if it has another word."""
-    meaning = {word: LABELS.get(word.lower()) for word in set(column)}
-    return None if None in meaning.values() else list(map(meaning.__getitem__, column))
+    """Return the column as labels, or None when it has another word."""
+    words = set(column)
+    if any(word.lower() not in LABELS for word in words):
+        return None
+    meaning = {word: LABELS[word.lower()] for word in words}
+    return [meaning[word] for word in column]
 
 
 def _pairs(

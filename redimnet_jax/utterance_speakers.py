@@ -1,17 +1,16 @@
-"""The speaker of every utterance of a list, which error rates and their intervals depend on."""
+"""Find the speaker of every utterance in a list, on which error rates and their intervals depend."""
 
 import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+import numpy as np
 
 from redimnet_jax import names as name_forms
 from redimnet_jax.errors import UserError, shown
-
-if TYPE_CHECKING:
-    from redimnet_jax.data.corpus import Corpus
 
 OPTIONS = (
     "say who the speakers are with --utt2spk=FILE or --speaker_pattern=REGEX (in training, validation.utt2spk or "
@@ -19,9 +18,19 @@ OPTIONS = (
 )
 
 
+class Labelled(Protocol):
+    """Utterances of known speakers, such as a corpus."""
+
+    @property
+    def speakers(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class SpeakerRule:
-    """What the user says of speakers: a table of utterances, or a pattern whose one group is the speaker."""
+    """How the user names speakers: by a table of utterances, or by a pattern whose one group is the speaker."""
 
     utt2spk: Mapping[str, str] | None = None
     utt2spk_path: str = ""
@@ -29,12 +38,14 @@ class SpeakerRule:
 
 
 def rule(utt2spk: str | Path | None = None, pattern: str | None = None) -> SpeakerRule:
-    """Returns the rule of a file of lines `utterance speaker`, or of a regular expression with one group.
+    """Return the rule of a file of lines `utterance speaker`, or of a regular expression with one group.
 
-    Raises UserError when both are given, and when one of them is malformed.
+    Raises UserError when both are given or one of them is malformed.
     """
     if utt2spk and pattern:
-        raise UserError("Both utt2spk and speaker_pattern are given, but each says all of the speakers; give one.")
+        raise UserError(
+            "Both utt2spk and speaker_pattern are given, but each determines every speaker; give one of them."
+        )
     if utt2spk:
         return SpeakerRule(utt2spk=read_utt2spk(utt2spk), utt2spk_path=str(utt2spk))
     if not pattern:
@@ -54,9 +65,9 @@ def rule(utt2spk: str | Path | None = None, pattern: str | None = None) -> Speak
 
 
 def read_utt2spk(path: str | Path) -> dict[str, str]:
-    """Returns the speaker of every utterance in a file of lines `utterance speaker`, Kaldi's format.
+    """Return the speaker of every utterance in a file of lines `utterance speaker`, the format of Kaldi.
 
-    Columns are apart by a tab or by blanks; names may be quoted as by `names.quote`. Raises UserError naming the
+    Columns are separated by a tab or by blanks; names may be quoted as by `names.quote`. Raises UserError naming the
     first line that has no speaker or contradicts an earlier one.
     """
     table: dict[str, str] = {}
@@ -85,66 +96,66 @@ def read_utt2spk(path: str | Path) -> dict[str, str]:
 
 
 def speakers_of(
-    utterances: Sequence[str], by: SpeakerRule, corpus: "Corpus | None" = None, source: str | Path = "the list"
+    utterances: Sequence[str], rule: SpeakerRule, corpus: Labelled | None = None, source: str | Path = "the list"
 ) -> list[str]:
-    """Returns the speaker of each of `utterances`.
+    """Return the speaker of each of `utterances`.
 
-    By, in this order, the rule's table, the `corpus` that holds exactly these utterances, the rule's pattern, or the
-    first folder below those that all names have in common. Raises UserError, naming the `source` of the names, when
-    that leaves out an utterance.
+    The speaker comes from the first of these that is there: the table of the rule, the `corpus` that holds exactly
+    these utterances, the pattern of the rule, and the first folder below those that all names have in common. Raises
+    UserError, naming the `source` of the names, when an utterance has no speaker.
     """
-    if by.utt2spk is not None:
-        return _by_table(utterances, by, source)
+    if rule.utt2spk is not None:
+        return _by_table(utterances, rule.utt2spk, rule.utt2spk_path, source)
     if corpus is not None:
         return [corpus.speakers[label] for label in corpus.labels]
-    if by.pattern is not None:
-        return _by_pattern(utterances, by.pattern, source)
+    if rule.pattern is not None:
+        return _by_pattern(utterances, rule.pattern, source)
     return _by_folder(utterances, source)
 
 
-def origin(by: SpeakerRule, corpus: "Corpus | None") -> str:
-    """Returns what `speakers_of` takes the speakers from, as a sentence says it."""
-    if by.utt2spk is not None:
-        return f"the speakers in {by.utt2spk_path}"
+def origin(rule: SpeakerRule, corpus: Labelled | None) -> str:
+    """Return a phrase that says where `speakers_of` takes the speakers from."""
+    if rule.utt2spk is not None:
+        return f"the speakers in {rule.utt2spk_path}"
     if corpus is not None:
         return "the speakers of the corpus"
-    return "the speakers by speaker_pattern" if by.pattern is not None else "the speakers by folder"
+    return "the speakers by speaker_pattern" if rule.pattern is not None else "the speakers by folder"
 
 
-def _by_table(utterances: Sequence[str], by: SpeakerRule, source: str | Path) -> list[str]:
-    forms = {name_forms.normalised(name): speaker for name, speaker in by.utt2spk.items()}
-    found = [by.utt2spk.get(name) or forms.get(name_forms.normalised(name)) for name in utterances]
-    missing = [name for name, speaker in zip(utterances, found, strict=True) if speaker is None]
+def _by_table(utterances: Sequence[str], table: Mapping[str, str], path: str, source: str | Path) -> list[str]:
+    normalised = {name_forms.normalised(name): speaker for name, speaker in table.items()}
+    speakers = [table.get(name) or normalised.get(name_forms.normalised(name), "") for name in utterances]
+    missing = [name for name, speaker in zip(utterances, speakers, strict=True) if not speaker]
     if missing:
         raise UserError(
-            f"{by.utt2spk_path} lacks {len(missing)} of {len(utterances)} utterances of {source}, the first "
+            f"{path} lacks {len(missing)} of {len(utterances)} utterances of {source}, the first "
             f"{shown(missing[0])}; add them."
         )
-    return found
+    return speakers
 
 
 def _by_pattern(utterances: Sequence[str], pattern: re.Pattern, source: str | Path) -> list[str]:
     matches = [pattern.search(name) for name in utterances]
-    found = [match[1] if match else None for match in matches]
-    missing = [name for name, speaker in zip(utterances, found, strict=True) if not speaker]
+    speakers = [(match[1] or "") if match else "" for match in matches]
+    missing = [name for name, speaker in zip(utterances, speakers, strict=True) if not speaker]
     if missing:
         raise UserError(
             f"speaker_pattern {shown(pattern.pattern)} finds no speaker in {len(missing)} of {len(utterances)} names "
             f"of {source}, the first {shown(missing[0])}; correct it."
         )
-    return found
+    return speakers
 
 
 def _by_folder(utterances: Sequence[str], source: str | Path) -> list[str]:
     folders = [name_forms.normalised(name).split("/")[:-1] for name in utterances]
     common = len(os.path.commonprefix(folders))
     if all(len(parts) == common for parts in folders):
-        common -= 1  # Every name is of one folder: that of the only speaker, unless the labels say otherwise.
-    found = [parts[common] if 0 <= common < len(parts) else "" for parts in folders]
-    without = [name for name, speaker in zip(utterances, found, strict=True) if not speaker]
+        common -= 1  # All names are in one folder, which is the only speaker's.
+    speakers = [parts[common] if 0 <= common < len(parts) else "" for parts in folders]
+    without = [name for name, speaker in zip(utterances, speakers, strict=True) if not speaker]
     if without:
         raise UserError(
             f"{len(without)} of {len(utterances)} names of {source} have no folder of a speaker, the first "
             f"{shown(without[0])}; {OPTIONS}."
         )
-    return found
+    return speakers

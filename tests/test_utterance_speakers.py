@@ -7,6 +7,7 @@ import pytest
 from refusals import refusal
 
 from redimnet_jax import files, trials
+from redimnet_jax.data import audio
 from redimnet_jax.evaluation import enrolment, protocol
 from redimnet_jax.utterance_speakers import rule, speakers_of
 
@@ -103,7 +104,7 @@ def test_the_order_of_what_tells(tmp_path):
 @pytest.fixture
 def silent(monkeypatch):
     """Files need not be audio."""
-    monkeypatch.setattr(protocol.audio, "inspect", lambda source: protocol.audio.Inspection(8000, 1.0))
+    monkeypatch.setattr(audio, "inspect", lambda source: audio.Inspection(8000, 1.0))
 
 
 def listed(folder, *lines):

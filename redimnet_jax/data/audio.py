@@ -1,9 +1,9 @@
-"""Decoding an audio file, or its bytes, to a mono float32 waveform at one sample rate, whole or a segment of it.
+"""Decode an audio file, or its bytes, to a mono float32 waveform at one sample rate, whole or in segments.
 
-A segment is the same slice of the whole, and the length is that of the whole. WAV and FLAC seek to the exact sample,
-and only the segment is decoded. All else is decoded from its start up to the end of the segment, since decoders carry
-a state over packets and headers say lengths that are not those of the audio; what is skipped takes no memory.
-Where the rate is changed, a margin around the segment is resampled along with it.
+A segment equals the same slice of the whole waveform. WAV and FLAC seek to the exact sample, and only the segment is
+decoded. Other formats are decoded from the start to the end of the segment, because their decoders carry a state from
+packet to packet and their headers do not give exact lengths; the skipped part takes no memory. Where the rate
+changes, a margin around the segment is resampled with it.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from redimnet_jax.errors import UserError
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a"})
 SAMPLE_RATE = 16000
-# One step of 16-bit audio, -90 dB of full scale: rounding, and the dither of digital silence, are below it.
-LEAST_LEVEL = 2.0**-15
+# One step of 16-bit audio, -90 dB of full scale; rounding errors and the dither of digital silence are below it.
+MIN_LEVEL = 2.0**-15
 
 # Beyond this the resampler's filter is below the last bit of a float32, at the rates of speech.
 _MARGIN_SECONDS = 0.05
@@ -28,10 +28,10 @@ _MARGIN_SECONDS = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What decoding the whole of a recording found.
+    """The length and level of a recording that was decoded to its end.
 
-    samples: how many `read` gives.
-    level:   the standard deviation of the mono waveform, before the rate is changed; full scale is 1.
+    `samples` is the length of what `read` returns. `level` is the standard deviation of the mono waveform before
+    resampling; full scale is 1.
     """
 
     samples: int
@@ -39,8 +39,8 @@ class Inspection:
 
     @property
     def has_signal(self) -> bool:
-        """False of digital silence, of a constant, and of channels that cancel; such recordings embed alike."""
-        return self.level >= LEAST_LEVEL
+        """False for digital silence, a constant, and channels that cancel; these all have one embedding."""
+        return self.level >= MIN_LEVEL
 
 
 def read(
@@ -51,23 +51,24 @@ def read(
     sample_rate: int = SAMPLE_RATE,
     name: str | None = None,
 ) -> np.ndarray:
-    """The waveform in `source`, a path or the bytes of a file: float32 (n,), mono (the mean of the channels).
+    """Return the waveform in `source`, a path or the bytes of a file: float32 (n,), the mean of the channels.
 
     `start` and `samples` are in samples at `sample_rate` (Hz), to which the signal is resampled. n is less than
-    `samples` only where the signal ends. `name` is what errors call the source (default: the path).
+    `samples` only where the signal ends. Errors call the source `name` (default: the path).
 
     Raises UserError when the source cannot be decoded, ends before its header says, or is not finite.
     """
     if start < 0 or (samples is not None and samples < 0):
         raise ValueError(f"start and samples must not be negative, got {start} and {samples}")
     name = name or _name(source)
+    stop = None if samples is None else start + samples
     with decoding.opened(source, name) as signal:
-        stop = None if samples is None else start + samples
-        if signal.frames is not None:
-            total = _length(signal.frames, signal.rate, sample_rate)
-            start, stop = min(start, total), total if stop is None else min(stop, total)
+        total = None if signal.frames is None else _length(signal.frames, signal.rate, sample_rate)
+        if total is not None:
+            start = min(start, total)
+            stop = total if stop is None else min(stop, total)
         waveform = _segment(signal, start, stop, sample_rate)
-    if signal.frames is not None and len(waveform) < stop - start:
+    if total is not None and stop is not None and len(waveform) < stop - start:
         raise _too_short(name, start + len(waveform), total)
     if not np.isfinite(waveform).all():
         raise UserError(f"{name} holds samples that are not finite; replace or remove it.")
@@ -75,10 +76,10 @@ def read(
 
 
 def duration(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None = None) -> int:
-    """The number of samples that `read` gives for the whole of `source`.
+    """Return the number of samples that `read` returns for the whole of `source`.
 
-    It is the header's of WAV and FLAC; all else is decoded to its end.
-    Raises UserError when the source cannot be opened, or not be decoded where that is needed.
+    For WAV and FLAC it comes from the header; other formats are decoded to their end.
+    Raises UserError when the source cannot be opened or, where needed, decoded.
     """
     with decoding.opened(source, name or _name(source)) as signal:
         frames = sum(map(len, signal.decode())) if signal.frames is None else signal.frames
@@ -86,16 +87,20 @@ def duration(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None
 
 
 def inspect(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None = None) -> Inspection:
-    """Decodes the whole of `source`, in constant memory, and tells its length and level.
+    """Decode the whole of `source` in constant memory, and return its length and level.
 
-    Raises UserError for whatever `read` of the whole does.
+    Raises UserError where `read` would.
     """
     name = name or _name(source)
-    frames, total, squares = 0, 0.0, 0.0
+    frames = 0
+    total = 0.0
+    squares = 0.0
     with decoding.opened(source, name) as signal:
         for block in signal.decode():
             exact = block.astype(np.float64)
-            frames, total, squares = frames + len(block), total + exact.sum(), squares + exact.dot(exact)
+            frames += len(block)
+            total += exact.sum()
+            squares += exact.dot(exact)
     if not np.isfinite(squares):
         raise UserError(f"{name} holds samples that are not finite; replace or remove it.")
     samples = _length(frames, signal.rate, sample_rate)
@@ -121,7 +126,7 @@ def _length(frames: int, rate: int, sample_rate: int) -> int:
 
 
 def _segment(signal: Signal, start: int, stop: int | None, sample_rate: int) -> np.ndarray:
-    """Samples [start, stop) at `sample_rate`, up to the end where `stop` is None."""
+    """Return the samples [start, stop) at `sample_rate`, up to the end where `stop` is None."""
     if start == stop:
         return np.zeros(0, np.float32)
     if signal.rate == sample_rate:

@@ -1,4 +1,4 @@
-"""Random changes to training waveforms, each a step that is switched on by itself.
+"""Random changes to training waveforms, each of which is switched on separately.
 
 A step is a frozen dataclass that maps (waveform float32 (samples,) at 16 kHz, generator) to a waveform of the same
 shape and type; with probability 1 - p it changes nothing. What a step does depends on the generator alone.
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,31 +16,32 @@ from redimnet_jax.data import audio
 from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.errors import UserError
 
-# Only the start of an impulse response is read: later reflections cannot be heard, and memory stays bounded.
-LONGEST_RESPONSE = 5 * SAMPLE_RATE
+# Only the start of an impulse response is read: later reflections are inaudible, and memory stays bounded.
+MAX_RESPONSE = 5 * SAMPLE_RATE
 
 Range = tuple[float, float]
+T = TypeVar("T")
 
 
 def power(waveform: np.ndarray) -> float:
-    """Mean square of a waveform (samples,)."""
+    """Return the mean square of a waveform (samples,)."""
     return float(np.dot(waveform, waveform)) / len(waveform)
 
 
-def at_power(waveform: np.ndarray, wanted: float) -> np.ndarray:
-    """The waveform scaled to a mean square of `wanted`; silence stays silence."""
+def at_power(waveform: np.ndarray, target: float) -> np.ndarray:
+    """Return the waveform scaled to a mean square of `target`; silence stays silence."""
     actual = power(waveform)
-    return waveform * np.float32(np.sqrt(wanted / actual)) if actual > 0 else waveform
+    return waveform * np.float32(np.sqrt(target / actual)) if actual > 0 else waveform
 
 
 def mix(waveform: np.ndarray, noise: np.ndarray, snr: float) -> np.ndarray:
-    """The sum of both (samples,), the noise scaled to `snr` decibels below the waveform."""
+    """Return the sum of both (samples,), the noise scaled to `snr` decibels below the waveform."""
     return waveform + at_power(noise, power(waveform) / 10 ** (snr / 10))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What all steps share: the probability `p` of doing anything, and ranges (low, high) to draw from evenly."""
+    """Base of all steps: the probability `p` of a change, and ranges (low, high) of uniform draws."""
 
     p: float = 0.5
 
@@ -62,18 +63,22 @@ class Step:
         return low, high
 
     def where(self, name: str) -> str:
-        """How an error names the option `name` of this step."""
+        """Return how an error names the option `name` of this step."""
         return f"The option {name} of the augmentation step {type(self).__name__}"
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return self.apply(waveform, rng) if rng.random() < self.p else waveform
 
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the changed waveform, of the same shape and dtype."""
         raise NotImplementedError
 
 
 def list_audio(folder: str, where: str) -> tuple[str, ...]:
-    """The audio files under `folder`, sorted, relative to it; an error that starts with `where` if there are none."""
+    """Return the audio files under `folder`, sorted and relative to it.
+
+    Raises UserError, which begins with `where`, when there are none.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{where} is {str(folder)!r}, which is no folder, so give one that holds audio files.")
@@ -86,16 +91,16 @@ def list_audio(folder: str, where: str) -> tuple[str, ...]:
     return files
 
 
-# Headers of the same noise files are asked for again and again; the entries are numbers, so many are cheap.
+# The lengths of the same noise files are needed again and again; an entry is one number, so many are cheap.
 _duration = lru_cache(maxsize=65536)(audio.duration)
 
 
 def random_segment(path: str, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """A random stretch of a file, float32 (samples,); a shorter file is repeated. Only the stretch is decoded."""
+    """Return a random segment of a file, float32 (samples,), and repeat shorter files to that length."""
     start = int(rng.integers(max(_duration(path) - samples, 0) + 1))
     segment = audio.read(path, start, samples)
     if not len(segment):
-        raise UserError(f"The noise file {path} holds no samples at {start}, so repair it or take it away.")
+        raise UserError(f"The noise file {path} holds no samples at {start}, so repair or remove it.")
     return np.resize(segment, samples)
 
 
@@ -103,8 +108,8 @@ def random_segment(path: str, samples: int, rng: np.random.Generator) -> np.ndar
 class Reverberation(Step):
     """Convolution with a random impulse response of `folder`.
 
-    The direct path (the response's largest sample) stays where the signal was, and the power is kept. Of several
-    channels the mean is taken, and of a response the first 5 s.
+    The direct path (the largest sample of the response) stays where the signal was, and the power is kept. Channels
+    are averaged; the first 5 s of a response are used.
     """
 
     folder: str
@@ -118,9 +123,9 @@ class Reverberation(Step):
         from scipy.signal import fftconvolve
 
         path = f"{self.folder}/{self.files[rng.integers(len(self.files))]}"
-        response = audio.read(path, 0, LONGEST_RESPONSE)
+        response = audio.read(path, 0, MAX_RESPONSE)
         if not response.any():
-            raise UserError(f"The impulse response {path} is empty or silent, so repair it or take it away.")
+            raise UserError(f"The impulse response {path} is empty or silent, so repair or remove it.")
         direct = int(np.argmax(np.abs(response)))
         wet = fftconvolve(waveform, response)[direct : direct + len(waveform)]
         return at_power(wet, power(waveform)).astype(np.float32)
@@ -131,10 +136,11 @@ CATEGORIES = ("noise", "music", "speech")
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseFolder(Step):
-    """Noise from the files of `folder`, laid out as MUSAN or not.
+    """Noise from the files of `folder`.
 
-    Files under its subfolders `music` and `speech` are music and speech, all others noise. A category is drawn
-    evenly from those present. Of speech a number of `talkers` are summed at equal power (babble). The ranges (dB) are
+    As in MUSAN, files under its subfolders `music` and `speech` are music and speech; all others are noise. A
+    category is drawn uniformly from those present. For speech, several files (`talkers`) are summed at equal power
+    (babble). The ranges (dB) are
     those of Snyder et al., "X-Vectors: Robust DNN Embeddings for Speaker Recognition", ICASSP 2018.
     """
 
@@ -178,17 +184,17 @@ class GaussianNoise(Step):
 
 
 def _slope(ratio: np.ndarray) -> np.ndarray:
-    """The attenuation by a Butterworth filter of order 4, which is flat and short in time. Powers are far slower."""
+    """Return the attenuation of a Butterworth filter of order 4; repeated squares are faster than a power."""
     return np.sqrt(1 + np.square(np.square(np.square(ratio))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Channel(Step):
-    """A random microphone or line: a smooth frequency response, a tilt and a pass band, without phase; power is kept.
+    """A random zero-phase channel: a smooth frequency response, a tilt and a pass band; the power is kept.
 
-    Gains from `equaliser` (dB) are drawn at ten frequencies, an equal number of octaves apart, and joined by straight
-    lines; `tilt` is in dB an octave, around 1 kHz. Below `low` and above `high` (Hz) the response falls by 24 dB an
-    octave. Corpora with one recording a speaker need it, lest the network learn the recording.
+    Gains from `equaliser` (dB) are drawn at ten frequencies, equally spaced in octaves, and interpolated linearly;
+    `tilt` is in dB per octave, around 1 kHz. Below `low` and above `high` (Hz) the response falls by 24 dB per
+    octave. In corpora with one recording a speaker it keeps the network from learning the recording.
     """
 
     equaliser: Range = (-6.0, 6.0)
@@ -203,14 +209,15 @@ class Channel(Step):
                 raise UserError(f"{self.where(name)} is {getattr(self, name)!r}, so give frequencies above 0 Hz.")
 
     def response(self, frequencies: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A random amplitude response, float32, at `frequencies` (Hz)."""
+        """Return a random amplitude response, float32, at `frequencies` (Hz)."""
         frequencies = np.maximum(frequencies, 1.0).astype(np.float32)
         octaves = np.log2(frequencies / 1000)
         grid = np.linspace(np.log2(50 / 1000), np.log2(8000 / 1000), 10)
         decibels = (
             np.interp(octaves, grid, rng.uniform(*self.equaliser, len(grid))) + rng.uniform(*self.tilt) * octaves
         )
-        low, high = np.float32(rng.uniform(*self.low)), np.float32(rng.uniform(*self.high))
+        low = np.float32(rng.uniform(*self.low))
+        high = np.float32(rng.uniform(*self.high))
         gain = np.exp(np.float32(np.log(10) / 20) * decibels.astype(np.float32))
         return gain / (_slope(low / frequencies) * _slope(frequencies / high))
 
@@ -226,7 +233,7 @@ class Channel(Step):
 
 @dataclass(frozen=True, kw_only=True)
 class Gain(Step):
-    """Another level, by `decibels`."""
+    """Change the level by `decibels`."""
 
     decibels: Range = (-10.0, 10.0)
 
@@ -234,8 +241,8 @@ class Gain(Step):
         return waveform * np.float32(10 ** (rng.uniform(*self.decibels) / 20))
 
 
-# The steps by their key in a configuration, in the order in which they are applied: the room, what else sounds in it,
-# the line, the level.
+# The steps by their key in a configuration, in the order in which they are applied: the room, the noise in it, the
+# channel, the level.
 STEPS: dict[str, type[Step]] = {
     "reverberation": Reverberation,
     "noise_folder": NoiseFolder,
@@ -247,12 +254,12 @@ STEPS: dict[str, type[Step]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Playing an utterance `factor` times as fast, pitch and formants with it; the factor is drawn evenly.
+    """Play an utterance faster by a factor, which also raises pitch and formants; the factor is drawn uniformly.
 
     With `new_speakers` a speaker at another speed is another class (Yamamoto et al., "Speaker Augmentation and
     Bandwidth Extension for Deep Speaker Embedding", Interspeech 2019): label = index of the factor * speakers +
-    speaker, so that with 1.0 first the labels of the corpus keep their meaning. No step of `STEPS`, since it needs
-    more of the utterance than the crop and may change the label.
+    speaker, so that with 1.0 first the labels of the corpus keep their meaning. It is not one of `STEPS`, since it
+    needs more of the utterance than the crop and may change the label.
     """
 
     factors: tuple[float, ...] = (1.0, 0.9, 1.1)
@@ -270,19 +277,19 @@ class Speed:
         object.__setattr__(self, "factors", factors)
 
     def classes(self, speakers: int) -> int:
-        """The number of classes that a corpus of `speakers` has."""
+        """Return the number of classes for a corpus of `speakers`."""
         return speakers * len(self.factors) if self.new_speakers else speakers
 
     def label(self, speaker: int, choice: int, speakers: int) -> int:
-        """The class of `speaker` (of `speakers`) at the factor of index `choice`."""
+        """Return the class of `speaker` (of `speakers`) at the factor of index `choice`."""
         return choice * speakers + speaker if self.new_speakers else speaker
 
     def samples(self, choice: int, crop: int) -> int:
-        """How many samples make `crop` samples at the factor of index `choice`."""
+        """Return how many samples become `crop` samples at the factor of index `choice`."""
         return int(np.ceil(crop * self.factors[choice]))
 
     def change(self, waveform: np.ndarray, choice: int) -> np.ndarray:
-        """The waveform float32 (samples,) at the factor of index `choice`, about samples / factor long."""
+        """Return `waveform`, float32 (samples,), at the factor of index `choice`: about samples / factor long."""
         if self.factors[choice] == 1:
             return waveform
         import soxr
@@ -290,45 +297,34 @@ class Speed:
         return soxr.resample(waveform, self.factors[choice] * SAMPLE_RATE, SAMPLE_RATE)
 
 
-def _build(key: str, cls: type, value: Any) -> Any:
-    """`cls` with the options `value`: True for the defaults, a folder, or a mapping of options."""
-    if value is True:
-        options = {}
-    elif isinstance(value, str):
-        options = {"folder": value}
-    elif isinstance(value, Mapping) or hasattr(value, "items"):
-        options = dict(value.items())
-    else:
-        raise UserError(f"The augmentation {key} is {value!r}, so give None, True, a folder or a mapping of options.")
-    known = {entry.name: entry for entry in fields(cls) if entry.init}
-    for name in options:
-        if name not in known:
-            raise UserError(f"The augmentation {key} has no option {name!r}, only {', '.join(sorted(known))}.")
+def from_config(config: Mapping[str, Mapping[str, Any]]) -> tuple[Step, ...]:
+    """Return the steps whose names in `STEPS` are keys of `config`, with its options, in the order of `STEPS`.
+
+    Raises UserError for an unknown step or option, a bad value, and a folder that is missing or holds no audio.
+    """
+    unknown = [name for name in config if name not in STEPS]
+    if unknown:
+        raise UserError(f"There is no augmentation {unknown[0]!r}, only {', '.join(STEPS)}.")
+    return tuple(_build(name, STEPS[name], config[name]) for name in STEPS if name in config)
+
+
+def speed_from_config(options: Mapping[str, Any] | None) -> Speed | None:
+    """Return the speed perturbation with `options`; None without any. Raises UserError as `from_config` does."""
+    return None if options is None else _build("speed", Speed, options)
+
+
+def _build(name: str, cls: type[T], options: Mapping[str, Any]) -> T:
+    known = {entry.name for entry in fields(cls) if entry.init}  # type: ignore[arg-type]  (T is a dataclass)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise UserError(f"The augmentation {name} has no option {unknown[0]!r}, only {', '.join(sorted(known))}.")
     if "folder" in known and not options.get("folder"):
-        raise UserError(f"The augmentation {key} needs the option folder, a folder of audio files.")
+        raise UserError(f"The augmentation {name} needs the option folder, a folder of audio files.")
     return cls(**options)
 
 
-def from_config(config: Mapping[str, Any]) -> tuple[Step, ...]:
-    """The steps that `config` switches on, in the order of `STEPS` whatever the order of its keys.
-
-    A key is a name of `STEPS`; its value None or False (off), True (on, defaults), a string (on, the folder) or a
-    mapping of options. Raises UserError for an unknown key or option, a bad value, a missing or empty folder.
-    """
-    for key in config:
-        if key not in STEPS:
-            raise UserError(f"There is no augmentation {key!r}, only {', '.join(STEPS)}.")
-    wanted = ((key, cls, config.get(key)) for key, cls in STEPS.items())
-    return tuple(_build(key, cls, value) for key, cls, value in wanted if value is not None and value is not False)
-
-
-def speed_from_config(value: Any) -> Speed | None:
-    """Speed perturbation as a configuration has it: None or False (off), True (defaults) or a mapping of options."""
-    return None if value is None or value is False else _build("speed", Speed, value)
-
-
 def apply(steps: Sequence[Step], waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All steps, one after the other."""
+    """Apply all steps, one after the other."""
     for step in steps:
         waveform = step(waveform, rng)
     return waveform

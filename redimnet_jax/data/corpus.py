@@ -1,15 +1,16 @@
-"""A corpus: who speaks in which utterance, for how long, and how to read it.
+"""A corpus: which speakers say which utterances, how long these are, and how to read them.
 
-Utterances come from a tree `speaker/session/utterance` or `speaker/utterance`, from a list of files
-(`corpus_files.py`), or from a TFDS data set (`tfds_corpus.py`). The index of them (`corpus_index.py`) is built once,
-cached, and from then on memory-mapped.
+Utterances come from a tree `speaker/session/utterance` or `speaker/utterance`, from a list of files (both in
+`tree.py`), or from a TFDS data set (`tfds.py`). Their index (`index.py`) is built once, cached, and memory-mapped
+from then on.
 """
 
 import hashlib
 import json
+import logging
 import os
-import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,68 +21,96 @@ from redimnet_jax.data import audio
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data.index import Bad, Entries, Index
 from redimnet_jax.data.tree import FileList, Tree
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import UserError, shown
+
+_log = logging.getLogger(__name__)
 
 
 class Origin(Protocol):
     """Where utterances come from. It is pickled for worker processes."""
 
     def identity(self) -> dict[str, Any]:
-        """JSON that changes when the index has to be built anew; cheap to find out."""
+        """Return JSON that changes when the index has to be built anew; it is cheap to compute."""
+        ...
 
     def entries(self, workers: int, progress: bool) -> Entries:
-        """Looks at every utterance."""
+        """Examine every utterance."""
+        ...
 
     def fetch(self, name: str, record: int | None) -> Path | bytes:
-        """What `audio.read` takes."""
+        """Return what `audio.read` takes."""
+        ...
 
 
 class Corpus:
-    """Utterances by number. Cheap to pickle and to fork: worker processes map the same index.
+    """Utterances by number; implements `recordings.Utterances`.
 
-    speakers: sorted names; `labels`, int32 (utterances,), are indices of them.
-    sessions: int32 (utterances,), unique over the corpus; -1 where the layout has none.
-    samples:  int64 (utterances,), lengths at 16 kHz.
-    digest:   SHA-256 of names, speakers, sessions and lengths; the same for a tree and the TFDS data set made of it.
-    summary:  one line on what the corpus holds and what was left out of it.
+    A corpus is cheap to pickle and to fork, because worker processes map the same index. `speakers` are sorted.
+    `digest` is the same for a tree and for the TFDS data set made of it. `summary` is one line on what the corpus
+    holds and what was left out of it. `folder` holds the index, unless it is only in memory.
     """
 
-    def __init__(self, index: Index, origin: Origin, digest: str, summary: str, folder: Path | None = None):
-        self._index, self._origin, self._folder = index, origin, folder
-        self.digest, self.summary = digest, summary
-        self.speakers, self.labels = index.speakers, index.labels
-        self.sessions, self.samples = index.sessions, index.samples
+    def __init__(
+        self,
+        index: Index,
+        origin: Origin,
+        digest: str,
+        summary: str,
+        folder: Path | None = None,
+        left_out: Mapping[str, str] | None = None,
+    ):
+        self._index = index
+        self._folder = folder
+        self._left_out = left_out
+        self.origin = origin
+        self.digest = digest
+        self.summary = summary
+        self.speakers = index.speakers
+        self.labels = index.labels
+        self.sessions = index.sessions
+        self.samples = index.samples
+
+    @property
+    def original_samples(self) -> np.ndarray:
+        return self.samples
+
+    @property
+    def gone(self) -> np.ndarray:
+        return np.zeros(len(self), bool)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def name(self, i: int) -> str:
-        """The path in the tree or as listed, such as "id10270/x6uYqmx31kE/00001.wav": what trial lists name."""
-        i = range(len(self))[i]
-        return os.fsdecode(self._index.text[self._index.offsets[i] : self._index.offsets[i + 1]].tobytes())
+    def name(self, index: int) -> str:
+        """Return the name, the path in the tree or as listed, such as "id10270/x6uYqmx31kE/00001.wav"."""
+        index = range(len(self))[index]
+        begin, end = self._index.offsets[index : index + 2]
+        return os.fsdecode(self._index.text[begin:end].tobytes())
 
-    def source(self, i: int) -> Path | bytes:
-        """The encoded audio: the path of a file, or the bytes of one."""
+    def source(self, index: int) -> Path | bytes:
         records = self._index.records
-        return self._origin.fetch(self.name(i), None if records is None else int(records[i]))
+        return self.origin.fetch(self.name(index), None if records is None else int(records[index]))
 
-    def removed(self, i: int) -> bool:
-        """Whether the file of an utterance is not there any more."""
-        source = self.source(i)
+    def removed(self, index: int) -> bool:
+        source = self.source(index)
         return isinstance(source, Path) and not source.exists()
 
-    def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
-        """Waveform at 16 kHz, float32 (n,), from sample `start` on; n < `samples` only where the signal ends."""
-        source = self.source(i)
-        return audio.read(source, start, samples, name=self.name(i) if isinstance(source, bytes) else None)
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        source = self.source(index)
+        return audio.read(source, start, samples, name=self.name(index) if isinstance(source, bytes) else None)
+
+    def left_out(self, name: str) -> str | None:
+        if self._left_out is None:
+            self._left_out = {} if self._folder is None else _read_left_out(_left_out_path(self._folder))
+        return self._left_out.get(name)
 
     def __reduce__(self):
         if self._folder is None:
-            return Corpus, (self._index, self._origin, self.digest, self.summary)
-        return _reopened, (self._folder, self._origin)
+            return Corpus, (self._index, self.origin, self.digest, self.summary, None, self._left_out)
+        return _reopen, (self._folder, self.origin)
 
 
-def _reopened(folder: Path, origin: Origin) -> Corpus:
+def _reopen(folder: Path, origin: Origin) -> Corpus:
     index, description = corpus_index.load(folder, verify=False)
     return Corpus(index, origin, description["digest"], description["summary"], folder)
 
@@ -98,25 +127,28 @@ def open_corpus(
     workers: int | None = None,
     progress: bool = True,
 ) -> Corpus:
-    """The corpus in `source`, its index from `cache_dir`, or built and kept there (None: built and not kept).
+    """Open the corpus in `source`, with the index in `cache_dir`; build the index there if needed.
 
-    `source` is a folder `speaker/[session/]utterance`; a text file with a line `path speaker` an utterance, paths
-    relative to `audio_root` (default: the folder of the list); or "tfds:NAME[/CONFIG][:SPLIT]", a data set that
-    `tfds_corpus.py` wrote to `data_dir`. Every file is decoded to its end by `workers` threads.
+    `source` is a folder `speaker/[session/]utterance`; a text file with a line `path speaker` for each utterance,
+    paths relative to `audio_root` (default: the folder of the list); or "tfds:NAME[/CONFIG][:SPLIT]", a data set in
+    `data_dir` that `tfds.build` wrote. To build the index, `workers` threads decode every file to its end. With
+    `cache_dir` None the index is built and not kept.
 
     Files that cannot be used (missing, unreadable, without signal, shorter than `min_seconds`) and speakers left with
-    none are counted in `corpus.summary` and all listed in a text file beside the index.
+    none are counted in `corpus.summary` and listed in a text file beside the index. With `progress` a progress bar is
+    shown and the summary is logged.
 
-    Raises UserError when the source is not there or malformed, when more than the fraction `max_bad` cannot be used,
-    and when there are fewer than `min_speakers` speakers.
+    Raises UserError when the source does not exist or is malformed, when more than the fraction `max_bad` cannot be
+    used, and when there are fewer than `min_speakers` speakers.
     """
-    origin = _origin(str(source), audio_root, data_dir)
+    origin = _open_origin(str(source), audio_root, data_dir)
     identity = {"format": corpus_index.FORMAT, "rate": audio.SAMPLE_RATE, "min_seconds": min_seconds}
     identity |= origin.identity()
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = None if cache_dir is None else Path(cache_dir).expanduser().absolute() / f"index-{key}"
+    left_out = None
     cached = folder is not None and folder.exists()
-    if cached:
+    if folder is not None and cached:
         index, description = corpus_index.load(folder)
     else:
         entries = origin.entries(workers or min(32, (os.cpu_count() or 1) + 4), progress)
@@ -126,8 +158,21 @@ def open_corpus(
                 "speaker/session/utterance or speaker/utterance below it."
             )
         index, bad = corpus_index.build(entries, min_seconds)
-        description = _description(index, bad, entries.ignored, folder) | {"identity": identity}
-    # Also of a cached index, which may have been built with a higher limit.
+        left_out = {entry.name: entry.kind for entry in bad}
+        description: dict[str, Any] = {**_describe(index, bad, entries.ignored, folder), "identity": identity}
+    # A cached index is checked too, since it may have been built with a higher limit.
+    _check_usable(source, index, description, max_bad, min_speakers)
+    if folder is not None and not cached:
+        corpus_index.save(index, description, folder)
+        index, description = corpus_index.load(folder)
+    if progress:
+        _log.info("%s: %s", source, description["summary"])
+    return Corpus(index, origin, description["digest"], description["summary"], folder, left_out)
+
+
+def _check_usable(
+    source: str | Path, index: Index, description: Mapping[str, Any], max_bad: float, min_speakers: int
+) -> None:
     if description["bad"] > max_bad * description["total"] or not len(index.labels):
         raise UserError(
             f"{source} has too much that cannot be used, {description['bad']:,} of {description['total']:,} "
@@ -136,23 +181,17 @@ def open_corpus(
     count = len(index.speakers)
     if count < min_speakers:
         raise UserError(
-            f"{source} has {count} speaker{'s' * (count > 1)} (the first is {index.speakers[0]!r}) where at least "
-            f"{min_speakers} are needed; in a tree, every folder directly below the one given is a speaker."
+            f"{source} has {count} speaker{'s' * (count > 1)} (the first is {shown(index.speakers[0])}) where at "
+            f"least {min_speakers} are needed; in a tree, every folder directly below the one given is a speaker."
         )
-    if folder is not None and not cached:
-        corpus_index.save(index, description, folder)
-        index, description = corpus_index.load(folder)
-    if progress:
-        print(f"{source}: {description['summary']}", file=sys.stderr)
-    return Corpus(index, origin, description["digest"], description["summary"], folder)
 
 
-def _origin(source: str, audio_root: str | Path | None, data_dir: str | Path | None) -> Origin:
+def _open_origin(source: str, audio_root: str | Path | None, data_dir: str | Path | None) -> Origin:
     local_paths.check(source, "The corpus")
     if source.startswith("tfds:"):
-        from redimnet_jax.data import tfds as tfds_corpus
+        from redimnet_jax.data import tfds
 
-        return tfds_corpus.Records.of(source.removeprefix("tfds:"), data_dir)
+        return tfds.open_records(source.removeprefix("tfds:"), data_dir)
     path = Path(source).expanduser().absolute()
     if path.is_dir():
         return Tree(path)
@@ -161,13 +200,26 @@ def _origin(source: str, audio_root: str | Path | None, data_dir: str | Path | N
     raise UserError(f"There is no {path}; give a folder of speakers, a list of files, or tfds:NAME.")
 
 
-def _description(index: Index, bad: list[Bad], ignored: Counter[str], folder: Path | None) -> dict[str, Any]:
-    """What `index.json` says besides; lists what was left out in a file beside `folder`."""
+def _left_out_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.bad.txt")
+
+
+def _read_left_out(path: Path) -> dict[str, str]:
+    """Return the kind of everything in the list that `_describe` wrote, by name; nothing when there is no list."""
+    if not path.exists():
+        return {}
+    rows = (names.decode(line).split("\t") for line in names.read_lines(path, "The list") if line)
+    return {names.unquote(row[0]): row[1] for row in rows if len(row) > 1}
+
+
+def _describe(index: Index, bad: list[Bad], ignored: Counter[str], folder: Path | None) -> dict[str, Any]:
+    """Return the content of `index.json`; list what was left out in a file beside `folder`."""
     left_out = ", ".join(
-        f"{count:,} {kind} such as {names.quote(first)}" for kind, (count, first) in corpus_index.kinds(bad).items()
+        f"{count:,} {kind} such as {names.quote(first)}"
+        for kind, (count, first) in corpus_index.count_kinds(bad).items()
     )
     if bad and folder is not None:
-        listing = folder.with_name(f"{folder.name}.bad.txt")
+        listing = _left_out_path(folder)
         rows = ((names.quote(entry.name), entry.kind, names.one_line(entry.reason)) for entry in bad)
         files.write(listing, "".join("\t".join(row) + "\n" for row in rows))
         left_out += f" (all in {listing})"
@@ -177,9 +229,8 @@ def _description(index: Index, bad: list[Bad], ignored: Counter[str], folder: Pa
     summary += f" in {sessions:,} sessions, {hours:,.1f} h" if sessions else f", {hours:,.1f} h"
     summary += f"; left out: {left_out}" if bad else ""
     if ignored:
-        summary += (
-            "; ignored: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(ignored.items())) + " files"
-        )
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(ignored.items()))
+        summary += f"; ignored: {counts} files"
     return {
         "digest": index.digest(),
         "bad": len(bad),

@@ -1,35 +1,44 @@
 """The corpus that a run was started with, when recordings were removed or replaced since.
 
-A run that goes on needs the same utterances by the same numbers: its epochs, its held-out speakers and its cached
-features follow from them. So the old index stays, and says of every utterance what is there of it now.
+A run that is resumed needs the same utterances under the same numbers, because its epochs, its held-out speakers and
+its cached features follow from them. The index from the start of the run therefore stays in use, together with what
+is left of each of its utterances now.
 """
 
 import json
-import sys
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data.corpus import Corpus
+from redimnet_jax.data.recordings import Recordings
 from redimnet_jax.data.tree import Tree
 from redimnet_jax.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 
 class ResumedCorpus:
-    """What a `Corpus` offers: the utterances of `old`, an index from the start of a run, read from `now`.
+    """The utterances of `old`, the index from the start of a run, read from `now`; it implements `Utterances`.
 
-    samples:          lengths as they are now; of what was removed, as they were.
-    original_samples: lengths as they were.
-    gone:             bool (utterances,), which were removed; reading one raises UserError.
+    `place`, int64 (utterances,), is the number of each utterance in `now`, or -1. `samples` are the lengths now;
+    those of removed utterances, and `original_samples`, are the lengths at the start. Reading an utterance that is
+    `gone` raises UserError.
     """
 
     def __init__(self, old: Corpus, now: Corpus, place: np.ndarray):
-        self._old, self._now, self._place = old, now, place
-        self.digest, self.speakers, self.labels, self.sessions = old.digest, old.speakers, old.labels, old.sessions
+        self._old = old
+        self._now = now
+        self._place = place
+        self.digest = old.digest
+        self.speakers = old.speakers
+        self.labels = old.labels
+        self.sessions = old.sessions
         self.gone = place < 0
-        if isinstance(now._origin, Tree):
-            # A tree's index is not built anew for what is put back below a speaker's folder.
+        if isinstance(now.origin, Tree):
+            # The index of a tree is not rebuilt when a file is put back below a speaker's folder.
             self.gone[[i for i in np.flatnonzero(self.gone) if not old.removed(int(i))]] = False
         self.original_samples = np.asarray(old.samples)
         self.samples = np.where(place < 0, old.samples, now.samples[np.maximum(place, 0)])
@@ -38,72 +47,80 @@ class ResumedCorpus:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def name(self, i: int) -> str:
-        return self._old.name(i)
+    def name(self, index: int) -> str:
+        return self._old.name(index)
 
-    def source(self, i: int) -> Path | bytes:
-        corpus, number = self._where(i)
+    def source(self, index: int) -> Path | bytes:
+        corpus, number = self._where(index)
         return corpus.source(number)
 
-    def removed(self, i: int) -> bool:
-        return bool(self.gone[i]) or self._where(i)[0].removed(self._where(i)[1])
+    def removed(self, index: int) -> bool:
+        if self.gone[index]:
+            return True
+        corpus, number = self._where(index)
+        return corpus.removed(number)
 
-    def read(self, i: int, start: int = 0, samples: int | None = None) -> np.ndarray:
-        corpus, number = self._where(i)
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        corpus, number = self._where(index)
         return corpus.read(number, start, samples)
 
-    def _where(self, i: int) -> tuple[Corpus, int]:
-        """The corpus that an utterance is read from, and its number there."""
-        if self.gone[i]:
-            raise UserError(f"{self.name(i)} was removed since the run was started; restore it.")
-        return (self._old, i) if self._place[i] < 0 else (self._now, int(self._place[i]))
+    def left_out(self, name: str) -> str | None:
+        return self._now.left_out(name)
+
+    def _where(self, index: int) -> tuple[Corpus, int]:
+        """Return the corpus that an utterance is read from, and its number there."""
+        if self.gone[index]:
+            raise UserError(f"{self.name(index)} was removed since the run was started; restore it.")
+        return (self._old, index) if self._place[index] < 0 else (self._now, int(self._place[index]))
 
 
 def resumed(now: Corpus, digest: str | None, cache_dir: Path, *, show: bool = True) -> Corpus | ResumedCorpus:
-    """`now`, or where it differs from the corpus with `digest` that a run was started with, that corpus.
+    """Return `now`, or the corpus with `digest` that a run was started with where `now` differs from it.
 
-    Its index is looked for in `cache_dir`. The corpus stays `now` where that index is not there, or has other
-    speakers or another speaker of a recording, which resuming then refuses.
+    The index of that corpus is looked for in `cache_dir`. Where it is not there, or has other speakers or another
+    speaker of a recording, the result is `now`, which resuming then refuses. With `show` the differences are logged.
     """
     if digest is None or now.digest == digest:
         return now
-    folder = _folder_of(digest, cache_dir)
+    folder = _find_index(digest, cache_dir)
     if folder is None:
         return now
     index, description = corpus_index.load(folder)
-    old = Corpus(index, now._origin, digest, description["summary"], folder)
+    old = Corpus(index, now.origin, digest, description["summary"], folder)
     number = {now.name(i): i for i in range(len(now))}
     place = np.array([number.get(old.name(i), -1) for i in range(len(old))], np.int64)
-    there = place >= 0
-    if old.speakers != now.speakers or (old.labels[there] != now.labels[place[there]]).any():
+    present = place >= 0
+    if old.speakers != now.speakers or (old.labels[present] != now.labels[place[present]]).any():
         return now
     corpus = ResumedCorpus(old, now, place)
     if show:
-        added = len(now) - int(there.sum())
-        print(
-            f"the run was started with {len(old):,} recordings: {int(corpus.gone.sum()):,} of them were removed, and "
-            f"others take their place; {added:,} were added, and are not used",
-            file=sys.stderr,
+        _log.warning(
+            "the run was started with %s recordings: %s of them were removed, and others take their place; %s were "
+            "added, and are not used",
+            f"{len(old):,}",
+            f"{int(corpus.gone.sum()):,}",
+            f"{len(now) - int(present.sum()):,}",
         )
     return corpus
 
 
-def _folder_of(digest: str, cache_dir: Path) -> Path | None:
-    """The folder of the index with `digest`."""
+def _find_index(digest: str, cache_dir: Path) -> Path | None:
+    """Return the folder of the index with `digest`, or None."""
     for path in sorted(cache_dir.glob("index-*/index.json")):
         try:
             if json.loads(path.read_text())["digest"] == digest:
                 return path.parent
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # Another index that is damaged says so where it is used.
+            continue  # Another index that is damaged is refused where it is used.
     return None
 
 
-def require_all(corpus: Corpus, what: str) -> None:
-    """Raises UserError when a recording that the run is judged by was removed."""
-    gone = np.flatnonzero(getattr(corpus, "gone", np.zeros(0, bool)))
+def require_all(recordings: Recordings, what: str) -> None:
+    """Raise UserError when one of the recordings of `what` was removed since the run was started."""
+    gone = np.flatnonzero(getattr(recordings, "gone", np.zeros(0, bool)))  # audio files have no such attribute
     if len(gone):
         raise UserError(
-            f"{len(gone):,} of the {len(corpus):,} recordings of {what} were removed since the run was started, the "
-            f"first {corpus.name(int(gone[0]))}; restore them, since all of a run is judged by the same recordings."
+            f"{len(gone):,} of the {len(recordings):,} recordings of {what} were removed since the run was started, "
+            f"the first {recordings.name(int(gone[0]))}; restore them, because every epoch of a run is evaluated on "
+            "the same recordings."
         )

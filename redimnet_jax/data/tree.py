@@ -19,7 +19,8 @@ from redimnet_jax.data import audio
 from redimnet_jax.data.index import Bad, Entries
 from redimnet_jax.errors import UserError, shown
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 _CHUNK = 64  # files a task
 

@@ -11,7 +11,6 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -21,23 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from redimnet_jax import sharding
 from redimnet_jax.compilation import jit
 from redimnet_jax.data import audio
+from redimnet_jax.data.recordings import Recordings
 from redimnet_jax.embedding import cache as embedding_cache
 from redimnet_jax.embedding.cache import PooledCache
 from redimnet_jax.errors import UserError
 from redimnet_jax.models import buckets
 from redimnet_jax.models.speaker_model import SpeakerModel
-
-
-class Recordings(Protocol):
-    """What can be embedded: a `Corpus` is one."""
-
-    samples: np.ndarray
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)

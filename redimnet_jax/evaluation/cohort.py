@@ -9,7 +9,7 @@ import numpy as np
 
 from redimnet_jax import scoring
 from redimnet_jax.data.corpus import Corpus
-from redimnet_jax.data.subset import Subset
+from redimnet_jax.data.recordings import Subset
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import score_norm
 from redimnet_jax.evaluation.enrolment import sides

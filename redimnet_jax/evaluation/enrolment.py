@@ -30,6 +30,10 @@ class Enrolled(Validation):
     members: np.ndarray
     is_model: np.ndarray
 
+    def sides_with(self, recordings: np.ndarray) -> np.ndarray:
+        """Return which names of the trials stand for one of `recordings`, bool (recordings,): bool (names,)."""
+        return np.bincount(self.sides, recordings[self.members], minlength=len(self.is_model)) > 0
+
 
 def read(path: str | Path) -> dict[str, list[str]]:
     """The recordings of every model in a list of lines `model utterance utterance ...`.

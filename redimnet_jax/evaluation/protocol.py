@@ -1,78 +1,24 @@
 """What a run is judged by: trials of speakers it never trains on, and the recordings they name."""
 
 import dataclasses
+import logging
 import os
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from redimnet_jax import trials, utterance_speakers
-from redimnet_jax.data import audio, subset
-from redimnet_jax.embedding.extract import Recordings
+from redimnet_jax.data.recordings import AudioFiles, Recordings, select
 from redimnet_jax.errors import UserError, shown, some_of
-from redimnet_jax.names import normalised
 from redimnet_jax.trials import Trials
 from redimnet_jax.utterance_speakers import SpeakerRule
 
 Roots = str | Path | Sequence[str | Path]
 BY_FOLDER = SpeakerRule()
 
-
-class AudioFiles:
-    """Files as recordings: each name is the file of that path below the first of the `roots` that has one.
-
-    Raises UserError at once when a file is in none of them or unreadable. `without_signal` names those that hold no
-    signal: their scores with each other mean nothing.
-    """
-
-    def __init__(self, roots: Sequence[Path], names: Sequence[str]):
-        self.names = names
-        with ThreadPoolExecutor() as pool:
-            self.paths = _located(roots, names, pool)
-            inspections = list(pool.map(audio.inspect, self.paths))
-        self.samples = np.array([inspection.samples for inspection in inspections], np.int64)
-        self.without_signal = [
-            name for name, inspection in zip(names, inspections, strict=True) if not inspection.has_signal
-        ]
-        if self.without_signal:
-            print(
-                f"{len(self.without_signal)} of {len(names)} recordings hold no signal; their scores mean nothing: "
-                f"{some_of(map(shown, self.without_signal))}",
-                file=sys.stderr,
-            )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
-    def source(self, index: int) -> Path:
-        return self.paths[index]
-
-    def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
-        return audio.read(self.paths[index], start, samples)
-
-
-def _located(roots: Sequence[Path], names: Sequence[str], pool: ThreadPoolExecutor) -> list[Path]:
-    """The file of every name; UserError when some are below none of the `roots`."""
-
-    def locate(name: str) -> Path | None:
-        paths = (root / normalised(name) for root in roots)
-        # Of os.path, which takes a name that no file can have for one that is not there.
-        return next((path for path in paths if os.path.isfile(path)), None)
-
-    paths = list(pool.map(locate, names))
-    missing = [name for name, path in zip(names, paths, strict=True) if path is None]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(names)} recordings of the trials are not below {some_of(roots)}, the first "
-            f"{missing[0]!r}; check the audio root."
-        )
-    return paths
+logger = logging.getLogger(__name__)
 
 
 def audio_roots(wanted: Roots | None, listed: str | Path) -> list[Path]:
@@ -93,7 +39,7 @@ def audio_roots(wanted: Roots | None, listed: str | Path) -> list[Path]:
 def find_recordings(names: Sequence[str], listed: str | Path, audio_root: Roots | None, corpus) -> Recordings:
     """Returns the recordings `names` of the list at `listed`: of `corpus`, or else files; see `audio_roots`."""
     if corpus is not None:
-        return subset.named(corpus, names)
+        return select(corpus, names)
     return AudioFiles(audio_roots(audio_root, listed), names)
 
 
@@ -109,6 +55,38 @@ class Validation:
     speakers: list[str]
     description: str
     speakers_from: str = dataclasses.field(default="the speakers", kw_only=True)
+
+    def sides_with(self, recordings: np.ndarray) -> np.ndarray:
+        """Return which names of the trials stand for one of `recordings`, bool (recordings,): bool (names,)."""
+        return recordings
+
+
+def find_no_signal(validation: Validation) -> dict[str, Any] | None:
+    """Return {"recordings": names, "trials": count} of recordings without signal and their trials; None without any.
+
+    Only recordings that are files have to be looked at, because a corpus leaves out what holds no signal.
+    """
+    recordings = validation.recordings
+    if not isinstance(recordings, AudioFiles) or not recordings.without_signal.any():
+        return None
+    sides = validation.sides_with(recordings.without_signal)
+    return {
+        "recordings": [recordings.name(i) for i in np.flatnonzero(recordings.without_signal).tolist()],
+        "trials": int((sides[validation.trials.left] | sides[validation.trials.right]).sum()),
+    }
+
+
+def warn_of_no_signal(validation: Validation) -> None:
+    """Log a warning when recordings hold no signal: their embeddings are alike, so their scores mean nothing."""
+    silent = find_no_signal(validation)
+    if silent is not None:
+        logger.warning(
+            "%s of %s recordings hold no signal, so the scores of the %s trials that they are in mean nothing: %s",
+            f"{len(silent['recordings']):,}",
+            f"{len(validation.recordings):,}",
+            f"{silent['trials']:,}",
+            some_of(map(shown, silent["recordings"])),
+        )
 
 
 def from_list(
@@ -136,7 +114,7 @@ def from_corpus(
 ) -> Validation:
     """`count` balanced trials of `corpus`, or as many as it has; see `trials.generate`."""
     made = trials.generate(corpus, count=min(count, most_trials(corpus.labels)), seed=seed, sexes=sexes)
-    recordings = subset.named(corpus, made.names)
+    recordings = select(corpus, made.names)
     speakers = [recordings.speakers[label] for label in recordings.labels]
     return Validation(made, recordings, speakers, f"{len(made):,} trials made of {description}")
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from redimnet_jax import scoring, utterance_speakers
 from redimnet_jax.checkpoints import native
-from redimnet_jax.data import subset
 from redimnet_jax.data.corpus import Corpus, open_corpus
+from redimnet_jax.data.recordings import Recordings, Subset
 from redimnet_jax.embedding.cache import PooledCache
-from redimnet_jax.embedding.extract import Recordings, Windows, embed_pooled, pool_recordings
+from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import cohort, comparison, enrolment, protocol, report, transfer, verdicts
 from redimnet_jax.evaluation import results as evaluation_results
@@ -34,7 +34,7 @@ class Data:
 
     judged: Validation
     calibration: Validation | None
-    cohort: subset.Subset | None
+    cohort: Subset | None
     other: Other | None
 
 
@@ -58,6 +58,7 @@ def open_data(args: argparse.Namespace) -> Data:
     else:
         judged = listed(args.trials, args.audio_root, corpus)
     protocol.check(judged, (), allow_shared=True)
+    protocol.warn_of_no_signal(judged)
 
     calibration = chosen = None
     if args.calibrate is not None:
@@ -180,6 +181,9 @@ def results(
     name, final = args.checkpoint.resolve().name, scores[system.kind]
     systems = {name if len(by_kind) == 1 else f"{name}, {kind}": each for kind, each in by_kind.items()}
     whole = {"score": system.kind, **by_kind[system.kind], "verdicts": verdicts.verdicts(by_kind[COSINE])}
+    no_signal = protocol.find_no_signal(judged)
+    if no_signal is not None:
+        whole["no_signal"] = no_signal
     tables = [report.table(systems), verdicts.table(whole["verdicts"])]
     if system.kind != COSINE:
         whole[COSINE] = by_kind[COSINE]

@@ -1,21 +1,15 @@
-"""Losses over speaker classes: every class has a prototype, and an embedding should be nearest to its own.
+"""Losses over speaker classes: every class has a prototype, to which its embeddings should be nearest.
 
-A loss is a frozen dataclass of its hyper-parameters with one interface, which `pair_losses` shares:
-
-    loss.parameters(classes, dim, key)                     what it trains besides the network: arrays by name
-    loss(embeddings, labels, parameters, margin=None)      the mean over the batch, a float32 scalar
-    loss.accuracy(embeddings, labels, parameters)          the share of the batch that is decided right, float32
-    loss.margin, loss.needs_pairs                          the full margin; whether it compares crops of one speaker
-
-`embeddings` are (batch, dim) of any length and any float dtype, `labels` (batch,) integers. Arithmetic is in float32
-with exact products. `margin` stands in for the loss's own, so that it can be let in step by step. Labels that cannot
-be right raise UserError where their values are known; in a compiled program they make the loss NaN.
+A loss is a frozen dataclass of its hyper-parameters that implements `objective.Loss`. Arithmetic is in float32 with
+exact products. The argument `margin` replaces the margin of the loss, so that it can grow during training. Labels out
+of range raise UserError; in a compiled program, where their values are not known, they make the loss NaN.
 """
 
 import dataclasses
 from typing import ClassVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,7 +22,7 @@ Parameters = dict[str, Array]
 
 
 def require(condition: bool, loss: object, option: str, wanted: str) -> None:
-    """Raises UserError for a hyper-parameter of `loss` that cannot be."""
+    """Raise UserError, which says that `option` of `loss` must be `wanted`, unless `condition` holds."""
     if not condition:
         raise UserError(
             f"The option {option} of {type(loss).__name__} is {getattr(loss, option)!r} but must be {wanted}; "
@@ -37,7 +31,7 @@ def require(condition: bool, loss: object, option: str, wanted: str) -> None:
 
 
 def check_labels(labels: Array, classes: int) -> None:
-    """Raises UserError for labels outside 0 to `classes` - 1, where their values are known."""
+    """Raise UserError for labels outside 0 to `classes` - 1; do nothing while a program is traced."""
     if isinstance(labels, jax.core.Tracer):
         return
     wrong = (np.asarray(labels) < 0) | (np.asarray(labels) >= classes)
@@ -50,7 +44,7 @@ def check_labels(labels: Array, classes: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """What the losses over classes share: cosines with prototypes, of which `of_cosines` is the loss."""
+    """Base of the losses over classes, which are functions of the cosines with the prototypes."""
 
     margin: float = 0.2
     scale: float = 30.0
@@ -60,11 +54,11 @@ class Classification:
         require(self.scale > 0, self, "scale", "positive")
 
     def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
-        """Random prototypes (classes, dim)."""
+        """Return random prototypes (classes, dim)."""
         return {"prototypes": jax.nn.initializers.glorot_uniform()(key, (classes, dim))}
 
     def cosine(self, embeddings: Array, parameters: Parameters) -> Array:
-        """Cosine (batch, classes) of every embedding and every class."""
+        """Return the cosine of every embedding with every class, (batch, classes)."""
         return cosines(embeddings, parameters["prototypes"])
 
     def __call__(
@@ -75,20 +69,20 @@ class Classification:
         return self.of_cosines(self.cosine(embeddings, parameters), labels, parameters, margin)
 
     def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
-        """The share of embeddings whose nearest prototype, without margin, is of their class."""
+        """Return the share of embeddings whose nearest prototype, without margin, is that of their class."""
         nearest = jnp.argmax(self.cosine(embeddings, parameters), axis=1)
         return jnp.mean(nearest == labels, dtype=jnp.float32)
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
-        """The loss from `cosine` (batch, classes); `parameters` may lack the prototypes."""
+        """Return the loss for `cosine` (batch, classes); `parameters` may lack the prototypes."""
         raise NotImplementedError
 
-    def lowest(self, classes: int, margin: float) -> float:
-        """The loss where every embedding lies on its prototype and the prototypes are a regular simplex.
+    def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:
+        """Return the loss where every embedding equals its prototype and the prototypes are a regular simplex.
 
-        All cosines between prototypes are then -1 / (classes - 1), the least that their mean can be, which
-        classes - 1 dimensions have room for; with fewer dimensions the loss stays above it. For softmax losses no
-        loss is lower (for margin 0: Wang et al., "NormFace", arXiv 1704.06369, proposition 2).
+        All cosines between prototypes are then -1 / (classes - 1), the lowest possible mean. This takes classes - 1
+        dimensions; with fewer the loss stays above it. No softmax loss is lower (for margin 0: Wang et al.,
+        "NormFace", arXiv 1704.06369, proposition 2).
         """
         return float(jax.jit(self.of_cosines)(_simplex(classes), np.zeros(1, np.int32), {}, margin))
 
@@ -150,12 +144,12 @@ class SubcenterAAM(AAMSoftmax):
         require(0 <= self.penalty < 1.5, self, "penalty", "an angle (radians) from 0 to 1.5")
 
     def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
-        """Random prototypes (classes, centers, dim)."""
+        """Return random prototypes (classes, centers, dim)."""
         flat = super().parameters(classes * self.centers, dim, key)["prototypes"]
         return {"prototypes": flat.reshape(classes, self.centers, dim)}
 
     def cosine(self, embeddings: Array, parameters: Parameters) -> Array:
-        # Classes stay an axis by itself, by which prototypes may be dealt to devices.
+        # Classes remain an axis of their own, along which prototypes may be sharded.
         units = unit(embeddings), unit(parameters["prototypes"])
         return jnp.einsum("bd,knd->bkn", *units, precision=jax.lax.Precision.HIGHEST).max(axis=2)
 
@@ -184,7 +178,8 @@ class SphereFace2(Classification):
     beyond 0 or pi go on with cos plus or minus 1 - cos(margin).
     """
 
-    margin: float | None = None
+    # None stands for the margin of the public recipe, which replaces it when the loss is made.
+    margin: float | None = None  # type: ignore[override]
     scale: float = 32.0
     margin_type: str = "C"
     balance: float = 0.7
@@ -200,11 +195,11 @@ class SphereFace2(Classification):
         require(self.power >= 1, self, "power", "at least 1")
 
     def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
-        """Random prototypes (classes, dim) and a bias () of 0."""
+        """Return random prototypes (classes, dim) and a bias () of 0."""
         return super().parameters(classes, dim, key) | {"bias": jnp.zeros(())}
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
-        # A label that is out of range has no target: NaN, and no silent sum over the others.
+        # A label out of range gives a NaN target, and so a NaN loss instead of a sum over the other classes.
         target, bias = _target(cosine, labels), parameters["bias"]
         if self.margin_type == "A":
             drop = 1.0 - jnp.cos(margin)
@@ -216,24 +211,23 @@ class SphereFace2(Classification):
         return jnp.mean(rows + (1.0 - self.balance) * wrong.sum(axis=1))
 
     def _adjusted(self, cosine: Array) -> Array:
-        """g of the class, continued below -1 as an odd function, so that it rises everywhere."""
+        """Return g(cosine) as in the class docstring, continued below -1 so that it increases everywhere."""
         half = (cosine + 1.0) / 2.0
         return 2.0 * jnp.sign(half) * jnp.abs(half) ** self.power - 1.0
 
-    def lowest(self, classes: int, margin: float) -> float:
-        """As of the others, with the bias that is best there (the loss is convex in it)."""
+    def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:
+        """Return the loss as in `Classification.lowest`, with the best bias; the loss is convex in the bias."""
         loss = jax.jit(jax.vmap(lambda bias: self.of_cosines(cosine, label, {"bias": bias}, margin)))
         cosine, label = jnp.asarray(_simplex(classes)), jnp.zeros(1, jnp.int32)
-        center, width = 0.0, 3.0 * self.scale
-        for _ in range(4):
-            biases = np.linspace(center - width, center + width, 101, dtype=np.float32)
-            values = np.asarray(loss(biases))
-            center, width = float(biases[values.argmin()]), width / 50
-        return float(values.min())
+        # Two grids, the second between the neighbours of the best bias of the first.
+        coarse = np.linspace(-3.0 * self.scale, 3.0 * self.scale, 1001, dtype=np.float32)
+        best = float(coarse[np.asarray(loss(coarse)).argmin()])
+        step = 6.0 * self.scale / 1000
+        return float(loss(np.linspace(best - step, best + step, 1001, dtype=np.float32)).min())
 
 
 def farther(cosine: Array, angle: float | Array, drop: float | Array) -> Array:
-    """cos(angle of `cosine` + `angle`); where that passes pi, `cosine` - `drop`."""
+    """Return cos(a + `angle`), where `cosine` is cos(a); `cosine` - `drop` where a + `angle` exceeds pi."""
     # Strictly inside (-1, 1): the derivative of the sine is infinite at the ends.
     inside = jnp.clip(cosine, -1.0 + 1e-7, 1.0 - 1e-7)
     shifted = inside * jnp.cos(angle) - jnp.sqrt(1.0 - jnp.square(inside)) * jnp.sin(angle)
@@ -241,7 +235,7 @@ def farther(cosine: Array, angle: float | Array, drop: float | Array) -> Array:
 
 
 def nearer(cosine: Array, angle: float | Array) -> Array:
-    """cos(angle of `cosine` - `angle`); where that passes 0, `cosine` + 1 - cos(`angle`), which meets it."""
+    """Return cos(a - `angle`), where `cosine` is cos(a); `cosine` + 1 - cos(`angle`) where `angle` exceeds a."""
     return -farther(-cosine, angle, 1.0 - jnp.cos(angle))
 
 
@@ -250,20 +244,20 @@ def _is_target(cosine: Array, labels: Array) -> Array:
 
 
 def _target(cosine: Array, labels: Array) -> Array:
-    """(batch, 1), NaN for a label out of range."""
+    """Return the cosine with the class of each label, (batch, 1); NaN for a label out of range."""
     known = (labels >= 0) & (labels < cosine.shape[1])
     target = jnp.take_along_axis(cosine, labels[:, None], axis=1, mode="clip")
     return jnp.where(known[:, None], target, jnp.nan)
 
 
 def _cross_entropy(scale: float, cosine: Array, target: Array, labels: Array) -> Array:
-    """Mean softmax cross-entropy of scaled cosines (batch, classes), those of the labels replaced by (batch, 1)."""
+    """Return the mean softmax cross-entropy of scaled cosines, with `target` (batch, 1) for those of the labels."""
     logits = scale * jnp.where(_is_target(cosine, labels), target, cosine)
     return jnp.mean(jax.nn.logsumexp(logits, axis=1) - scale * target[:, 0])
 
 
 def _simplex(classes: int) -> np.ndarray:
-    """Cosines (1, classes) of the first vertex of a regular simplex with all."""
+    """Return the cosines of the first vertex of a regular simplex with all vertices, (1, classes)."""
     if classes < 2:
         raise UserError(f"A loss over {classes} class(es) is always 0; give at least two speakers.")
     cosine = np.full((1, classes), -1.0 / (classes - 1), np.float32)

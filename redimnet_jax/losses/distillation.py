@@ -19,7 +19,7 @@ class Distillation:
     embeddings: float = 0.0
 
     def loss(self, student: Array, teacher: Array, dims: Sequence[int]) -> Array:
-        """The weighted sum of the distances, a float32 scalar; see below for the shapes."""
+        """Return the weighted sum of the distances, a float32 scalar; the functions below give the shapes."""
         total = jnp.zeros((), jnp.float32)
         if self.scores:
             total += self.scores * score_distance(student, teacher, dims)
@@ -29,24 +29,25 @@ class Distillation:
 
 
 def score_distance(student: Array, teacher: Array, dims: Sequence[int]) -> Array:
-    """How far the student's scores are from the teacher's, a float32 scalar.
+    """Return the distance of the student's scores from the teacher's, a float32 scalar.
 
-    The mean over the prefixes `dims` of `student` (batch, width), and over all pairs of different rows, of (cosine of
-    the prefixes - cosine of `teacher` (batch, any width))^2: relational distillation (Park et al., "Relational
-    Knowledge Distillation", arXiv 1904.05068) with cosines for the relation. No gradient reaches the teacher.
+    It is the mean over the prefixes `dims` of `student` (batch, width), and over all pairs of different rows, of
+    (cosine of the prefixes - cosine of `teacher` (batch, any width))^2: relational distillation (Park et al.,
+    "Relational Knowledge Distillation", arXiv 1904.05068) with cosines as the relation. No gradient reaches the
+    teacher.
     """
-    wanted = jax.lax.stop_gradient(cosines(teacher, teacher))
+    target = jax.lax.stop_gradient(cosines(teacher, teacher))
     rows = len(student)
-    # A row has the cosine 1 with itself everywhere, but for rounding.
+    # The cosine of a row with itself is always 1 and says nothing.
     others = ~jnp.eye(rows, dtype=bool)
-    total = jnp.zeros((), wanted.dtype)
+    total = jnp.zeros((), target.dtype)
     for dim in dims:
         prefix = student[:, :dim]
-        total += jnp.sum(jnp.where(others, jnp.square(cosines(prefix, prefix) - wanted), 0.0))
+        total += jnp.sum(jnp.where(others, jnp.square(cosines(prefix, prefix) - target), 0.0))
     return total / len(dims) / (rows * (rows - 1))
 
 
 def embedding_distance(student: Array, teacher: Array) -> Array:
-    """The mean of 1 - cosine of `teacher` (batch, dim) and the first dim elements of `student` (batch, width)."""
-    wanted = jax.lax.stop_gradient(unit(teacher))
-    return jnp.mean(1.0 - jnp.sum(unit(student[:, : teacher.shape[1]]) * wanted, axis=1))
+    """Return the mean of 1 - cosine of `teacher` (batch, dim) and the prefix dim of `student` (batch, width)."""
+    target = jax.lax.stop_gradient(unit(teacher))
+    return jnp.mean(1.0 - jnp.sum(unit(student[:, : teacher.shape[1]]) * target, axis=1))

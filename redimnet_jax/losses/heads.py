@@ -19,8 +19,8 @@ Array = jax.Array
 class Heads(nnx.Module):
     """The parameters of `criterion` over `classes` for every prefix width in `dims`.
 
-    Each prefix has its own or, with `shared`, all have those of the widest, whose prototypes are sliced. They are
-    trained with the projection and are part of every training checkpoint.
+    Each prefix has parameters of its own; with `shared`, all use those of the widest and slice its prototypes. They
+    are trained with the projection and are part of every training checkpoint.
     """
 
     def __init__(
@@ -43,13 +43,14 @@ class Heads(nnx.Module):
 
     @property
     def have_prototypes(self) -> bool:
+        """True for losses over classes."""
         return all("prototypes" in parameters for parameters in self.parameters)
 
     def start_at_means(self, embeddings: np.ndarray, labels: np.ndarray) -> int:
-        """Puts every class's prototypes at the mean of its unit prefixes; returns how many classes that reached.
+        """Move every class's prototypes to the mean of its unit prefixes; return the number of classes moved.
 
         `embeddings` (crops, dims[-1]) with `labels` (crops,). A class without a crop keeps its random prototypes; of
-        several sub-centers the first one is moved and the others stay random, for what lies far from the mean.
+        several sub-centers only the first is moved; the others stay random, for crops far from the mean.
         """
         present, index = np.unique(labels, return_inverse=True)
         for parameters in self.parameters:
@@ -63,7 +64,7 @@ class Heads(nnx.Module):
         return len(present)
 
     def of(self, index: int) -> dict[str, Array]:
-        """The parameters for dims[index], see `losses`."""
+        """Return the parameters of the loss for dims[index]."""
         if not self.shared:
             return {name: value[...] for name, value in self.parameters[index].items()}
         arrays = {name: value[...] for name, value in self.parameters[0].items()}
@@ -78,13 +79,13 @@ class Heads(nnx.Module):
         margin: float | Array | None = None,
         consistency: float = 0.0,
     ) -> tuple[Array, dict[str, Array]]:
-        """(loss, figures of each prefix) of `embedding` (batch, dims[-1]) and integer `labels` (batch,).
+        """Return the loss of `embedding` (batch, dims[-1]) and integer `labels` (batch,), and figures of each prefix.
 
         The loss is the weighted mean over the prefixes of their losses (arXiv 2205.13147, equation 1, divided by the
         sum of the weights, so that it is comparable with the loss of one plain head), plus `consistency` times
-        `inconsistency`. Prefixes are cut first and normalised after. `margin` None is the criterion's own. The
-        figures, `loss` and `accuracy`, are (len(dims),) float32. Raises UserError for labels out of range, where
-        their values are known.
+        `inconsistency`. Prefixes are cut before they are normalised. `margin` None is the criterion's own. The
+        figures, `loss` and `accuracy`, are (len(dims),) float32. Raises UserError for labels out of range unless
+        the program is traced.
         """
         check_labels(labels, self.classes)
         rows = embedding
@@ -103,9 +104,9 @@ class Heads(nnx.Module):
 
 
 def inconsistency(embedding: Array, dims: Sequence[int]) -> Array:
-    """How far the scores of shorter prefixes are from those of the widest, a float32 scalar.
+    """Return the distance of the scores of shorter prefixes from those of the widest, a float32 scalar.
 
     The mean over the shorter `dims`, and over all pairs of different rows of `embedding` (batch, dims[-1]), of
-    (cosine of the prefixes - cosine of the whole)^2. The whole is taught nothing: no gradient reaches its cosines.
+    (cosine of the prefixes - cosine of the whole)^2. No gradient reaches the cosines of the whole.
     """
     return score_distance(embedding, embedding, dims[:-1])

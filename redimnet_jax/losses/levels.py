@@ -1,7 +1,7 @@
-"""What a loss is worth: its value for random embeddings, and the lowest that it can reach.
+"""Reference values of a loss: its mean for random embeddings, and a lower bound.
 
-Both depend on the loss, its margin and scale, the number of classes and the dimension, so a loss of 15 may be good or
-worse than chance. They are computed for what is used, by evaluating the loss itself.
+Both depend on the loss, its margin and scale, the number of classes and the dimension, so that a loss of 15 may be
+good or worse than chance. They are computed by evaluating the loss itself.
 """
 
 import dataclasses
@@ -11,18 +11,19 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from redimnet_jax.losses.classification import Parameters
 from redimnet_jax.losses.objective import Loss
 
-# Random embeddings a loss over classes is evaluated for, half of them the negatives of the others: what they have in
-# excess of the mean then cancels, but for the curvature.
-ROWS = 256
-# Random batches that a loss over pairs is evaluated for.
-DRAWS = 16
+# Random embeddings on which a loss over classes is evaluated. Half of them are the negatives of the others, so that
+# deviations from the mean cancel to first order.
+RANDOM_EMBEDDINGS = 256
+# Random batches on which a loss over pairs is evaluated.
+RANDOM_BATCHES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """`random`, the expected loss of random embeddings with untrained parameters; `lowest`, see the losses."""
+    """The expected loss of random embeddings with untrained parameters, and the lower bound `Loss.lowest`."""
 
     random: float
     lowest: float
@@ -30,28 +31,32 @@ class Levels:
 
 @functools.lru_cache
 def levels(loss: Loss, classes: int, dim: int, *, margin: float, speakers: int, crops: int) -> Levels:
-    """The levels of `loss` at `margin` for `classes` and prefixes of `dim`.
+    """Return the levels of `loss` at `margin` for `classes` and prefixes of `dim`.
 
-    A loss over pairs is that of batches of `speakers` with `crops` each. Embeddings are uniform on the sphere, by a
-    generator with a fixed seed.
+    Losses over pairs are evaluated on batches of `speakers` with `crops` each. Embeddings are uniform on the sphere,
+    from a generator with a fixed seed.
     """
     rng = np.random.default_rng(0)
     parameters = loss.parameters(classes, dim, jax.random.key(0))
     if loss.needs_pairs:
         labels = np.repeat(np.arange(speakers), crops)
-        batches = [rng.standard_normal((speakers * crops, dim), np.float32) for _ in range(DRAWS)]
-        lowest = loss.lowest(speakers, crops, margin)
+        batches = [rng.standard_normal((speakers * crops, dim), np.float32) for _ in range(RANDOM_BATCHES)]
     else:
-        half = rng.standard_normal((ROWS // 2, dim), np.float32)
-        batches, labels = [np.concatenate([half, -half])], np.tile(rng.integers(0, classes, ROWS // 2), 2)
-        lowest = loss.lowest(classes, margin)
+        half = rng.standard_normal((RANDOM_EMBEDDINGS // 2, dim), np.float32)
+        batches, labels = (
+            [np.concatenate([half, -half])],
+            np.tile(rng.integers(0, classes, RANDOM_EMBEDDINGS // 2), 2),
+        )
     values = [_evaluated(loss, embeddings, labels, parameters, np.float32(margin)) for embeddings in batches]
-    # No loss here is negative but by rounding.
+    lowest = loss.lowest(classes, margin, speakers=speakers, crops=crops)
+    # These losses are negative only by rounding.
     return Levels(float(np.mean(values)), max(0.0, lowest))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _evaluated(loss, embeddings, labels, parameters, margin):
+def _evaluated(
+    loss: Loss, embeddings: jax.Array, labels: jax.Array, parameters: Parameters, margin: float
+) -> jax.Array:
     return loss(embeddings, labels, parameters, margin)
 
 
@@ -66,20 +71,22 @@ class LossLevels:
     crops: int
 
     def at(self, margin: float) -> dict[int, Levels]:
-        """By dimension, at `margin`."""
-        of = {"margin": margin, "speakers": self.speakers, "crops": self.crops}
-        return {dim: levels(self.loss, self.classes, dim, **of) for dim in self.dims}
+        """Return the levels at `margin` by dimension."""
+        return {
+            dim: levels(self.loss, self.classes, dim, margin=margin, speakers=self.speakers, crops=self.crops)
+            for dim in self.dims
+        }
 
     def description(self) -> str:
-        """A line for the user: every dimension at the full margin."""
-        pairs = f"batches of {self.speakers:,} x {self.crops}"
-        what = pairs if self.loss.needs_pairs else f"{self.classes:,} classes"
-        found = self.at(self.loss.margin).items()
-        each = ", ".join(f"{dim}: {at.random:.3g} / {at.lowest:.2g}" for dim, at in found)
-        return f"loss at random / lowest, {what}, margin {self.loss.margin:g}: {each}"
+        """Return a line with the levels of every dimension at the full margin."""
+        batches = f"batches of {self.speakers:,} x {self.crops}"
+        scope = batches if self.loss.needs_pairs else f"{self.classes:,} classes"
+        values = self.at(self.loss.margin).items()
+        each = ", ".join(f"{dim}: {value.random:.3g} / {value.lowest:.2g}" for dim, value in values)
+        return f"loss at random / lowest, {scope}, margin {self.loss.margin:g}: {each}"
 
     def warning(self, losses: Mapping[str, float], margin: float) -> str | None:
-        """A line for the user when the mean losses of an epoch, by dimension, are above those at random.
+        """Return a warning when the mean losses of an epoch, by dimension, exceed those at random, or None.
 
         `margin` is the largest of the epoch.
         """

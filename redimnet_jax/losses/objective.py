@@ -10,21 +10,41 @@ from redimnet_jax.losses.pairs import GE2E, AngularPrototypical, SupervisedContr
 
 
 class Loss(Protocol):
-    """The interface of `losses` and `pair_losses`, which see."""
+    """The interface of the losses over classes (`classification.py`) and over pairs (`pairs.py`).
 
-    margin: float
-    needs_pairs: bool
+    `embeddings` are (batch, dim) of any length and float dtype, `labels` (batch,) integers.
+    """
 
-    def parameters(self, classes: int, dim: int, key: Array) -> Parameters: ...
+    @property
+    def margin(self) -> float:
+        """The full margin; 0 for losses without one."""
+        ...
+
+    @property
+    def needs_pairs(self) -> bool:
+        """True for losses that compare crops of one speaker, of which a batch needs at least two."""
+        ...
+
+    def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
+        """Return the initial values of what is trained besides the network, arrays by name."""
+        ...
 
     def __call__(
         self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
-    ) -> Array: ...
+    ) -> Array:
+        """Return the mean loss of the batch, a float32 scalar; `margin` replaces the margin of the loss."""
+        ...
 
-    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array: ...
+    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
+        """Return the share of the batch that is decided correctly, a float32 scalar."""
+        ...
+
+    def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:
+        """Return a lower bound of the loss for `classes`, or for batches of `speakers` with `crops` each."""
+        ...
 
 
-LOSSES: dict[str, type] = {
+LOSSES: dict[str, Callable[..., Loss]] = {
     "aam_softmax": AAMSoftmax,
     "am_softmax": AMSoftmax,
     "subcenter_aam": SubcenterAAM,
@@ -44,6 +64,6 @@ class Objective:
     """
 
     weights: tuple[float, ...]
-    margin: Callable[[Array], Array]
+    margin: Callable[..., Array | float]
     consistency: float = 0.0
     distillation: Distillation = Distillation()

@@ -1,15 +1,17 @@
-"""Losses over the crops of a batch, which compare them with one another and need at least two of every speaker.
+"""Losses that compare the crops of a batch with one another, and need at least two crops of every speaker.
 
-The interface is that of `losses`. Who belongs together is read from the labels, so any order and any number of crops
-of a speaker will do; comparisons are over the whole batch, also where it is spread over devices. Where the values of
-the labels are known, a batch of one speaker, or of a speaker with one crop, raises UserError. In a compiled program
-crops that cannot be compared are left out of the mean, and a batch without any comparison gives NaN.
+They implement `objective.Loss`. The labels say which crops belong together, so their order and number are free.
+Comparisons extend over the whole batch, also where it is sharded. A batch of one speaker, or with a single crop of a
+speaker, raises UserError; in a compiled program, where labels are not known, crops that cannot be compared are left
+out of the mean, and a batch without any comparison gives NaN.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,13 +22,13 @@ from redimnet_jax.numerics import cosines, exact, unit
 
 @dataclasses.dataclass(frozen=True)
 class PairLoss:
-    """What these losses share."""
+    """Base of the losses over pairs."""
 
-    margin: ClassVar[float] = 0.0
+    margin: float = dataclasses.field(default=0.0, init=False)
     needs_pairs: ClassVar[bool] = True
 
     def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
-        """None, unless a loss says otherwise."""
+        """Return no parameters; some losses override this."""
         return {}
 
     def __call__(
@@ -37,18 +39,18 @@ class PairLoss:
         return self.of_batch(exact(embeddings), same, parameters, self.margin if margin is None else margin)
 
     def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
-        """The share of crops whose nearest other crop of the batch is of their speaker."""
+        """Return the share of crops whose nearest other crop of the batch is from the same speaker."""
         cosine = jnp.where(_itself(len(labels)), -jnp.inf, cosines(embeddings, embeddings))
         return jnp.mean(labels[jnp.argmax(cosine, axis=1)] == labels, dtype=jnp.float32)
 
     def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
-        """The loss from `embeddings` (batch, dim) and whether two crops are of one speaker, (batch, batch)."""
+        """Return the loss for `embeddings` (batch, dim); `same` (batch, batch) is True for crops of one speaker."""
         raise NotImplementedError
 
-    def lowest(self, speakers: int, crops: int, margin: float) -> float:
-        """The loss of a batch where all crops of a speaker coincide and the speakers are a regular simplex.
+    def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:
+        """Return the loss of a batch where all crops of a speaker coincide and the speakers are a regular simplex.
 
-        That takes speakers - 1 dimensions.
+        This takes speakers - 1 dimensions.
         """
         labels = np.repeat(np.arange(speakers), crops)
         corners = np.eye(speakers, dtype=np.float32)[labels] - np.float32(1.0 / speakers)
@@ -137,7 +139,7 @@ class GE2E(PairLoss):
         require(self.scale > 0, self, "scale", "positive")
 
     def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
-        """The scale (), and for "contrast" the bias ()."""
+        """Return the scale (), and for "contrast" the bias ()."""
         scale = {"scale": jnp.asarray(self.scale)}
         return scale | {"bias": jnp.asarray(self.bias)} if self.form == "contrast" else scale
 
@@ -156,8 +158,8 @@ class GE2E(PairLoss):
             rows = jax.nn.logsumexp(columns, axis=1) - own
         return _mean(rows, (same.sum(axis=1) > 1) & rival.any(axis=1))
 
-    def lowest(self, speakers: int, crops: int, margin: float) -> float:
-        """0, which the loss comes as near to as the trained scale grows."""
+    def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:
+        """Return 0, which the loss approaches as the trained scale grows."""
         return 0.0
 
 
@@ -176,7 +178,7 @@ class AngularPrototypical(PairLoss):
         require(self.scale > 0, self, "scale", "positive")
 
     def parameters(self, classes: int, dim: int, key: Array) -> Parameters:
-        """The scale ()."""
+        """Return the scale ()."""
         return {"scale": jnp.asarray(self.scale)}
 
     def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
@@ -188,13 +190,13 @@ class AngularPrototypical(PairLoss):
         total = jnp.where(query, total, 0.0)
         return _mean(total - jnp.diagonal(logits), query)
 
-    def lowest(self, speakers: int, crops: int, margin: float) -> float:
-        """0, which the loss comes as near to as the trained scale grows."""
+    def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:
+        """Return 0, which the loss approaches as the trained scale grows."""
         return 0.0
 
 
 def check_pairs(labels: Array) -> None:
-    """Raises UserError for a batch whose crops cannot be compared, where the labels' values are known."""
+    """Raise UserError for a batch whose crops cannot be compared; do nothing while a program is traced."""
     if isinstance(labels, jax.core.Tracer):
         return
     speakers, counts = np.unique(np.asarray(labels), return_counts=True)
@@ -216,12 +218,12 @@ def _itself(size: int) -> Array:
 
 
 def _first(same: Array) -> Array:
-    """(batch,) whether a crop is the first of its speaker."""
+    """Return True for the first crop of each speaker, (batch,)."""
     return ~jnp.tril(same, -1).any(axis=1)
 
 
 def _centroids(x: Array, same: Array) -> tuple[Array, Array]:
-    """Of every row's speaker the mean of its rows, and their mean without that row; each (batch, dim)."""
+    """Return, for every row, the mean of its speaker's rows, and their mean without that row: each (batch, dim)."""
     count = same.sum(axis=1, keepdims=True)
     sums = jnp.matmul(same.astype(x.dtype), x, precision=jax.lax.Precision.HIGHEST)
     return sums / count, (sums - x) / jnp.maximum(count - 1, 1)
@@ -231,12 +233,12 @@ def _positive(scale: Array) -> Array:
     return jnp.maximum(scale, 1e-6)
 
 
-def _reduced(reduce, x: Array, where: Array, initial: float) -> Array:
-    """Over the last axis where `where`; 0 in rows without any, whose gradient is none."""
-    found = reduce(jnp.where(where, x, initial), axis=-1)
-    return jnp.where(where.any(axis=-1), found, 0.0)
+def _reduced(reduce: Callable[..., Array], x: Array, where: Array, initial: float) -> Array:
+    """Reduce the last axis of `x` where `where` is True; rows without any give 0 and no gradient."""
+    reduced = reduce(jnp.where(where, x, initial), axis=-1)
+    return jnp.where(where.any(axis=-1), reduced, 0.0)
 
 
 def _mean(values: Array, valid: Array) -> Array:
-    """The mean of the `valid` ones; NaN when there is none."""
+    """Return the mean of the `valid` values; NaN when there is none."""
     return jnp.where(valid, values, 0.0).sum() / valid.sum()

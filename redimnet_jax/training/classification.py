@@ -14,8 +14,7 @@ from flax import nnx
 
 from redimnet_jax.data.augment import Speed
 from redimnet_jax.data.corpus import Corpus
-from redimnet_jax.data.subset import Subset
-from redimnet_jax.embedding.extract import Recordings
+from redimnet_jax.data.recordings import Recordings, Subset
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 
 from redimnet_jax import hosts, utterance_speakers
-from redimnet_jax.data import augment, resumed, splits, subset
+from redimnet_jax.data import augment, resumed, splits
 from redimnet_jax.data.corpus import Corpus, open_corpus
+from redimnet_jax.data.recordings import Subset
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import protocol
@@ -33,7 +34,7 @@ class Data:
     were opened, by their setting.
     """
 
-    corpus: Corpus | subset.Subset
+    corpus: Corpus | Subset
     validation: Validation
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
@@ -79,9 +80,9 @@ def open_data(settings: Settings, workdir: Path, digests: Mapping[str, str] | No
     elif wanted.tree:
         unseen = corpora.open("validation.tree", wanted.tree)
         trials = _generated_trials(unseen, wanted, settings.seed, wanted.tree)
-    corpus: Corpus | subset.Subset = corpora.open("data.train", settings.data.train, min_speakers=2)
+    corpus: Corpus | Subset = corpora.open("data.train", settings.data.train, min_speakers=2)
     if trials is None:
-        corpus, unseen = subset.hold_out(corpus, wanted.holdout, settings.seed)
+        corpus, unseen = splits.hold_out(corpus, wanted.holdout, settings.seed)
         description = f"{len(unseen.speakers)} training speakers kept out of training"
         trials = _generated_trials(unseen, wanted, settings.seed, description)
     resumed.require_all(trials.recordings, "the validation")
@@ -128,7 +129,7 @@ class _Corpora:
 
 
 def _generated_trials(
-    corpus: Corpus | subset.Subset, settings: ValidationSettings, seed: int, description: str
+    corpus: Corpus | Subset, settings: ValidationSettings, seed: int, description: str
 ) -> Validation:
     sexes = read_sexes(settings.metadata) if settings.same_sex else None
     return protocol.from_corpus(
@@ -137,8 +138,8 @@ def _generated_trials(
 
 
 def _seen_speakers(
-    settings: Settings, corpora: _Corpora, corpus: Corpus | subset.Subset, speed: augment.Speed | None
-) -> tuple[Corpus | subset.Subset, SeenSpeakers | None]:
+    settings: Settings, corpora: _Corpora, corpus: Corpus | Subset, speed: augment.Speed | None
+) -> tuple[Corpus | Subset, SeenSpeakers | None]:
     """Return (corpus that trains, recordings of its speakers that do not train or None)."""
     wanted = settings.classification
     if wanted.source:
@@ -154,7 +155,7 @@ def _seen_speakers(
             seed=settings.seed,
         )
         corpus = parts.train
-        recordings = parts.held
+        recordings = parts.held_out
         description = parts.description
     else:
         return corpus, None

@@ -16,7 +16,6 @@ import numpy as np
 from redimnet_jax import files, sharding
 from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.data.examples import read_stretch
-from redimnet_jax.data.subset import gone_of
 from redimnet_jax.errors import UserError
 
 FILE = "unreadable.txt"
@@ -40,7 +39,7 @@ class Unreadable:
         self.path, self._corpus, self._samples, self._max_bad = path, corpus, samples, max_bad
         self._lines: dict[int, tuple[int, str]] = {}  # first sample and reason; in the first process
         self._waiting: dict[int, int] = {}
-        self._gone = set(np.flatnonzero(gone_of(corpus) | (corpus.samples == 0)).tolist())
+        self._gone = set(np.flatnonzero(corpus.gone | (corpus.samples == 0)).tolist())
         self._first = jax.process_index() == 0
         counted: list[int] = []
         if self._first and path.exists():

@@ -1,5 +1,10 @@
 """Decoding: every format, whole and in segments, at every rate, and what is refused."""
 
+import io
+import struct
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -173,3 +178,121 @@ def test_the_content_not_the_suffix_chooses_the_decoder(tmp_path):
     content = write(tmp_path / "a.mp3", voice(16000)).read_bytes()
     (tmp_path / "b.m4a").write_bytes(content)
     np.testing.assert_array_equal(audio.read(tmp_path / "b.m4a"), audio.read(content))
+
+
+def encoded(waveform, codec, form, rate=16000, layout="mono", container="mp4", to=None, **options):
+    """The bytes of `waveform` float32 (samples,) or (channels, samples), by FFmpeg."""
+    import av
+
+    target = io.BytesIO() if to is None else str(to)
+    data = np.atleast_2d(waveform)
+    if form.startswith("s16"):
+        data = np.round(data * 32767).astype(np.int16)
+    with av.open(target, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=rate, layout=layout, options=options)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(data), format=form, layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        for part in (frame, None):
+            for packet in stream.encode(part):
+                output.mux(packet)
+    return target.getvalue() if to is None else to.read_bytes()
+
+
+def wav_of(subtype):
+    file = io.BytesIO()
+    soundfile.write(file, voice(LENGTH), 16000, format="WAV", subtype=subtype)
+    return file.getvalue()
+
+
+def mp3():
+    """An MP3 whose frames have several sizes, as a pipe gives it: without a first frame that says the length."""
+    content = encoded(voice(LENGTH), "mp3", "fltp", container="mp3", global_quality="500")
+    place = max(content.find(b"Xing"), content.find(b"Info"))
+    second = content.index(content[content.index(b"\xff\xf3") :][:2], place)
+    return content[second:]
+
+
+def flac_of_unknown_length(tmp_path):
+    content = bytearray(write(tmp_path / "a.flac", voice(LENGTH)).read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    return bytes(content)
+
+
+def rf64():
+    plain = wav_of("PCM_16")
+    begin = plain.index(b"data")
+    sizes = struct.pack("<QQQI", len(plain) + 28, len(plain) - begin - 8, LENGTH, 0)
+    head = b"RF64" + b"\xff" * 4 + b"WAVE" + b"ds64" + struct.pack("<I", len(sizes)) + sizes
+    return head + plain[12:begin] + b"data" + b"\xff" * 4 + plain[begin + 8 :]
+
+
+UNUSUAL = {
+    "MP3 without a length": lambda folder: mp3(),
+    "MP3 with ID3 tags": lambda folder: b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256) + mp3() + b"TAG" + bytes(125),
+    "MP3 with an APE tag": lambda folder: mp3() + b"APETAGEX" + struct.pack("<IIII", 2000, 32, 0, 0) + bytes(8),
+    "GSM": lambda folder: wav_of("GSM610"),
+    "ADPCM": lambda folder: wav_of("IMA_ADPCM"),
+    "RF64": lambda folder: rf64(),
+    "FLAC in Ogg": lambda folder: encoded(voice(LENGTH), "flac", "s16", container="ogg"),
+    "FLAC of unknown length": flac_of_unknown_length,
+    "ADTS": lambda folder: encoded(voice(LENGTH), "aac", "fltp", container="adts"),
+    "Opus in MP4": lambda folder: encoded(voice(LENGTH), "libopus", "flt"),
+    "chained Ogg": lambda folder: 2 * write(folder / "a.ogg", voice(LENGTH)).read_bytes(),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_a_segment_of_an_unusual_file_is_the_slice_of_the_whole(kind, tmp_path):
+    content = UNUSUAL[kind](tmp_path)
+    path = tmp_path / "file.m4a"  # The name of a file says nothing on its content.
+    path.write_bytes(content)
+    whole = audio.read(content)
+    links = 1 + (kind == "chained Ogg")
+    assert abs(len(whole) - links * LENGTH) <= 4096  # A codec without the exact length pads to whole packets.
+    assert len(whole) == audio.duration(content) == audio.duration(path) == audio.inspect(path).samples
+    correlation = np.correlate(whole[:20000], voice(LENGTH)[4000:12000])
+    assert correlation.max() > 0.85 * np.dot(voice(LENGTH)[4000:12000], voice(LENGTH)[4000:12000])
+    exact = 0 if kind != "Opus in MP4" else 1e-6  # resampled from 48 kHz
+    for start, samples in ((0, 100), (50001, 3000), (len(whole) - 700, 5000), (len(whole), 10)):
+        for source in (content, path):
+            segment = audio.read(source, start, samples)
+            np.testing.assert_allclose(segment, whole[start : start + samples], rtol=0, atol=exact)
+
+
+def test_a_header_that_promises_too_much_is_refused_at_once():
+    content = bytearray(wav_of("PCM_16"))
+    flac = io.BytesIO()
+    soundfile.write(flac, voice(16000), 16000, format="FLAC")
+    lying = bytearray(flac.getvalue())
+    lying[21] |= 0x0F
+    lying[22:26] = b"\xff\xff\xff\x00"
+    for source in (bytes(lying), bytes(content[:44] + content[44:20000])):
+        for function in (audio.read, audio.inspect):
+            assert "promises" in refusal(function, source)
+
+
+def test_a_cut_opus_file_is_refused(files):
+    content = files[".opus"].read_bytes()
+    for end in (len(content) // 2, len(content) - 3, 40):
+        assert "cannot be decoded" in refusal(audio.read, content[:end])
+
+
+MEMORY = """
+import resource, sys
+from redimnet_jax.data import audio
+audio.read(sys.argv[1], 0, 100)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert len(audio.read(sys.argv[1], 16000 * 230, 48000)) == 48000
+assert audio.inspect(sys.argv[1]).samples >= 16000 * 240
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".mp3", ".ogg"])
+def test_what_is_skipped_takes_no_memory(suffix, tmp_path):
+    """Four minutes are 15 MB of samples, of which a crop near the end needs 0.2 MB."""
+    path = write(tmp_path / f"long{suffix}", np.tile(voice(16000), 240))
+    command = [sys.executable, "-c", MEMORY, str(path)]
+    assert float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 8

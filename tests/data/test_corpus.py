@@ -1,6 +1,7 @@
 """The index of trees and lists: what is in it, what is left out, when it is used again and when it is refused."""
 
 import json
+import logging
 import os
 import pickle
 import tracemalloc
@@ -14,6 +15,7 @@ from redimnet_jax.data import audio
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data.corpus import Corpus, open_corpus
 from redimnet_jax.data.index import Entries
+from redimnet_jax.data.recordings import select
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.data.tree import FileList, Tree
 
@@ -335,12 +337,48 @@ def test_an_index_of_many_takes_little_memory_once_built(tmp_path):
     assert allocated < 500_000  # the names alone are more
 
 
-def test_progress_is_shown_when_asked_for(tree, capfd):
+def test_progress_is_shown_when_asked_for(tree, capfd, caplog):
+    caplog.set_level(logging.INFO, "redimnet_jax")
     opened(tree)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "") and not caplog.messages
     opened(tree, progress=True)
     out, err = capfd.readouterr()
-    assert not out and "utterances: 100%" in err and "6/6" in err and f"{tree}: 6 utterances of 3 speakers" in err
+    assert not out and "utterances: 100%" in err and "6/6" in err
+    assert caplog.messages == [f"{tree}: 6 utterances of 3 speakers in 6 sessions, 0.0 h"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_the_index_left_out_is_refused_by_name_with_the_reason(tree, tmp_path, cached):
+    write(tree / "id2/x/silent.wav", np.zeros(16000))
+    write(tree / "id2/x/short.wav", voice(4000))
+    cache = tmp_path / "cache" if cached else None
+    for _ in range(2):
+        corpus = pickle.loads(pickle.dumps(opened(tree, cache_dir=cache, max_bad=0.5)))
+        assert "it is without signal" in refusal(select, corpus, ["./id2/x/silent.wav"])
+        assert "it is too short" in refusal(select, corpus, ["id2/x/short.wav"])
+        assert "check that the list belongs to it" in refusal(select, corpus, ["id2/x/none.wav"])
+
+
+def test_what_a_killed_process_left_of_the_index_is_removed(tree, tmp_path):
+    opened(tree, cache_dir=tmp_path / "a")
+    (folder,) = (tmp_path / "a").glob("index-*")
+    leftover = tmp_path / "b" / f".{folder.name}.0123abcd"
+    leftover.mkdir(parents=True)
+    (leftover / "labels.npy").write_bytes(b"half")
+    os.utime(leftover, (0, 0))
+    opened(tree, cache_dir=tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [folder.name]
+
+
+def test_two_processes_may_build_one_index(tree, tmp_path):
+    corpus = opened(tree, cache_dir=tmp_path)
+    (folder,) = tmp_path.glob("index-*")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    index, description = corpus_index.load(folder)
+    corpus_index.save(index, {"digest": corpus.digest, "from": "the slower process"}, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "a file").write_text("")
+    assert "cache_dir" in refusal(corpus_index.save, index, description, tmp_path / "a file" / "index-0")
 
 
 def test_what_identifies_an_index_is_written_down(tree, tmp_path):

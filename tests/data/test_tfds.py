@@ -9,6 +9,7 @@ import pytest
 from audio_files import voice, write
 from refusals import refusal
 
+from redimnet_jax.cli import tfds as tfds_command
 from redimnet_jax.data import tfds as tfds_corpus
 from redimnet_jax.data.corpus import open_corpus
 
@@ -28,7 +29,7 @@ def tree(tmp_path_factory):
 def data_dir(tree, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     arguments = [f"--source={tree}", f"--data_dir={folder}", "--name=small", "--max_bad=0.2"]
-    assert tfds_corpus.main(arguments) == 0
+    assert tfds_command.main(arguments) == 0
     return folder
 
 
@@ -103,17 +104,17 @@ def test_another_kind_of_data_set_is_refused(tmp_path):
 
 def test_the_command_line(tree, data_dir, tmp_path, capsys):
     arguments = [f"--source={tree}", f"--data_dir={data_dir}", "--name=small", "--max_bad=0.2"]
-    assert tfds_corpus.main(arguments) == 1
+    assert tfds_command.main(arguments) == 1
     assert "exists already and is never overwritten" in capsys.readouterr().err
     for wrong in ("--name=a/b", "--split=a:b"):
-        assert tfds_corpus.main([*arguments, wrong]) == 1
+        assert tfds_command.main([*arguments, wrong]) == 1
         assert "cannot name a data set or a split" in capsys.readouterr().err
-    assert tfds_corpus.main(arguments[:2] + ["--name=strict"]) == 1
+    assert tfds_command.main(arguments[:2] + ["--name=strict"]) == 1
     assert "1 too short such as id1/short.wav" in capsys.readouterr().err
     listing = tmp_path / "l.txt"
     listing.write_text("id1/s1/a.wav one\nid2/s1/a.ogg two\n")
     arguments = [f"--source={listing}", f"--audio_root={tree}", f"--data_dir={tmp_path}", "--split=eval"]
-    assert tfds_corpus.main(arguments) == 0
+    assert tfds_command.main(arguments) == 0
     out, err = capsys.readouterr()
     assert f"Written: tfds:speaker_corpus/default:eval, with data_dir {tmp_path}" in out and "2/2" in err
     corpus = opened("tfds:speaker_corpus/default:eval", data_dir=tmp_path)

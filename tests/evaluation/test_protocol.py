@@ -8,9 +8,10 @@ import soundfile
 from refusals import refusal
 
 from redimnet_jax import files, trials
-from redimnet_jax.data import subset
+from redimnet_jax.data import splits
 from redimnet_jax.data.corpus import open_corpus
-from redimnet_jax.evaluation import protocol
+from redimnet_jax.data.recordings import Subset
+from redimnet_jax.evaluation import enrolment, protocol
 from redimnet_jax.training import config as train_config
 
 
@@ -51,6 +52,20 @@ def test_a_list_of_a_corpus(tree, corpus):
         np.testing.assert_array_equal(from_corpus.recordings.read(index), from_files.recordings.read(index))
 
 
+def test_recordings_without_signal_are_named_with_the_number_of_their_trials(tree, caplog):
+    soundfile.write(tree / "c" / "silent.wav", np.zeros(9000), 16000)
+    path = listed(tree, "1 c/0.wav c/silent.wav", "0 a/0.wav b/2.wav", "0 a/0.wav c/silent.wav")
+    judged = protocol.from_list(path)
+    assert protocol.find_no_signal(judged) == {"recordings": ["c/silent.wav"], "trials": 2}
+    protocol.warn_of_no_signal(judged)
+    assert "1 of 4 recordings" in caplog.text and "2 trials" in caplog.text and "c/silent.wav" in caplog.text
+    path = listed(tree, "1 model c/0.wav", "0 model b/2.wav", "1 a/0.wav a/1.wav")
+    judged = enrolment.from_list(path, {"model": ["c/1.wav", "c/silent.wav"]})
+    assert protocol.find_no_signal(judged) == {"recordings": ["c/silent.wav"], "trials": 2}
+    (tree / "c" / "silent.wav").unlink()
+    assert protocol.find_no_signal(protocol.from_list(listed(tree, "1 a/0.wav a/1.wav"))) is None
+
+
 def test_a_missing_file_is_named(tree, corpus):
     path = listed(tree, "1 a/0.wav a/9.wav", "0 a/0.wav b/2.wav")
     assert "a/9.wav" in refusal(protocol.from_list, path)
@@ -67,7 +82,7 @@ def test_trials_made_of_a_corpus_are_balanced_and_as_many_as_there_are(corpus):
 
 
 def test_one_utterance_a_speaker_makes_no_target_trials(corpus):
-    single = subset.Subset(corpus, np.array([0, 3, 6]))
+    single = Subset(corpus, np.array([0, 3, 6]))
     assert "validation.trials" in refusal(protocol.from_corpus, single, count=10, seed=0)
 
 
@@ -93,14 +108,14 @@ def test_lists_that_cannot_judge_are_refused(lines, said, tree):
 
 
 def test_held_out_speakers_are_in_no_other_part(corpus):
-    kept, held = subset.hold_out(corpus, 0.25, seed=3)
+    kept, held = splits.hold_out(corpus, 0.25, seed=3)
     assert len(held.speakers) == 2 and set(kept.speakers) | set(held.speakers) == set(corpus.speakers)
     assert not set(kept.speakers) & set(held.speakers)
     assert len(kept) == len(held) == 6 and kept.digest != held.digest
     for part in (kept, held):
         for index, label in enumerate(part.labels):
             assert trials.speaker_of_path(part.name(index)) == part.speakers[label]
-    assert subset.hold_out(corpus, 0.25, seed=3)[1].speakers == held.speakers
+    assert splits.hold_out(corpus, 0.25, seed=3)[1].speakers == held.speakers
 
 
 def test_audio_roots_are_a_setting_of_text_or_several():

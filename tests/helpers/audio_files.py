@@ -25,7 +25,10 @@ def write(path: Path, waveform: np.ndarray, rate: int = 16000, codec: str = "aac
     else:
         kind = {".opus": ("OGG", "OPUS"), ".ogg": ("OGG", "VORBIS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
         container, subtype = kind.get(path.suffix, (None, None))
-        soundfile.write(path, waveform, rate, format=container, subtype=subtype)
+        channels = 1 if waveform.ndim == 1 else waveform.shape[1]
+        with soundfile.SoundFile(path, "w", rate, channels, subtype, format=container) as file:
+            for start in range(0, len(waveform), rate):  # libsndfile crashes on long blocks of Vorbis.
+                file.write(waveform[start : start + rate])
     return path
 
 

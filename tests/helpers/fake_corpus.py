@@ -13,8 +13,17 @@ class FakeCorpus:
     def __init__(self, lengths, speakers: int = 3, broken: int | None = None):
         self.samples = np.asarray(lengths, np.int64)
         self.labels = (np.arange(len(lengths)) % speakers).astype(np.int32)
+        self.sessions = np.full(len(lengths), -1, np.int32)
+        self.gone = np.zeros(len(lengths), bool)
         self.speakers = tuple(f"id{index}" for index in range(speakers))
         self.broken = broken
+
+    @property
+    def original_samples(self):
+        return self.samples
+
+    def left_out(self, name):
+        return None
 
     def __len__(self) -> int:
         return len(self.samples)

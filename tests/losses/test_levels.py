@@ -38,7 +38,7 @@ def test_nothing_is_found_below_the_lowest(loss):
     import optax
 
     classes, dim = 5, 4
-    lowest = loss.lowest(classes, loss.margin)
+    lowest = loss.lowest(classes, loss.margin, **BATCH)
     free = (jax.random.normal(jax.random.key(1), (classes, dim)), loss.parameters(classes, dim, jax.random.key(2)))
     optimiser = optax.adam(0.05)
 
@@ -62,7 +62,7 @@ def test_lowest_of_aam_softmax_in_closed_form():
     for classes, margin, scale in ((2, 0.0, 5.0), (10, 0.2, 8.0), (100, 0.5, 30.0)):
         loss = AAMSoftmax(margin, scale)
         wanted = np.log1p((classes - 1) * np.exp(scale * (-1 / (classes - 1) - np.cos(margin))))
-        assert loss.lowest(classes, margin) == pytest.approx(wanted, rel=1e-4, abs=2e-6)
+        assert loss.lowest(classes, margin, **BATCH) == pytest.approx(wanted, rel=1e-4, abs=2e-6)
 
 
 def test_levels_of_losses_over_pairs():

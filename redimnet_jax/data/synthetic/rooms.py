@@ -2,28 +2,25 @@
 
 A room is a direct path followed by noise that decays exponentially (Polack's model; Habets, "Single- and
 Multi-Microphone Speech Dereverberation using Spectral Enhancement", 2007, section 2.3), high frequencies faster than
-low ones, with the ratio of direct to reverberant energy falling with the distance.
-
-    python -m redimnet_jax.data.synthetic.rooms --output=rooms --count=300
+low ones. The ratio of direct to reverberant energy is random, as the distance to the microphone is.
 """
 
-import argparse
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from redimnet_jax import files
-from redimnet_jax.cli.main import run
 from redimnet_jax.data.audio import SAMPLE_RATE
 
-LONGEST, SHORTEST = 0.8, 0.15  # reverberation times, seconds
+# Reverberation times, seconds.
+MIN_REVERBERATION = 0.15
+MAX_REVERBERATION = 0.8
 
 
 def impulse_response(rng: np.random.Generator) -> np.ndarray:
-    """A random room's response at 16 kHz, float32 (samples,), the direct path first and of height one."""
-    reverberation_time = rng.uniform(SHORTEST, LONGEST)
+    """Return a random room's response at 16 kHz, float32 (samples,), the direct path first and of height one."""
+    reverberation_time = rng.uniform(MIN_REVERBERATION, MAX_REVERBERATION)
     samples = round(reverberation_time * SAMPLE_RATE)
     time = np.arange(samples) / SAMPLE_RATE
     tail = np.zeros(samples)
@@ -42,30 +39,14 @@ def impulse_response(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_rooms(folder: str | Path, count: int, seed: int = 0) -> Path:
-    """Writes `count` responses to `folder`, which must not exist, as float WAV; returns the folder."""
+    """Write `count` responses as float WAV to `folder`, which must not exist; return the folder."""
     import soundfile
 
     folder = Path(folder)
     with files.new_folder(folder) as part:
         for number in range(count):
             response = impulse_response(np.random.default_rng([seed, number]))
-            file = io.BytesIO()  # An error of libsndfile's would not say that the disk is full.
+            file = io.BytesIO()  # libsndfile does not report that the disk is full; write_bytes does.
             soundfile.write(file, response, SAMPLE_RATE, format="WAV", subtype="FLOAT")
             (part / f"room{number:04d}.wav").write_bytes(file.getvalue())
     return folder
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m redimnet_jax.data.synthetic.rooms", description="Write artificial room responses."
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="a folder that does not exist yet")
-    parser.add_argument("--count", type=int, default=300, help="number of rooms (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    args = parser.parse_args(arguments)
-    return run(lambda: write_rooms(args.output, args.count, args.seed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,6 +3,7 @@
 import numpy as np
 from refusals import refusal
 
+from redimnet_jax.cli import rooms as rooms_command
 from redimnet_jax.data import audio
 from redimnet_jax.data.augment import Reverberation
 from redimnet_jax.data.synthetic import rooms
@@ -12,7 +13,7 @@ def test_a_response_begins_with_its_direct_path_and_decays():
     for seed in range(20):
         response = rooms.impulse_response(np.random.default_rng(seed))
         assert response.dtype == np.float32 and response[0] == 1
-        assert rooms.SHORTEST * 16000 <= len(response) <= rooms.LONGEST * 16000
+        assert rooms.MIN_REVERBERATION * 16000 <= len(response) <= rooms.MAX_REVERBERATION * 16000
         energy = np.square(response[1:].astype(np.float64))
         thirds = [part.sum() for part in np.array_split(energy, 3)]
         assert thirds[0] > 10 * thirds[1] > 100 * thirds[2] > 0
@@ -22,7 +23,7 @@ def test_a_response_begins_with_its_direct_path_and_decays():
 
 def test_the_command_writes_a_folder_that_reverberation_reads(tmp_path):
     folder = tmp_path / "rooms"
-    assert rooms.main([f"--output={folder}", "--count=3", "--seed=1"]) == 0
+    assert rooms_command.main([f"--output={folder}", "--count=3", "--seed=1"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["room0000.wav", "room0001.wav", "room0002.wav"]
     np.testing.assert_array_equal(
         audio.read(folder / "room0002.wav"), rooms.impulse_response(np.random.default_rng([1, 2]))
