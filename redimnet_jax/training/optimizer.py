@@ -7,7 +7,7 @@ import optax
 
 
 def schedule(peak: float, steps: int, warmup_steps: int, final: float = 0.0) -> optax.Schedule:
-    """Return the rate by step: linear from 0 to `peak` in `warmup_steps`, half a cosine to `final` at `steps`."""
+    """Return the schedule: linear from 0 to `peak` in `warmup_steps`, then half a cosine to `final` at `steps`."""
     return optax.warmup_cosine_decay_schedule(0.0, peak, max(warmup_steps, 1), max(steps, warmup_steps + 2), final)
 
 
