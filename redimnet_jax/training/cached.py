@@ -24,8 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from redimnet_jax import class_sharding
-from redimnet_jax import sharding as placement
+from redimnet_jax import sharding
 from redimnet_jax.errors import UserError
 from redimnet_jax.training.step import Arrays, TrainState
 
@@ -117,11 +116,12 @@ class Layout:
                 out[place, :, : mine.shape[1]] = mine
             return out.reshape(len(strata), *shape[1:])
 
-        sharding, parts = placement.by_rows(mesh), []
-        for device, index in sharding.addressable_devices_indices_map(shape).items():
+        by_rows = sharding.by_rows(mesh)
+        parts = []
+        for device, index in by_rows.addressable_devices_indices_map(shape).items():
             # One after the other, so that the host holds the part of one device at most.
             parts.append(jax.block_until_ready(jax.device_put(part(index), device)))
-        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+        return jax.make_array_from_single_device_arrays(shape, by_rows, parts)
 
 
 def choose_strata(batch_size: int, devices: int) -> int:
@@ -146,7 +146,7 @@ def compile_loop(step: Callable, mesh: Mesh, per_stratum: int, most: int, *argum
         pooled = take(features, chosen).astype(jnp.float32)
         return pooled.reshape(-1, pooled.shape[-1]), take(labels, chosen).reshape(-1)
 
-    rows_of = PartitionSpec(placement.AXIS)
+    rows_of = PartitionSpec(sharding.AXIS)
     sharded_batch = jax.shard_map(
         batch, mesh=mesh, in_specs=(rows_of, rows_of, rows_of, PartitionSpec()), out_specs=rows_of
     )
@@ -165,8 +165,8 @@ def compile_loop(step: Callable, mesh: Mesh, per_stratum: int, most: int, *argum
         figures = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, figures))
 
-    whole, rows_on = placement.whole(mesh), placement.by_rows(mesh)
-    state, frozen = class_sharding.sharding_of(arguments[:2], mesh)
+    whole, rows_on = sharding.replicated(mesh), sharding.by_rows(mesh)
+    state, frozen = sharding.tree_shardings(arguments[:2], mesh)
     shardings = (state, frozen, rows_on, rows_on, rows_on, whole, whole)
     jitted = jax.jit(loop, in_shardings=shardings, out_shardings=(state, whole), donate_argnums=0)
     with jax.set_mesh(mesh):
@@ -240,7 +240,7 @@ class CachedSteps:
             state,
             frozen,
             *arrays,
-            *(jax.device_put(number, placement.whole(self._mesh)) for number in numbers),
+            *(jax.device_put(number, sharding.replicated(self._mesh)) for number in numbers),
         )
         if self._compiled is None:
             self._compiled = compile_loop(self._step, self._mesh, self._per_stratum, self.most, *arguments)
@@ -264,7 +264,7 @@ class Resident:
     def __init__(self, layout: Layout, mesh: Mesh, features: np.ndarray, labels: np.ndarray, seed: int):
         self._features, self._labels = layout.dealt(features, mesh), layout.dealt(labels, mesh)
         self._order = functools.lru_cache(1)(
-            functools.partial(jax.jit(layout.order, out_shardings=placement.by_rows(mesh)), seed)
+            functools.partial(jax.jit(layout.order, out_shardings=sharding.by_rows(mesh)), seed)
         )
 
     def at(self, epoch: int, place: int) -> tuple[tuple[Array, Array, Array], int]:
@@ -293,7 +293,7 @@ class Streamed:
     ):
         self._layout, self._features, self._labels = layout, features, labels
         self._length, self._epoch_rows = length, epoch_rows
-        self._sharding = placement.by_rows(mesh)
+        self._sharding = sharding.by_rows(mesh)
         self._rows = self._placed(lambda strata: np.tile(np.arange(length, dtype=np.int32), (len(strata), 1)), ())
         # The whole order, on one device of this process.
         self._order = functools.lru_cache(2)(lambda epoch: np.asarray(jax.jit(layout.order)(seed, epoch)))
@@ -343,4 +343,4 @@ def device_memory(mesh: Mesh) -> int:
             sizes.append(statistics["bytes_limit"])
         else:
             sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices))
-    return int(placement.agreed(np.asarray(min(sizes) >> 20, np.int32))) << 20
+    return int(sharding.from_first_process(np.asarray(min(sizes) >> 20, np.int32))) << 20

@@ -20,7 +20,7 @@ class LiveSteps:
         self, state: TrainState, frozen: Arrays, begin: int, end: int
     ) -> tuple[TrainState, dict[str, jax.Array], int]:
         """(state, figures, `begin` + 1) after one step, whose figures have no leading axis; the state is donated."""
-        return *self._step(state, frozen, sharding.deal_rows(next(self._meter), self._mesh)), begin + 1
+        return *self._step(state, frozen, sharding.shard_rows(next(self._meter), self._mesh)), begin + 1
 
     def wait_fraction(self) -> float:
         """The part of the time since the last call (or the start) that was spent waiting for audio."""

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import class_sharding, files, hosts, local_paths, locks, sharding
+from redimnet_jax import files, hosts, local_paths, locks, sharding
 from redimnet_jax.checkpoints import native
 from redimnet_jax.data import loader
 from redimnet_jax.embedding.extract import Recordings, Windows, embed_pooled, pool_recordings
@@ -269,7 +269,7 @@ class _Run:
         frozen: Arrays = self.split.arrays("frozen")
         if resumed:
             state, frozen = self.checkpoints.restore(state, frozen)
-        self.state, self.frozen = class_sharding.place((state, frozen), self.mesh)
+        self.state, self.frozen = sharding.place_state((state, frozen), self.mesh)
         self.pooled = {}
 
     def close(self) -> None:
@@ -503,7 +503,7 @@ class _Run:
         if self.first:
             steps = [epoch * self.epoch_steps for epoch in epochs]
             arrays = averaging.mean_of_snapshots(self.workdir, steps)
-        native.fill(model.network, sharding.agreed(arrays))
+        native.fill(model.network, sharding.from_first_process(arrays))
         judging = dict(bootstrap=self.config.validation.bootstrap, seed=self.config.seed)
         pooled = self._pooled_validation(model)
         results, *_ = evaluation_results.evaluate(model, pooled, self.data.validation, self.dims, **judging)
@@ -550,7 +550,7 @@ class _Run:
         """The EER that decides; keeps the model when it is the best, counts the epochs since the best otherwise."""
         wanted, best = self.config.validation, self.progress["best"]
         # All processes decide by the figure of the first one, which may round otherwise.
-        eer = float(sharding.agreed(entry["dims"][str(wanted.dim or self.dims[-1])]["eer"]))
+        eer = float(sharding.from_first_process(entry["dims"][str(wanted.dim or self.dims[-1])]["eer"]))
         self.progress["stale"] += 1
         if best is None or eer < best["eer"]:
             self.progress["best"] = {"eer": eer, "step": self.step, "epoch": entry["epoch"]}
@@ -574,7 +574,7 @@ class _Run:
                 resamples=wanted.bootstrap,
                 seed=self.config.seed,
             )
-        found["beyond_noise"] = bool(sharding.agreed(found["beyond_noise"]))
+        found["beyond_noise"] = bool(sharding.from_first_process(found["beyond_noise"]))
         entry["improvement"] = found
         return early_stopping.counts(
             found,
@@ -587,7 +587,7 @@ class _Run:
     def _learner(self) -> Learner:
         """The learner as it is validated: the moving averages where there are any; with arrays of this process."""
         trained = self.state.ema or self.state.params | self.state.stats
-        return self.split.merge(*sharding.local((trained, self.frozen)))
+        return self.split.merge(*sharding.to_local((trained, self.frozen)))
 
     def model(self) -> SpeakerModel:
         """The model as it is now."""
@@ -606,7 +606,7 @@ class _Run:
             "progress": self.progress,
             "corpora": dict(self.data.digests),
         }
-        state, frozen = self.split.exact(sharding.collected((self.state, self.frozen)))
+        state, frozen = self.split.exact(sharding.gather((self.state, self.frozen)))
         best = self.progress["best"]
         self.checkpoints.save(state, frozen, everything, best and best["step"])
 

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from redimnet_jax import class_sharding, sharding
+from redimnet_jax import sharding
 from redimnet_jax.compilation import jit
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
@@ -210,14 +210,14 @@ def compile_step(step: Callable, mesh: Mesh, *arguments: Any) -> Callable:
     """`step` compiled once for `arguments` (state, frozen, batch), or their shapes.
 
     The batch is sharded over the mesh axis 'data', so batch statistics are those of the global batch; everything
-    else stays where `class_sharding.place` has put it, or is replicated. The state is donated. What is returned
+    else stays where `sharding.place_state` has put it, or is replicated. The state is donated. What is returned
     accepts no other shapes: it never compiles again.
     """
-    state, frozen = class_sharding.sharding_of(arguments[:2], mesh)
+    state, frozen = sharding.tree_shardings(arguments[:2], mesh)
     jitted = jit(
         step,
         in_shardings=(state, frozen, sharding.by_rows(mesh)),
-        out_shardings=(state, sharding.whole(mesh)),
+        out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):

@@ -183,7 +183,7 @@ def on_devices(learned, devices: int) -> dict[str, np.ndarray]:
     features, labels = noise_features(24, jnp.bfloat16)
     layout, on = Layout(UTTERANCES, CROPS, 8), mesh(devices)
     steps = CachedSteps(step, on, layout, features, labels, batch_size=BATCH, seed=3)
-    state, frozen = jax.device_put((new_state(), of.arrays("frozen")), sharding.whole(on))
+    state, frozen = jax.device_put((new_state(), of.arrays("frozen")), sharding.replicated(on))
     arrays, figures = trained(steps, state, frozen, 2 * steps.epoch_steps)
     if devices > 1:
         # Nothing but sums over the batch goes from device to device.

@@ -15,11 +15,11 @@ from redimnet_jax.training import run as training_run
 RUN = """
 import json, sys
 import training_runs
-from redimnet_jax import class_sharding
+from redimnet_jax import sharding
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import run as train
 workdir, settings, step = json.loads(sys.argv[1])
-class_sharding.FEWEST = 1
+sharding.MIN_SHARDED_CLASSES = 1
 plots.save = lambda *_: None
 if step:
     original = train.TrainingCheckpoints.save
