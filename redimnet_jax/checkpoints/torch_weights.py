@@ -25,6 +25,7 @@ from redimnet_jax.models.frontend import FRONT_ENDS, PREEMPHASIS, TorchMel
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.nn import layers
+from redimnet_jax.nn.normalization import BatchNorm
 
 # The key layouts that exist: today's, the one before November 2024, ReDimNet2's and the Matryoshka wrapper's.
 LAYOUTS = ("redimnet", "redimnet_legacy", "redimnet2", "redimnet_mrl")
@@ -75,7 +76,7 @@ def _affine(module, prefix: str) -> Iterator[tuple[str, Slot]]:
     yield f"{prefix}.bias", _vector(module.bias)
 
 
-def _batch_norm(module: layers.BatchNorm, prefix: str) -> Iterator[tuple[str, Slot]]:
+def _batch_norm(module: BatchNorm, prefix: str) -> Iterator[tuple[str, Slot]]:
     yield from _affine(module, prefix)
     yield f"{prefix}.running_mean", _vector(module.mean)
     yield f"{prefix}.running_var", _vector(module.var)

@@ -22,7 +22,7 @@ from redimnet_jax.compilation import jit
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models.network import SpeakerNetwork
-from redimnet_jax.nn.layers import BatchNorm
+from redimnet_jax.nn.normalization import BatchNorm
 from redimnet_jax.training.averaging import moved
 from redimnet_jax.training.parts import PARTS, selected
 
