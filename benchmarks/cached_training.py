@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm, trange
 
-from redimnet_jax import class_sharding, sharding
+from redimnet_jax import sharding
 from redimnet_jax.checkpoints import pretrained
 from redimnet_jax.checkpoints.open import open_model
 from redimnet_jax.losses.heads import Heads
@@ -119,7 +119,7 @@ def main() -> None:
     optimiser = optimizer.adamw(lambda step: 1e-4, weight_decay=1e-4, clip_norm=5.0)
     step = make_step(split, optimiser, Objective((1.0,) * len(dims), lambda step: 0.2), seed=0)
     mesh = sharding.mesh()
-    frozen = class_sharding.place(split.arrays("frozen"), mesh)
+    frozen = sharding.place_state(split.arrays("frozen"), mesh)
     results = vars(args) | {"machine": f"{jax.device_count()} {jax.devices()[0].device_kind}", "width": width}
     results["load"] = os.getloadavg()[0]
     dtype = np.dtype(jnp.dtype(args.dtype))
@@ -133,7 +133,7 @@ def main() -> None:
     features = np.resize(block, (rows, width))
     labels = rng.integers(0, args.speakers, rows).astype(np.int32)
     share = 0.0 if args.streamed else 0.9
-    held = {"state": class_sharding.place(initial_state(split, optimiser), mesh), "step": 0}
+    held = {"state": sharding.place_state(initial_state(split, optimiser), mesh), "step": 0}
 
     def on_devices(features, labels) -> CachedStepper:
         source = open_features(sampler, mesh, CachedCrops(features, labels), memory_share=share)

@@ -31,7 +31,7 @@ LONGEST = (
     "test_kernels",
     "test_train_processes",
     "test_run_start",
-    "test_class_sharding",
+    "test_sharding",
     "test_stages",
     "test_training",
     "test_lengths",

@@ -13,7 +13,7 @@ from flax import nnx
 from redimnet_jax.models import blocks, pooling, redimnet, redimnet2
 from redimnet_jax.models.frontend import FRONT_ENDS, PREEMPHASIS, TorchMel
 from redimnet_jax.models.network import SpeakerNetwork
-from redimnet_jax.nn import layers
+from redimnet_jax.nn import layers, normalization
 
 # The layouts of names that exist: the present one, the one before November 2024, that of ReDimNet2 and that of the
 # Matryoshka wrapper.
@@ -97,7 +97,7 @@ def _affine(module: Any, prefix: str, rank: int) -> Slots:
     yield f"{prefix}.bias", _vector(module.bias)
 
 
-def _batch_norm(module: layers.BatchNorm, prefix: str, rank: int) -> Slots:
+def _batch_norm(module: normalization.BatchNorm, prefix: str, rank: int) -> Slots:
     yield from _affine(module, prefix, rank)
     yield f"{prefix}.running_mean", _vector(module.mean)
     yield f"{prefix}.running_var", _vector(module.var)
@@ -142,9 +142,9 @@ def _heads(module: pooling.MHASTP, prefix: str, rank: int) -> Slots:
 
 # The tensors of each module class that is not the sum of its parts: (module, published name, rank) -> slots.
 LEAVES: dict[type, Callable[[Any, str, int], Slots]] = {
-    layers.BatchNorm: _batch_norm,
-    layers.LayerNorm: _affine,
-    layers.GroupNorm: _affine,
+    normalization.BatchNorm: _batch_norm,
+    normalization.LayerNorm: _affine,
+    normalization.GroupNorm: _affine,
     layers.Dense: _dense,
     layers.DepthwiseConv1d: _depthwise,
     layers.Conv2d: _conv_2d,

@@ -216,7 +216,7 @@ def pool_recordings(
         ]
         missing = mine[~cache.read(keys, pooled)]
     batches = plan(pieces.lengths, missing, round(batch_seconds * model.sample_rate), jax.local_device_count())
-    with sharding.raised_together():
+    with sharding.raise_on_all_processes():
         for found, rows in pooled_batches(model, batches, pieces.read, progress=progress, check=check):
             places = found // share
             pooled[places] = rows

@@ -13,7 +13,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from redimnet_jax import class_sharding
+from redimnet_jax import sharding
 from redimnet_jax.errors import UserError
 from redimnet_jax.numerics import cosines, unit
 
@@ -157,7 +157,7 @@ class SubcenterAAM(AAMSoftmax):
         count = min(self.top_k, cosine.shape[1] - 1)
         if count:
             others = jnp.where(_is_target(cosine, labels), -jnp.inf, jax.lax.stop_gradient(cosine))
-            nearest = class_sharding.largest(others, count)
+            nearest = sharding.top_classes(others, count)
             hard = jnp.zeros(cosine.shape, bool).at[jnp.arange(len(cosine))[:, None], nearest].set(True)
             penalty = self.penalty * (margin / self.margin if self.margin else 1.0)
             cosine = jnp.where(hard, nearer(cosine, penalty), cosine)

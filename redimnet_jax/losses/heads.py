@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import class_sharding
+from redimnet_jax import sharding
 from redimnet_jax.losses.classification import AAMSoftmax, check_labels
 from redimnet_jax.losses.distillation import score_distance
 from redimnet_jax.losses.objective import Loss
@@ -89,8 +89,8 @@ class Heads(nnx.Module):
         """
         check_labels(labels, self.classes)
         rows = embedding
-        if self.have_prototypes and class_sharding.shards(self.classes) > 1:
-            rows, labels = class_sharding.everywhere(embedding), class_sharding.everywhere(labels)
+        if self.have_prototypes and sharding.class_shards(self.classes) > 1:
+            rows, labels = sharding.replicate_rows(embedding), sharding.replicate_rows(labels)
         losses, accuracies = [], []
         for index, dim in enumerate(self.dims):
             prefix, parameters = rows[:, :dim], self.of(index)

@@ -16,16 +16,9 @@ from redimnet_jax.nn import convnext, residual
 from redimnet_jax.nn.activation import gelu, gelu_tanh
 from redimnet_jax.nn.attention import attention
 from redimnet_jax.nn.convolution import materialised
-from redimnet_jax.nn.layers import (
-    BatchNorm,
-    Constant,
-    Conv2d,
-    Dense,
-    DepthwiseConv1d,
-    LayerNorm,
-    batch_statistics,
-    masked_mean,
-)
+from redimnet_jax.nn.layers import Constant, Conv2d, Dense, DepthwiseConv1d
+from redimnet_jax.nn.normalization import BatchNorm, LayerNorm, batch_statistics, masked_mean
+from redimnet_jax.nn.weights import Affine, ConvNeXtWeights, Norm, ResidualHalf
 
 Array = jax.Array
 
@@ -66,26 +59,25 @@ class ConvNeXtBlock(nnx.Module):
         return jnp.concatenate([convolution(x, mask) for convolution in self.dwconvs], axis=-1)
 
     def _in_bfloat16(self, x: Array, mask: Array | None, train: bool) -> Array:
-        offset_and_pointwise = (v[...] for v in (self.norm.bias, self.pwconv1.kernel, self.pwconv1.bias))
+        product = self.pwconv1.weights()
         biases = jnp.concatenate([convolution.bias[...] for convolution in self.dwconvs])
         alone = self.dwconvs[0].kernel[...] if len(self.dwconvs) == 1 else None
         # A bias before a normalisation moves the mean and nothing else, so no map has it.
         if not train or self.norm.frozen:
-            mean, gain = self.norm.mean_and_gain()
+            norm = self.norm.running()
             if alone is not None:
-                return convnext.block(x, mask, alone, biases, mean, gain, *offset_and_pointwise)
+                return convnext.block(x, mask, ConvNeXtWeights(alone, biases, norm, product))
             h = self._without_biases(x, mask)
-            return convnext.mix_channels(x, h, mean - biases, gain, *offset_and_pointwise)
+            return convnext.mix_channels(x, h, norm._replace(mean=norm.mean - biases), product)
         if alone is not None and alone.ndim == 4 and mask is None:
-            out, mean, var = convnext.block_of_batch(
-                x, alone, self.norm.scale[...], *offset_and_pointwise, self.norm.eps
-            )
+            affine = Affine(self.norm.scale[...], self.norm.bias[...])
+            out, mean, var = convnext.block_with_batch_statistics(x, alone, affine, product, self.norm.eps)
             self.norm.keep(mean + biases, var, x.size // x.shape[-1])
             return out
         h = self._without_biases(x, mask)
         mean, var, count = batch_statistics(h, mask)
         gain = self.norm.gain_of_batch(mean + biases, var, count)
-        return convnext.mix_channels(x, h, mean, gain, *offset_and_pointwise)
+        return convnext.mix_channels(x, h, Norm(mean, gain, self.norm.bias[...]), product)
 
     def _without_biases(self, x: Array, mask: Array | None) -> Array:
         return jnp.concatenate([convolution.without_bias(x, mask) for convolution in self.dwconvs], axis=-1)
@@ -155,9 +147,8 @@ class ResBlock(nnx.Module):
         return not train or (self.bn1.frozen and self.bn2.frozen)
 
     @staticmethod
-    def _weights(conv: Conv2d, pointwise: Dense, norm: BatchNorm) -> tuple[Array, ...]:
-        mean, gain = norm.mean_and_gain()
-        return conv.kernel[...], pointwise.kernel[...], pointwise.bias[...], mean, gain, norm.bias[...]
+    def _weights(conv: Conv2d, pointwise: Dense, norm: BatchNorm) -> ResidualHalf:
+        return ResidualHalf(conv.kernel[...], pointwise.weights(), norm.running())
 
 
 def block_2d(

@@ -12,7 +12,8 @@ from redimnet_jax.models.pooling import POOLINGS
 from redimnet_jax.models.redimnet import ReDimNet
 from redimnet_jax.models.redimnet2 import ReDimNet2
 from redimnet_jax.nn.activation import gelu
-from redimnet_jax.nn.layers import BatchNorm, Dense, dropout
+from redimnet_jax.nn.layers import Dense, dropout
+from redimnet_jax.nn.normalization import BatchNorm
 
 Array = jax.Array
 

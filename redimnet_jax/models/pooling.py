@@ -7,12 +7,12 @@ statistics, ECAPA-TDNN (arXiv 2005.07143); MHASTP (arXiv 1906.09890); MQMHASTP (
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from redimnet_jax.models.config import POOLING_HEADS
 from redimnet_jax.nn.cuda import attentive_statistics as kernels
-from redimnet_jax.nn.cuda.derivative import with_derivative_of
-from redimnet_jax.nn.layers import Dense, masked, masked_mean, masked_variance
+from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
+from redimnet_jax.nn.layers import Dense
+from redimnet_jax.nn.normalization import masked, masked_mean, masked_variance
 from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
@@ -31,7 +31,7 @@ def attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:
     if x.dtype != jnp.bfloat16 or x.shape != logits.shape or x.shape[2] % 2:
         return _attentive_statistics(x, logits, mask)
     fused = with_derivative_of(_attentive_statistics, kernels.attentive_statistics)
-    return lax.platform_dependent(x, logits, mask, cuda=fused, default=_attentive_statistics)
+    return by_platform(x, logits, mask, plain=_attentive_statistics, cuda=fused)
 
 
 def _attentive_statistics(x: Array, logits: Array, mask: Array | None) -> Array:

@@ -14,7 +14,8 @@ from redimnet_jax.models.blocks import Aggregate, block_2d, in_turn, time_contex
 from redimnet_jax.models.config import ReDimNetConfig
 from redimnet_jax.nn.activation import gelu
 from redimnet_jax.nn.convolution import materialised
-from redimnet_jax.nn.layers import BatchNorm, Conv2d, Dense, LayerNorm, PatchConv2d, dropout
+from redimnet_jax.nn.layers import Conv2d, Dense, PatchConv2d, dropout
+from redimnet_jax.nn.normalization import BatchNorm, LayerNorm
 from redimnet_jax.nn.squeeze import squeeze
 
 Array = jax.Array
@@ -43,10 +44,9 @@ class Squeeze(nnx.Module):
 
     def __call__(self, x: Array, mask: Array | None, *, train: bool) -> Array:
         if x.dtype == jnp.bfloat16 and not (train and not self.norm.frozen):
-            mean, gain = self.norm.mean_and_gain()
-            weights = self.conv.bias, self.norm.bias, self.pointwise.kernel, self.pointwise.bias
-            taps_bias, offset, kernel, bias = (v[...] for v in weights)
-            return squeeze(x, mask, self.conv.kernel[...], mean - taps_bias, gain, offset, kernel, bias)
+            norm = self.norm.running()
+            norm = norm._replace(mean=norm.mean - self.conv.bias[...])
+            return squeeze(x, mask, self.conv.kernel[...], norm, self.pointwise.weights())
         return self.pointwise(gelu(self.norm(self.conv(x, mask), mask, train=train)))
 
 

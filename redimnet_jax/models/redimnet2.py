@@ -15,7 +15,8 @@ from redimnet_jax.models.blocks import Aggregate, block_2d, in_turn, time_contex
 from redimnet_jax.models.config import ReDimNet2Config
 from redimnet_jax.models.redimnet import Stem
 from redimnet_jax.nn.convolution import materialised
-from redimnet_jax.nn.layers import BatchNorm, Dense, GroupNorm, PatchConv2d
+from redimnet_jax.nn.layers import Dense, PatchConv2d
+from redimnet_jax.nn.normalization import BatchNorm, GroupNorm
 
 Array = jax.Array
 

@@ -1,4 +1,4 @@
-"""Softmax attention over time: softmax(Q K^T / sqrt(d)) V of every head, masked keys left out.
+"""Softmax attention over time: softmax(Q K^T / sqrt(d)) V in every head, without the masked keys.
 
 The plain form writes the attention weights to memory. On CUDA GPUs, in bfloat16, kernels keep them on the chip
 (`cuda`). cuDNN's, behind `jax.nn.dot_product_attention`, cannot take their place: it refuses heads of 36 channels,
@@ -9,21 +9,27 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from redimnet_jax.nn.cuda import attention as kernels
+from redimnet_jax.nn.cuda import operands
+from redimnet_jax.nn.dispatch import by_platform
 from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
 
 
 def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:
-    """`q`, `k`, `v` (batch, time, channels), `mask` (batch, time) of the keys or None -> (batch, time, channels)."""
-    plain = functools.partial(_plain, heads=heads)
-    if q.dtype != jnp.bfloat16 or not kernels.suits_attention(*q.shape[1:], heads):
-        return plain(q, k, v, mask)
-    # The options of a derivative of one's own are given by place.
-    return lax.platform_dependent(q, k, v, mask, cuda=lambda *arrays: _fused(*arrays, heads), default=plain)
+    """Return attention (batch, time, channels) of `q`, `k`, `v`, each of that shape.
+
+    `mask` (batch, time) is True for the keys that take part; None stands for all of them.
+    """
+
+    def fused(*arrays: Array | None) -> Array:
+        # `custom_vjp` takes non-differentiable arguments by position alone.
+        return _fused(*arrays, heads)
+
+    suits = operands.is_map(q) and kernels.suits_attention(*q.shape[1:], heads)
+    return by_platform(q, k, v, mask, plain=functools.partial(_plain, heads=heads), cuda=fused if suits else None)
 
 
 def _plain(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:

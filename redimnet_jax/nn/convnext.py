@@ -1,8 +1,8 @@
 """The arithmetic of ConvNeXt-like blocks in bfloat16: x + gelu(batchnorm(convolution of x)) W + b.
 
-Bound by memory, it keeps few maps for the backward pass, which computes the others again: of a block in train mode
-`x` and the convolution, on CUDA GPUs and of a block in eval mode `x` alone. There, a 2-D block is one kernel, and in
-eval mode the convolution of a 1-D block with normalisation and GELU.
+Memory traffic bounds these blocks, so the backward pass computes most maps again. A block in train mode keeps `x` and
+the convolution for it; on CUDA GPUs, and in eval mode, it keeps `x` alone. On CUDA GPUs a 2-D block is one kernel; in
+eval mode one kernel computes the convolution of a 1-D block with its normalization and GELU.
 """
 
 import functools
@@ -14,57 +14,56 @@ from jax import lax
 
 from redimnet_jax.nn.activation import gelu, gelu_derivative
 from redimnet_jax.nn.convolution import depthwise_conv1d, gradients_by_kernels, grouped_conv2d, materialised
-from redimnet_jax.nn.cuda import conv2d, depthwise, mixing
-from redimnet_jax.nn.cuda.derivative import with_derivative_of
-from redimnet_jax.nn.layers import batch_statistics, masked, normalised, pointwise
+from redimnet_jax.nn.cuda import conv2d, depthwise, mixing, operands
+from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
+from redimnet_jax.nn.layers import pointwise
+from redimnet_jax.nn.normalization import batch_statistics, masked, normalized
+from redimnet_jax.nn.weights import Affine, ConvNeXtWeights, Norm, Pointwise
 from redimnet_jax.numerics import exact
 
 Array = jax.Array
 
 
 @jax.custom_vjp
-def mix_channels(x: Array, y: Array, mean: Array, gain: Array, offset: Array, kernel: Array, bias: Array) -> Array:
-    """x + gelu((y - mean) gain + offset) kernel + bias.
-
-    `x` (..., out) and `y` (..., in), bfloat16; `mean`, `gain`, `offset` (in,), `kernel` (in, out) and `bias` (out,),
-    float32. Returns (..., out), bfloat16.
-    """
-    activated = gelu(normalised(y, mean, gain, offset).astype(y.dtype))
-    return x + (jnp.matmul(activated, kernel.astype(y.dtype)) + bias.astype(y.dtype))
+def mix_channels(x: Array, y: Array, norm: Norm, product: Pointwise) -> Array:
+    """Return x + gelu((y - mean) gain + offset) kernel + bias, of `x` (..., out) and `y` (..., in), all bfloat16."""
+    activated = gelu(normalized(y, norm).astype(y.dtype))
+    return x + (jnp.matmul(activated, product.kernel.astype(y.dtype)) + product.bias.astype(y.dtype))
 
 
-def _mix_channels_fwd(*arrays: Array):
-    return mix_channels(*arrays), arrays
+def _mix_channels_fwd(x: Array, y: Array, norm: Norm, product: Pointwise):
+    return mix_channels(x, y, norm, product), (y, norm, product)
 
 
-def _mix_channels_bwd(arrays, dout: Array):
-    _, y, mean, gain, offset, kernel, _ = arrays
-    dnormalised, dkernel, (doffset, dgain, dbias) = _mixing_gradient(y, dout, mean, gain, offset, kernel)
-    dy = (exact(dnormalised) * gain).astype(y.dtype)
-    return dout, dy, -gain * doffset, dgain, doffset, dkernel, dbias
+def _mix_channels_bwd(residuals, dout: Array):
+    y, norm, product = residuals
+    dnormalized, dkernel, (doffset, dgain, dbias) = _mixing_gradient(y, dout, norm, product.kernel)
+    dy = (exact(dnormalized) * norm.gain).astype(y.dtype)
+    return dout, dy, Norm(-norm.gain * doffset, dgain, doffset), Pointwise(dkernel, dbias)
 
 
 mix_channels.defvjp(_mix_channels_fwd, _mix_channels_bwd)
 
 
-def _mixing_gradient(
-    y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array
-) -> tuple[Array, Array, list[Array]]:
-    """The gradients of `mix_channels` in the normalised `y`, in `kernel`, and in offset, gain and bias."""
-    arrays = y, dout, mean, gain, offset, kernel
-    if y.dtype != jnp.bfloat16 or not mixing.suits_mix_channels_gradient(*kernel.shape):
-        return _plain_mixing_gradient(*arrays)
-    return lax.platform_dependent(*arrays, cuda=mixing.mix_channels_gradient, default=_plain_mixing_gradient)
+def _mixing_gradient(y: Array, dout: Array, norm: Norm, kernel: Array) -> tuple[Array, Array, list[Array]]:
+    """Return the gradients of `mix_channels` in the normalized `y`, in `kernel`, and in offset, gain and bias."""
+
+    def fused(y: Array, dout: Array, norm: Norm, kernel: Array):
+        return mixing.mix_channels_gradient(y, dout, *norm, kernel)
+
+    suits = operands.is_map(y) and mixing.suits_mix_channels_gradient(*kernel.shape)
+    return by_platform(y, dout, norm, kernel, plain=_plain_mixing_gradient, cuda=fused if suits else None)
 
 
-def _plain_mixing_gradient(y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array):
-    wide = normalised(y, mean, gain, offset)
+def _plain_mixing_gradient(y: Array, dout: Array, norm: Norm, kernel: Array):
+    wide = normalized(y, norm)
     activated = gelu(wide.astype(y.dtype))
     dactivated = jnp.matmul(dout, kernel.astype(y.dtype).T)
-    # In bfloat16, as three sums and a map are made of it: XLA would keep float32, were it free to.
-    dnormalised = materialised((exact(dactivated) * gelu_derivative(wide)).astype(y.dtype))
+    # In bfloat16, because three sums and a map are computed from it: XLA would otherwise keep it in float32.
+    dnormalized = materialised((exact(dactivated) * gelu_derivative(wide, y.dtype)).astype(y.dtype))
     positions = tuple(range(y.ndim - 1))
-    # A product for every eight utterances: XLA would cut up one over all positions, and pad what eight do not divide.
+    # One product for every eight utterances: XLA would split one over all positions, and pad a batch that is no
+    # multiple of eight.
     products = y.shape[0] // math.gcd(y.shape[0], 8)
     dkernel = jnp.einsum(
         "bpi,bpo->bio",
@@ -72,70 +71,69 @@ def _plain_mixing_gradient(y: Array, dout: Array, mean: Array, gain: Array, offs
         dout.reshape(products, -1, dout.shape[-1]),
         preferred_element_type=jnp.float32,
     )
-    doffset, dgain = (exact(dnormalised) * factor for factor in (1.0, exact(y) - mean))
-    return dnormalised, dkernel.sum(0), [x.sum(positions) for x in (doffset, dgain, exact(dout))]
+    doffset, dgain = (exact(dnormalized) * factor for factor in (1.0, exact(y) - norm.mean))
+    return dnormalized, dkernel.sum(0), [x.sum(positions) for x in (doffset, dgain, exact(dout))]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def block_of_batch(
-    x: Array, taps: Array, scale: Array, offset: Array, kernel: Array, bias: Array, eps: float
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def block_with_batch_statistics(
+    x: Array, taps: Array, affine: Affine, product: Pointwise, eps: float
 ) -> tuple[Array, Array, Array]:
-    """(`mix_channels` of `x` and its convolution, with the statistics of the batch; their mean; biased variance).
+    """Return `mix_channels` of `x` and its convolution by the batch's statistics, and their mean and biased variance.
 
-    `x` (batch, time, freq, channels), bfloat16, `taps` (kt, kf, channels/groups, channels), the others as there. The
-    statistics (channels,), float32, have no gradient of their own. The kernels for CUDA GPUs keep no convolution: the
-    forward pass makes it twice, of which it once takes the statistics alone, and the backward pass again.
+    `x` is (batch, time, freq, channels), bfloat16, `taps` (kt, kf, channels/groups, channels), float32. The
+    statistics (channels,), float32, have no gradient. The kernels for CUDA GPUs keep no convolution: the forward pass
+    computes it twice, first for the statistics alone, and the backward pass once more.
     """
-    return _block_of_batch_fwd(x, taps, scale, offset, kernel, bias, eps)[0]
+    return _block_with_batch_statistics_fwd(x, taps, affine, product, eps)[0]
 
 
-def _block_of_batch_fwd(x, taps, scale, offset, kernel, bias, eps: float):
-    arrays = x, taps, scale, offset, kernel, bias, jnp.float32(eps)
-    if _suits_kernels_of_batch(x, taps):
-        out, mean, var, y = lax.platform_dependent(*arrays, cuda=_fused_of_batch, default=_plain_of_batch)
-    else:
-        out, mean, var, y = _plain_of_batch(*arrays)
-    return (out, mean, var), (x, y, mean, var, taps, scale, offset, kernel)
+def _block_with_batch_statistics_fwd(x: Array, taps: Array, affine: Affine, product: Pointwise, eps: float):
+    fused = _fused_with_batch_statistics if _suits_batch_kernels(x, taps) else None
+    arrays = x, taps, affine, product, jnp.float32(eps)
+    out, mean, var, y = by_platform(*arrays, plain=_plain_with_batch_statistics, cuda=fused)
+    return (out, mean, var), (x, y, mean, var, taps, affine, product)
 
 
-def _suits_kernels_of_batch(x: Array, taps: Array) -> bool:
+def _suits_batch_kernels(x: Array, taps: Array) -> bool:
     channels = x.shape[3]
     suits = conv2d.suits_product(x.shape[2], taps.shape) and mixing.suits_mix_channels_gradient(channels, channels)
-    return suits and x.dtype == jnp.bfloat16
+    return suits and operands.is_map(x)
 
 
 def _convolution(x: Array, taps: Array) -> Array:
     return grouped_conv2d(x, taps.astype(x.dtype))
 
 
-def _plain_of_batch(x, taps, scale, offset, kernel, bias, eps) -> tuple[Array, ...]:
+def _plain_with_batch_statistics(x: Array, taps: Array, affine: Affine, product: Pointwise, eps: Array):
     y = _convolution(x, taps)
     mean, var, _ = batch_statistics(y, None)
-    return mix_channels(x, y, mean, scale * lax.rsqrt(var + eps), offset, kernel, bias), mean, var, y
+    norm = Norm(mean, affine.gain * lax.rsqrt(var + eps), affine.offset)
+    return mix_channels(x, y, norm, product), mean, var, y
 
 
-def _fused_of_batch(x, taps, scale, offset, kernel, bias, eps) -> tuple[Array, ...]:
-    # Of sums in float32, before the convolution is rounded: where the mean is not many deviations large.
+def _fused_with_batch_statistics(x: Array, taps: Array, affine: Affine, product: Pointwise, eps: Array):
+    # From float32 sums before the convolution is rounded: accurate unless the mean is many deviations large.
     mean, square = conv2d.grouped_conv2d_sums(x, taps) / (x.size // x.shape[3])
     var = jnp.maximum(square - jnp.square(mean), 0.0)
-    gain = scale * lax.rsqrt(var + eps)
-    out = conv2d.convnext_2d(x, None, taps * gain, offset - mean * gain, kernel, bias)
+    gain = affine.gain * lax.rsqrt(var + eps)
+    out = conv2d.convnext_2d(x, None, taps * gain, affine.offset - mean * gain, product)
     return out, mean, var, jnp.zeros_like(x)
 
 
-def _block_of_batch_bwd(eps: float, residuals, cotangents):
-    x, y, mean, var, taps, scale, offset, kernel = residuals
-    dout, inverse = cotangents[0], lax.rsqrt(var + eps)
+def _block_with_batch_statistics_bwd(eps: float, residuals, cotangents):
+    x, y, mean, var, taps, affine, product = residuals
+    dout = cotangents[0]
+    inverse = lax.rsqrt(var + eps)
+    norm = Norm(mean, affine.gain * inverse, affine.offset)
 
     def through_norm(y: Array):
-        # The statistics are of the convolution as well: Ioffe and Szegedy (arXiv 1502.03167), section 3.
-        dnormalised, dkernel, (doffset, moments, dbias) = _mixing_gradient(
-            y, dout, mean, scale * inverse, offset, kernel
-        )
-        dscale, count = inverse * moments, y.size // y.shape[3]
-        through_statistics = (doffset + (exact(y) - mean) * (inverse * dscale)) / count
-        dy = (scale * inverse * (exact(dnormalised) - through_statistics)).astype(y.dtype)
-        return materialised(dy), (dscale, doffset, dkernel, dbias)
+        # The statistics depend on the convolution too: Ioffe and Szegedy (arXiv 1502.03167), section 3.
+        dnormalized, dkernel, (doffset, moments, dbias) = _mixing_gradient(y, dout, norm, product.kernel)
+        dgain = inverse * moments
+        through_statistics = (doffset + (exact(y) - mean) * (inverse * dgain)) / (y.size // y.shape[3])
+        dy = (norm.gain * (exact(dnormalized) - through_statistics)).astype(y.dtype)
+        return materialised(dy), (Affine(dgain, doffset), Pointwise(dkernel, dbias))
 
     def plain(x: Array, y: Array):
         dy, others = through_norm(y)
@@ -143,46 +141,43 @@ def _block_of_batch_bwd(eps: float, residuals, cotangents):
         return dout + dx, dtaps, *others
 
     def fused(x: Array, _):
-        # Not before `dout` is there: XLA would do it in the forward pass, and keep the map until then.
+        # Without the barrier XLA would convolve in the forward pass, before `dout` exists, and keep the map.
         now, _ = lax.optimization_barrier((x, dout))
         dy, others = through_norm(conv2d.grouped_conv2d(now, taps))
         return *gradients_by_kernels(x, taps, dy, dout), *others
 
-    if not _suits_kernels_of_batch(x, taps):
-        return plain(x, y)
-    return lax.platform_dependent(x, y, cuda=fused, default=plain)
+    return by_platform(x, y, plain=plain, cuda=fused if _suits_batch_kernels(x, taps) else None)
 
 
-block_of_batch.defvjp(_block_of_batch_fwd, _block_of_batch_bwd)
+block_with_batch_statistics.defvjp(_block_with_batch_statistics_fwd, _block_with_batch_statistics_bwd)
 
 
-def block(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    """`mix_channels` of `x` and its convolution, in one or two dimensions, with given statistics.
+def block(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
+    """Return `mix_channels` of `x` (batch, time, [freq,] channels) and its convolution, in one or two dimensions.
 
-    `x` (batch, time, [freq,] channels), `mask` (batch, time) or None; `taps` (kt, kf, channels/groups, channels) or
-    (taps, channels), `taps_bias` (channels,), float32.
+    Frames outside `mask` (batch, time) count as zeros in the convolution.
     """
-    arrays = x, mask, taps, taps_bias, *norm_and_pointwise
-    if not _suits_kernel(x, taps):
-        return _plain(*arrays)
-    return lax.platform_dependent(*arrays, cuda=with_derivative_of(_plain, _fused), default=_plain)
+    fused = with_derivative_of(_plain, _fused) if _suits_kernel(x, weights.taps) else None
+    return by_platform(x, mask, weights, plain=_plain, cuda=fused)
 
 
 def _suits_kernel(x: Array, taps: Array) -> bool:
-    return depthwise.suits_depthwise(x.shape[2]) if x.ndim == 3 else conv2d.suits_product(x.shape[2], taps.shape)
+    if x.ndim == 3:
+        return depthwise.suits_depthwise(x)
+    return operands.is_map(x) and conv2d.suits_product(x.shape[2], taps.shape)
 
 
-def _plain(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    inside = masked(x, mask)
+def _plain(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
+    inside, taps = masked(x, mask), weights.taps
     y = depthwise_conv1d(inside, taps.astype(x.dtype)) if x.ndim == 3 else _convolution(inside, taps)
-    mean, *rest = norm_and_pointwise
-    return mix_channels(x, y, mean - taps_bias, *rest)
+    norm = weights.norm
+    return mix_channels(x, y, norm._replace(mean=norm.mean - weights.taps_bias), weights.pointwise)
 
 
-def _fused(x: Array, mask: Array | None, taps: Array, taps_bias: Array, *norm_and_pointwise: Array) -> Array:
-    mean, gain, offset, kernel, bias = norm_and_pointwise
-    scaled, shift = taps * gain, (taps_bias - mean) * gain + offset
+def _fused(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
+    norm = weights.norm
+    scaled = weights.taps * norm.gain
+    shift = (weights.taps_bias - norm.mean) * norm.gain + norm.offset
     if x.ndim == 4:
-        return conv2d.convnext_2d(x, mask, scaled, shift, kernel, bias)
-    activated = depthwise.depthwise_conv1d(x, mask, scaled, shift)
-    return x + pointwise(activated, kernel, bias)
+        return conv2d.convnext_2d(x, mask, scaled, shift, weights.pointwise)
+    return x + pointwise(depthwise.depthwise_conv1d(x, mask, scaled, shift), weights.pointwise)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from redimnet_jax.nn.cuda import conv2d, depthwise
+from redimnet_jax.nn.cuda import conv2d, depthwise, operands
+from redimnet_jax.nn.dispatch import by_platform
 from redimnet_jax.nn.grouped_kernel import block_diagonal, transposed
 from redimnet_jax.numerics import exact, precision
 
@@ -29,13 +30,13 @@ GRADIENT_FRAMES = 64
 
 @jax.custom_vjp
 def materialised(x: Array) -> Array:
-    """`x`, computed once: without this XLA may fuse, and so repeat, what made it into all that reads it."""
-    return lax.platform_dependent(x, cpu=_start_of_a_loop, default=lax.optimization_barrier)
+    """Return `x`, computed once: otherwise XLA may repeat its computation in every operation that reads it."""
+    return by_platform(x, plain=lax.optimization_barrier, cpu=_through_empty_loop)
 
 
-def _start_of_a_loop(x: Array) -> Array:
-    # XLA for CPU drops barriers before it fuses. What a loop starts from it computes, and it does not see that this
-    # loop has no turns, since nothing is above infinity.
+def _through_empty_loop(x: Array) -> Array:
+    # XLA for CPU removes barriers before it fuses, but it computes the initial value of a loop. This loop never runs
+    # its body, because no element is above infinity, and XLA cannot know that.
     return lax.while_loop(lambda x: x[(0,) * x.ndim] > jnp.inf, jnp.negative, x)
 
 
@@ -56,18 +57,31 @@ def _shifted_1d(x: Array, kernel: Array) -> Array:
     return sum(x[:, k : k + frames] * kernel[k] for k in range(taps))
 
 
-def _fused_1d(x: Array, kernel: Array) -> Array:
-    if x.dtype != jnp.bfloat16 or not depthwise.suits_depthwise(x.shape[2]):
-        return _shifted_1d(x, kernel)
-    return lax.platform_dependent(
-        x, kernel, cuda=lambda x, kernel: depthwise.depthwise_conv1d(x, None, kernel), default=_shifted_1d
+def _native_1d(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel[:, None],
+        window_strides=(1,),
+        padding="SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=x.shape[2],
+        precision=precision(x.dtype),
     )
+
+
+def _depthwise_1d(x: Array, kernel: Array) -> Array:
+    def fused(x: Array, kernel: Array) -> Array:
+        return depthwise.depthwise_conv1d(x, None, kernel)
+
+    cuda = fused if depthwise.suits_depthwise(x) else None
+    # XLA for TPU computes this convolution itself well, and would fuse a sum of shifts into the product after it.
+    return by_platform(x, kernel, plain=_shifted_1d, cuda=cuda, tpu=_native_1d)
 
 
 @jax.custom_vjp
 def depthwise_conv1d(x: Array, kernel: Array) -> Array:
-    """One filter a channel: `x` (batch, time, channels) and `kernel` (taps, channels), an odd number of taps."""
-    return _fused_1d(x, kernel)
+    """Convolve each channel of `x` (batch, time, channels) with its filter in `kernel` (taps, channels); odd taps."""
+    return _depthwise_1d(x, kernel)
 
 
 def _depthwise_conv1d_fwd(x: Array, kernel: Array):
@@ -75,7 +89,7 @@ def _depthwise_conv1d_fwd(x: Array, kernel: Array):
 
 
 def _kernel_gradient_1d_by_taps(x: Array, dy: Array) -> Array:
-    """Sum over batch and time of `x` (batch, time + taps - 1, channels), shifted by each tap, times `dy`."""
+    """Return the sums over batch and time of `dy` times the shifts of `x` (batch, time + taps - 1, channels)."""
 
     def tap(k):
         window = lax.dynamic_slice_in_dim(x, k, dy.shape[1], axis=1)
@@ -85,7 +99,7 @@ def _kernel_gradient_1d_by_taps(x: Array, dy: Array) -> Array:
 
 
 def _kernel_gradient_1d_by_products(x: Array, dy: Array) -> Array:
-    """The same as products: of a block of frames every frame with every other, of which the diagonals are summed."""
+    """Compute the same by matrix products of all pairs of frames in a block, whose diagonals are then summed."""
     (batch, frames, channels), taps = dy.shape, x.shape[1] - dy.shape[1] + 1
     blocks = -(-frames // GRADIENT_FRAMES)
     extra = blocks * GRADIENT_FRAMES - frames
@@ -113,22 +127,21 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
     def by_products(x: Array, dy: Array) -> Array:
         return _kernel_gradient_1d_by_products(padded(x), dy)
 
-    fused = x.dtype == jnp.bfloat16 and depthwise.suits_depthwise_gradient(x.shape[2])
-    dkernel = lax.platform_dependent(
-        x,
-        dy,
-        cpu=lambda x, dy: _kernel_gradient_1d_by_taps(padded(x), dy),
-        cuda=functools.partial(depthwise.depthwise_kernel_gradient, taps=taps) if fused else by_products,
-        default=by_products,
-    )
-    return _fused_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
+    def by_taps(x: Array, dy: Array) -> Array:
+        return _kernel_gradient_1d_by_taps(padded(x), dy)
+
+    fused = None
+    if depthwise.suits_depthwise_gradient(x):
+        fused = functools.partial(depthwise.depthwise_kernel_gradient, taps=taps)
+    dkernel = by_platform(x, dy, plain=by_products, cpu=by_taps, cuda=fused)
+    return _depthwise_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
 
 
 depthwise_conv1d.defvjp(_depthwise_conv1d_fwd, _depthwise_conv1d_bwd)
 
 
 def groups_of(x: Array, kernel: Array) -> int:
-    """How many groups the convolution of `x` (..., in) with `kernel` (kt, kf, in/groups, out) has."""
+    """Return the number of groups of the convolution of `x` (..., in) with `kernel` (kt, kf, in/groups, out)."""
     return x.shape[-1] // kernel.shape[2]
 
 
@@ -210,7 +223,7 @@ _shifted_2d.defvjp(_shifted_2d_fwd, _shifted_2d_bwd)
 
 @jax.custom_vjp
 def _spread_2d(x: Array, kernel: Array) -> Array:
-    """The convolution of one input channel, for which matrix units have no use."""
+    """Convolve one input channel, for which matrix units are of no use."""
     kt, kf, _, _ = kernel.shape
     windows = _windows_2d(x, kt, kf)
     return sum(windows[t][f] * kernel[t, f, 0] for t in range(kt) for f in range(kf))
@@ -248,7 +261,10 @@ def _fused_2d_bwd(residuals, dy: Array):
 
 
 def gradients_by_kernels(x: Array, kernel: Array, dy: Array, other: Array | None = None) -> tuple[Array, Array]:
-    """Those of the grouped convolution in `x`, to which `other` is added, and `kernel`; see `suits_kernel`."""
+    """Compute the gradients of the grouped convolution in `x`, plus `other`, and in `kernel`, by CUDA kernels.
+
+    The operands must be ones that `suits_kernel` accepts.
+    """
     dx = conv2d.grouped_conv2d(dy, transposed(kernel, groups_of(x, kernel)), other)
     if conv2d.suits_gradient(kernel.shape):
         dkernel = conv2d.grouped_kernel_gradient(x, dy, kernel.shape[2])
@@ -261,17 +277,17 @@ _fused_2d.defvjp(_fused_2d_fwd, _fused_2d_bwd)
 
 
 def suits_kernel(x: Array, kernel: Array) -> bool:
-    """Whether there is a kernel for CUDA GPUs that convolves `x` with the grouped `kernel`."""
+    """Return whether a kernel for CUDA GPUs convolves `x` with the grouped `kernel`."""
     same_channels = x.shape[3] == kernel.shape[3]
-    return x.dtype == jnp.bfloat16 and same_channels and conv2d.suits_conv(x.shape[2], kernel.shape)
+    return operands.is_map(x) and same_channels and conv2d.suits_conv(x.shape[2], kernel.shape)
 
 
 def grouped_conv2d(x: Array, kernel: Array) -> Array:
-    """`x` (batch, time, freq, in) and `kernel` (kt, kf, in/groups, out) -> (batch, time, freq, out)."""
+    """Convolve `x` (batch, time, freq, in) with `kernel` (kt, kf, in/groups, out) to (batch, time, freq, out)."""
     (kt, kf, n, _), groups = kernel.shape, groups_of(x, kernel)
     if groups == n == 1 and kt % 2 and kf % 2:
-        return lax.platform_dependent(x, kernel, cpu=_dense_2d, default=_spread_2d)
+        return by_platform(x, kernel, plain=_dense_2d, cuda=_spread_2d)
     shifted = groups > 1 and n <= MAX_SHIFTED_GROUP and kt % 2 and kf % 2
-    on_cpu = _shifted_2d if shifted else _dense_2d
-    on_cuda = _fused_2d if suits_kernel(x, kernel) else _dense_2d
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, cuda=on_cuda, default=_dense_2d)
+    on_cpu = _shifted_2d if shifted else None
+    on_cuda = _fused_2d if suits_kernel(x, kernel) else None
+    return by_platform(x, kernel, plain=_dense_2d, cpu=on_cpu, cuda=on_cuda)

@@ -101,7 +101,7 @@ class TrainingCheckpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._recover()
         # The others look for checkpoints once that is done.
-        sharding.agreed(np.zeros((), np.int32))
+        sharding.from_first_process(np.zeros((), np.int32))
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, or None."""

@@ -85,7 +85,7 @@ class Evaluations:
         arrays = jax.tree.map(np.asarray, native.flat(model.network))
         if jax.process_index() == 0:
             arrays = averaging.mean_of_snapshots(workdir, [epoch * epoch_steps for epoch in epochs])
-        native.fill(model.network, sharding.agreed(arrays))
+        native.fill(model.network, sharding.from_first_process(arrays))
         validation = self._validator.run(model, reuse=not self._state.trainer.backbone_trains)
         if jax.process_index() == 0:
             shutil.rmtree(workdir / averaging.AVERAGED, ignore_errors=True)

@@ -140,7 +140,7 @@ def extract(
     not be read and has another crop in its place (see `examples`), whose label is that of the row.
     Raises UserError for features that are not finite, with the name of the utterance.
     """
-    if int(sharding.agreed(np.asarray(cache.rows, np.int32))) >= rows:
+    if int(sharding.from_first_process(np.asarray(cache.rows, np.int32))) >= rows:
         return
     if cache.store.is_of_earlier_version():
         log.say(f"the features in {cache.folder} have no checksums, so they are made anew")
@@ -150,7 +150,7 @@ def extract(
 
     with cache.writer() as writer:
         # Counted by the process that alone may append, since another run may have appended meanwhile.
-        begin = int(sharding.agreed(np.asarray(writer.rows if writer else 0, np.int32)))
+        begin = int(sharding.from_first_process(np.asarray(writer.rows if writer else 0, np.int32)))
         batches = loader.crops_in_order(
             crops.corpus,
             begin=begin,
@@ -171,7 +171,7 @@ def extract(
                 check()
                 batch = next(meter)
                 unreadable(batches.take_unreadable())
-                yield pooled(state, sharding.deal_rows(batch, mesh))
+                yield pooled(state, sharding.shard_rows(batch, mesh))
 
         with contextlib.ExitStack() as stack:
             stack.callback(batches.close)
@@ -183,7 +183,7 @@ def extract(
             f"features of {rows - begin:,} crops, {speed:,.0f} a second; the devices waited for audio {waited:.0%}"
         )
     # The first process has committed before any other reads.
-    sharding.agreed(np.zeros((), np.int32))
+    sharding.from_first_process(np.zeros((), np.int32))
 
 
 def keep(
@@ -232,5 +232,5 @@ def pooled_program(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable
         features = network.pooled(*network.features(batch["waveform"])).astype(dtype)
         return features, batch["label"], jnp.isfinite(features).all(axis=1)
 
-    whole = sharding.whole(mesh)
+    whole = sharding.replicated(mesh)
     return jit(pooled, in_shardings=(whole, sharding.by_rows(mesh)), out_shardings=whole)

@@ -211,4 +211,4 @@ def device_memory(mesh: Mesh) -> int:
             sizes.append(statistics["bytes_limit"])
         else:
             sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices))
-    return int(sharding.agreed(np.asarray(min(sizes) >> 20, np.int32))) << 20
+    return int(sharding.from_first_process(np.asarray(min(sizes) >> 20, np.int32))) << 20

@@ -17,7 +17,7 @@ from flax import nnx
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models.network import SpeakerNetwork
-from redimnet_jax.nn.layers import BatchNorm
+from redimnet_jax.nn.normalization import BatchNorm
 
 Array = jax.Array
 # Arrays by the dotted path of their variable, such as "network.linear.kernel".

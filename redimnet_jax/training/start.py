@@ -131,13 +131,13 @@ def pooled_crops(
         network = nnx.merge(graph, state, copy=True)
         return network.pooled(*network.features(batch["waveform"])), batch["label"]
 
-    whole = sharding.whole(mesh)
+    whole = sharding.replicated(mesh)
     compiled = jit(pooled, in_shardings=(whole, sharding.by_rows(mesh)), out_shardings=whole)
     state = sharding.replicate(state, mesh)
     rows = []
     with contextlib.closing(batches), log.bar("features", count) as bar:
         for _ in range(count):
-            rows.append(jax.tree.map(np.asarray, compiled(state, sharding.deal_rows(next(batches), mesh))))
+            rows.append(jax.tree.map(np.asarray, compiled(state, sharding.shard_rows(next(batches), mesh))))
             bar.update()
     features, labels = (np.concatenate(column) for column in zip(*rows, strict=True))
     return features, labels

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from redimnet_jax import class_sharding, sharding
+from redimnet_jax import sharding
 from redimnet_jax.compilation import jit
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.training.averaging import moved
@@ -138,14 +138,14 @@ def compile_step(step: Step, mesh: Mesh, *arguments: Any) -> Step:
     """Return `step` compiled for `arguments`, which are (state, frozen, batch) or their shapes.
 
     The batch is sharded over the axis "data" of `mesh`, so that batch statistics are those of the global batch;
-    everything else stays where `class_sharding.place` has put it, or is replicated. The state is donated. The
+    everything else stays where `sharding.place_state` has put it, or is replicated. The state is donated. The
     compiled step accepts no other shapes: it never compiles again.
     """
-    state, frozen = class_sharding.sharding_of(arguments[:2], mesh)
+    state, frozen = sharding.tree_shardings(arguments[:2], mesh)
     jitted: Any = jit(
         step,
         in_shardings=(state, frozen, sharding.by_rows(mesh)),
-        out_shardings=(state, sharding.whole(mesh)),
+        out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):

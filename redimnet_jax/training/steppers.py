@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from redimnet_jax import class_sharding, sharding
+from redimnet_jax import sharding
 from redimnet_jax.data.loader import TrainBatches, WaitMeter
 from redimnet_jax.training.feature_source import FeatureSource
 from redimnet_jax.training.partition import NamedArrays
@@ -54,7 +54,7 @@ class LiveStepper:
         self, state: TrainState, frozen: NamedArrays, begin: int, end: int
     ) -> tuple[TrainState, dict[str, Array], int]:
         """See `Stepper.run`; runs one step, whose figures have no leading axis."""
-        batch = sharding.deal_rows(next(self._meter), self._mesh)
+        batch = sharding.shard_rows(next(self._meter), self._mesh)
         state, figures = self._step(state, frozen, batch)
         return state, figures, begin + 1
 
@@ -96,7 +96,7 @@ class CachedStepper:
         if not source.on_device:
             self._waited += time.perf_counter() - start
         steps = min(end - begin, chunk.steps, source.max_steps)
-        whole = sharding.whole(self._mesh)
+        whole = sharding.replicated(self._mesh)
         numbers = [jax.device_put(np.asarray(number, np.int32), whole) for number in (chunk.first, steps)]
         arguments = (state, frozen, chunk.features, chunk.labels, chunk.rows, *numbers)
         if self._compiled is None:
@@ -153,9 +153,9 @@ def compile_loop(step: Step, mesh: Mesh, rows_per_step: int, max_steps: int, *ar
         figures = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, figures))
 
-    whole = sharding.whole(mesh)
+    whole = sharding.replicated(mesh)
     rows_on_devices = sharding.by_rows(mesh)
-    state, frozen = class_sharding.sharding_of(arguments[:2], mesh)
+    state, frozen = sharding.tree_shardings(arguments[:2], mesh)
     shardings = (state, frozen, rows_on_devices, rows_on_devices, rows_on_devices, whole, whole)
     jitted = jax.jit(loop, in_shardings=shardings, out_shardings=(state, whole), donate_argnums=0)
     with jax.set_mesh(mesh):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from redimnet_jax import class_sharding, sharding
+from redimnet_jax import sharding
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.training import optimizer
 from redimnet_jax.training.checkpoints import TrainingCheckpoints
@@ -65,7 +65,7 @@ class StageTrainer:
             state, frozen = checkpoints.restore(state, frozen)
         self.state: TrainState
         self.frozen: NamedArrays
-        self.state, self.frozen = class_sharding.place((state, frozen), mesh)
+        self.state, self.frozen = sharding.place_state((state, frozen), mesh)
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step of the run."""
@@ -98,11 +98,11 @@ class StageTrainer:
         They have the moving averages where there are any.
         """
         trained = self.state.ema or self.state.params | self.state.stats
-        return self.partition.merge(*sharding.local((trained, self.frozen)))
+        return self.partition.merge(*sharding.to_local((trained, self.frozen)))
 
     def arrays(self) -> tuple[TrainState, NamedArrays]:
         """Return (state, frozen arrays) as a checkpoint has them."""
-        return self.partition.without_padding(sharding.collected((self.state, self.frozen)))
+        return self.partition.without_padding(sharding.gather((self.state, self.frozen)))
 
     @property
     def backbone_trains(self) -> bool:

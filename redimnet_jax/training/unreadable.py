@@ -179,10 +179,10 @@ def _agreed(numbers: list[int]) -> list[int]:
     """Return the `numbers` of the first process."""
     if jax.process_count() == 1:
         return numbers
-    count = int(sharding.agreed(np.asarray(len(numbers), np.int32)))
+    count = int(sharding.from_first_process(np.asarray(len(numbers), np.int32)))
     padded = np.zeros(count, np.int32)
     padded[: len(numbers)] = numbers[:count]
-    return sharding.agreed(padded).tolist() if count else []
+    return sharding.from_first_process(padded).tolist() if count else []
 
 
 def _gathered(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -111,7 +111,7 @@ class ModelSelection:
         """
         progress = self.progress
         # All processes decide by the EER of the first one, which may round differently.
-        eer = float(sharding.agreed(result.results["dims"][str(self.validator.dim)]["eer"]))
+        eer = float(sharding.from_first_process(result.results["dims"][str(self.validator.dim)]["eer"]))
         progress.stale += 1
         best = progress.best
         if best is not None and eer >= best.eer:
@@ -139,7 +139,7 @@ class ModelSelection:
                 resamples=self.validator.settings.bootstrap,
                 seed=self.validator.seed,
             )
-        improvement["beyond_noise"] = bool(sharding.agreed(improvement["beyond_noise"]))
+        improvement["beyond_noise"] = bool(sharding.from_first_process(improvement["beyond_noise"]))
         return improvement
 
     def _resets_patience(self, improvement: dict[str, Any], eer: float) -> bool:

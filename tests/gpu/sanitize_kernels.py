@@ -34,7 +34,9 @@ from replay_kernel import Launch
 from redimnet_jax.models import pooling
 from redimnet_jax.nn import attention, convnext, convolution, residual, squeeze
 from redimnet_jax.nn.cuda import conv2d, device, program
-from redimnet_jax.nn.layers import LayerNorm, pointwise
+from redimnet_jax.nn.layers import pointwise
+from redimnet_jax.nn.normalization import LayerNorm
+from redimnet_jax.nn.weights import Affine, Pointwise
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "nn")]
@@ -122,9 +124,11 @@ def block_of_batch_case(shape: tuple[int, ...], members: int) -> Problem:
     taps = (normal(4, (3, 3, members, shape[-1])) + 0.2) / (3 * members**0.5)
 
     def function(*arrays: jax.Array) -> jax.Array:
-        return convnext.block_of_batch(*arrays, 1e-2)[0]
+        return convnext.block_with_batch_statistics(*arrays, 1e-2)[0]
 
-    return Problem(function, function, [normal(0, shape, BF16) + 1], [taps, *mixing(shape[-1])[1:]])
+    norm, product = mixing(shape[-1])
+    others = [taps, Affine(norm.gain, norm.offset), product]
+    return Problem(function, function, [normal(0, shape, BF16) + 1], others)
 
 
 def grouped_conv2d_case(shape: tuple[int, ...], members: int) -> Problem:
@@ -136,17 +140,18 @@ def grouped_conv2d_case(shape: tuple[int, ...], members: int) -> Problem:
 def half_case(shape: tuple[int, ...], members: int, masked: bool = False, second: bool = False) -> Problem:
     """The first half of a residual block, or the second one, which adds a map."""
     frames = mask(*shape[:2], masked)
-    gain, offset, *product = mixing(shape[-1])[1:]
+    norm, product = mixing(shape[-1])
+    scale = Affine(norm.gain, norm.offset)
     taps = normal(2, (3, 3, members, shape[-1])) / (3 * members**0.5)
 
     def ours(x: jax.Array, other: jax.Array) -> jax.Array:
         if second:
-            return conv2d.conv2d_and_product(x, frames, other, taps, *product, relu=True)
-        return conv2d.conv2d_and_product(x, frames, None, taps, *product, gain, offset, relu=True)
+            return conv2d.conv2d_and_product(x, frames, other, taps, product, relu=True)
+        return conv2d.conv2d_and_product(x, frames, None, taps, product, scale, relu=True)
 
     def plain(x: jax.Array, other: jax.Array) -> jax.Array:
-        y = jax.nn.relu(residual._convolved(x, frames, taps, *product) + (other if second else 0))
-        return y if second else y * gain + offset
+        y = jax.nn.relu(residual._convolved(x, frames, taps, product) + (other if second else 0))
+        return y if second else y * scale.gain + scale.offset
 
     return Problem(ours, plain, [normal(i, shape, BF16) for i in (0, 1)], gradients=False)
 
@@ -158,10 +163,10 @@ def mix_channels_case(shape: tuple[int, ...]) -> Problem:
 
 def depthwise_residual_case(shape: tuple[int, ...], masked: bool = False, add: bool = True) -> Problem:
     frames, channels = mask(*shape[:2], masked), shape[-1]
-    weights = residual_half(channels, 2) + residual_half(channels, 8)
+    weights = residual_half(channels, 2), residual_half(channels, 8)
 
     def function(x: jax.Array) -> jax.Array:
-        return residual.block(x, frames, weights[:6], weights[6:], add=add)
+        return residual.block(x, frames, *weights, add=add)
 
     return Problem(function, function, [normal(0, shape, BF16)], gradients=False)
 
@@ -177,8 +182,8 @@ def squeeze_case(shape: tuple[int, ...], members: int, out: int, masked: bool = 
 
 
 def pointwise_case(shape: tuple[int, ...], out: int) -> Problem:
-    weights = normal(1, (shape[-1], out)) / shape[-1] ** 0.5, normal(2, (out,))
-    return Problem(pointwise, pointwise, [normal(0, shape, BF16)], weights, gradients=False)
+    weights = Pointwise(normal(1, (shape[-1], out)) / shape[-1] ** 0.5, normal(2, (out,)))
+    return Problem(pointwise, pointwise, [normal(0, shape, BF16)], [weights], gradients=False)
 
 
 def layer_norm_case(shape: tuple[int, ...]) -> Problem:

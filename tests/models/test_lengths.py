@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redimnet_jax.models import frontend, pooling
-from redimnet_jax.nn import layers
+from redimnet_jax.nn import normalization
 
 # Together they have every block, both front ends, every normalisation over time, and both networks.
 NETWORKS = ["v1_att", "v1_mqmhastp", "v1_conv", "v2_dual", "v2_offset"]
@@ -68,8 +68,8 @@ def test_frames(samples, size, hop):
 
 @jax.jit
 def mean_and_variances(x, mask):
-    mean = layers.masked_mean(x, mask, (1,), keepdims=True)
-    return mean, *(layers.masked_variance(x, mask, (1,), mean, ddof) for ddof in (0, 1))
+    mean = normalization.masked_mean(x, mask, (1,), keepdims=True)
+    return mean, *(normalization.masked_variance(x, mask, (1,), mean, ddof) for ddof in (0, 1))
 
 
 @given(st.integers(2, 9), st.integers(0, 5), st.integers(0, 2**31))
@@ -98,7 +98,7 @@ def test_batch_norm_counts_only_frames_inside():
     x = jax.random.normal(jax.random.key(0), (2, 6, 3))
     mask = jnp.arange(6)[None] < jnp.array([[4], [6]])
     kept = jnp.concatenate([x[0, :4], x[1]])
-    ours, alone = layers.BatchNorm(3), layers.BatchNorm(3)
+    ours, alone = normalization.BatchNorm(3), normalization.BatchNorm(3)
     y = ours(x.at[0, 4:].set(100.0), mask, train=True)
     np.testing.assert_allclose(jnp.concatenate([y[0, :4], y[1]]), alone(kept, train=True), atol=1e-5)
     np.testing.assert_allclose(ours.mean[...], 0.1 * kept.mean(0), atol=1e-6)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from redimnet_jax.nn import activation
 from redimnet_jax.nn.activation import gelu
 
 X = jnp.linspace(-12, 12, 4801)
@@ -28,3 +29,11 @@ def test_float32_is_the_library_s():
     expected, expected_backward = jax.vjp(exact_gelu, X)
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_allclose(backward(jnp.cos(X))[0], expected_backward(jnp.cos(X))[0], rtol=0, atol=5e-7)
+
+
+def test_the_form_of_tpus_is_close():
+    """Here its distribution is called directly; 1e4 and beyond must not overflow to NaN."""
+    x = jnp.concatenate([X, jnp.array([-1e30, -1e4, 1e4, 1e30])])
+    ours = x * activation._normal_cdf_by_tanh(x)
+    np.testing.assert_allclose(ours[:-4], exact_gelu(X), rtol=0, atol=3.5e-5)
+    np.testing.assert_array_equal(ours[-4:], x[-4:] * jnp.array([0, 0, 1, 1]))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redimnet_jax.nn.layers import BatchNorm, batch_statistics, normalised_by_batch
+from redimnet_jax.nn.normalization import BatchNorm, batch_statistics, normalized_by_batch
 
 EPS = 1e-5
 
@@ -21,7 +21,7 @@ def test_derivative(masked):
         return (x - mean) * (scale * jax.lax.rsqrt(var + EPS)) + bias
 
     expected, backward = jax.vjp(plain, x, scale, bias)
-    value, ours = jax.vjp(lambda *inputs: normalised_by_batch(inputs[0], mask, *inputs[1:], EPS)[0], x, scale, bias)
+    value, ours = jax.vjp(lambda *inputs: normalized_by_batch(inputs[0], mask, *inputs[1:], EPS)[0], x, scale, bias)
     np.testing.assert_allclose(value, expected, atol=1e-6)
     for a, b in zip(ours(dy), backward(dy), strict=True):
         np.testing.assert_allclose(a, b, atol=3e-6 * float(jnp.abs(b).max()))

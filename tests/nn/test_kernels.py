@@ -23,7 +23,9 @@ from redimnet_jax.models import blocks, pooling
 from redimnet_jax.nn import attention, convnext, convolution, residual, squeeze
 from redimnet_jax.nn.cuda import attention as attention_kernels
 from redimnet_jax.nn.cuda import conv2d, depthwise, device, program
-from redimnet_jax.nn.layers import LayerNorm, pointwise
+from redimnet_jax.nn.layers import pointwise
+from redimnet_jax.nn.normalization import LayerNorm
+from redimnet_jax.nn.weights import Affine, ConvNeXtWeights, Norm, Pointwise, ResidualHalf
 
 # Of bfloat16 results, whose rounding alone is up to 2e-3.
 ROUNDING = 6e-3
@@ -57,7 +59,7 @@ def agree(ours, theirs, inputs, others, dout) -> None:
     assert jax.tree.leaves(values)[0].dtype == dout_dtype
     for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(expected), strict=True):
         assert relative(a, b) < ROUNDING
-    for a, b in zip(gradients, expected_gradients, strict=True):
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
         assert relative(a, b) < 2 * ROUNDING
 
 
@@ -83,19 +85,14 @@ def test_attention(frames, channels, masked, monkeypatch):
         assert names == ["attention", "attention_gradient"]
 
 
-def mixing(channels: int) -> list:
-    """Mean, gain, offset, kernel and bias."""
-    return [
-        0.1 * normal(3, (channels,)),
-        1 + 0.1 * normal(4, (channels,)),
-        normal(5, (channels,)),
-        normal(6, (channels, channels)) / channels**0.5,
-        normal(7, (channels,)),
-    ]
+def mixing(channels: int) -> tuple[Norm, Pointwise]:
+    norm = Norm(0.1 * normal(3, (channels,)), 1 + 0.1 * normal(4, (channels,)), normal(5, (channels,)))
+    return norm, Pointwise(normal(6, (channels, channels)) / channels**0.5, normal(7, (channels,)))
 
 
-def block(channels: int, *taps: int) -> list:
-    return [normal(1, (*taps, channels)) / np.prod(taps) ** 0.5, 0.1 * normal(2, (channels,)), *mixing(channels)]
+def block(channels: int, *taps: int) -> list[ConvNeXtWeights]:
+    kernel = normal(1, (*taps, channels)) / np.prod(taps) ** 0.5
+    return [ConvNeXtWeights(kernel, 0.1 * normal(2, (channels,)), *mixing(channels))]
 
 
 GRADIENTS = ["grouped_conv2d", "grouped_conv2d", "grouped_kernel_gradient"]
@@ -166,17 +163,17 @@ def test_half_of_a_residual_block(half, bins, channels, members, masked, shared_
     if shared_bytes:
         monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x, other = (normal(i, (3, 19, bins, channels), jnp.bfloat16) for i in (0, 1))
-    gain, offset, *pointwise = mixing(channels)[1:]
+    norm, product = mixing(channels)
     taps = normal(2, (3, 3, members, channels)) / (3 * members**0.5)
     frames, relu = mask(3, 19) if masked else None, half != "before squeeze-excitation"
-    norm = (gain, offset) if half == "first" else (None, None)
-    expected = residual._convolved(x.astype(jnp.float32), frames, taps, *pointwise)
+    scale = Affine(norm.gain, norm.offset) if half == "first" else None
+    expected = residual._convolved(x.astype(jnp.float32), frames, taps, product)
     expected = expected + other if half == "second" else expected
     expected = jax.nn.relu(expected) if relu else expected
-    expected = expected * gain + offset if half == "first" else expected
+    expected = expected * norm.gain + norm.offset if half == "first" else expected
     with cuda_forms.chosen(monkeypatch) as names:
         added = other if half == "second" else None
-        ours = conv2d.conv2d_and_product(x, frames, added, taps, *pointwise, *norm, relu=relu)
+        ours = conv2d.conv2d_and_product(x, frames, added, taps, product, scale, relu=relu)
         assert names == [kernel] and ours.dtype == jnp.bfloat16
     assert relative(ours, expected) < ROUNDING
 
@@ -197,15 +194,16 @@ def test_residual_block(members, use_se, monkeypatch):
 
 
 @pytest.mark.parametrize(("frames", "bins", "channels", "members"), [(19, 7, 48, 8), (70, 4, 16, 1)])
-def test_block_of_batch(frames, bins, channels, members, monkeypatch):
+def test_block_with_batch_statistics(frames, bins, channels, members, monkeypatch):
     """Convolutions whose mean is not zero; tiles of rows of which the last is not full."""
     x, dout = (normal(i, (2, frames, bins, channels), jnp.bfloat16) for i in (0, 1))
     # The statistics are given no gradient.
     dout = dout, *(jnp.zeros(channels) for _ in range(2))
     taps = (normal(4, (3, 3, members, channels)) + 0.2) / (3 * members**0.5)
-    others = taps, *mixing(channels)[1:]
+    norm, product = mixing(channels)
+    others = taps, Affine(norm.gain, norm.offset), product
     with cuda_forms.chosen(monkeypatch) as names:
-        block = functools.partial(convnext.block_of_batch, eps=1e-5)
+        block = functools.partial(convnext.block_with_batch_statistics, eps=1e-5)
         agree(lambda *x: block(*x), lambda *x: block(*x), (x + 1,), others, dout)
         conv = ["grouped_conv2d"]
         assert sorted(names) == [*conv * 4, "grouped_kernel_gradient", "mix_channels_gradient"]
@@ -221,10 +219,9 @@ def test_the_gradient_of_mixing_channels(shape, channels, monkeypatch):
         assert names == ["mix_channels_gradient"]
 
 
-def residual_half(channels: int, key: int) -> list:
-    """Taps, pointwise kernel and bias; mean, gain and offset of the norm."""
-    mean, gain, offset, kernel, bias = mixing(channels)
-    return [normal(key, (3, 3, 1, channels)) / 3, kernel, bias, mean, gain, 0.1 * offset]
+def residual_half(channels: int, key: int) -> ResidualHalf:
+    norm, product = mixing(channels)
+    return ResidualHalf(normal(key, (3, 3, 1, channels)) / 3, product, norm._replace(offset=0.1 * norm.offset))
 
 
 @pytest.mark.parametrize(
@@ -242,11 +239,11 @@ def test_depthwise_residual(frames, bins, channels, shared_bytes, masked, add, m
         monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x = normal(0, (2, frames, bins, channels), jnp.bfloat16)
     counted = mask(2, frames) if masked else None
-    weights = residual_half(channels, 2) + residual_half(channels, 8)
+    weights = residual_half(channels, 2), residual_half(channels, 8)
 
     @compiling.jit
     def block(x, weights):
-        return residual.block(x, counted, weights[:6], weights[6:], add=add)
+        return residual.block(x, counted, *weights, add=add)
 
     with cuda_forms.chosen(monkeypatch) as names:
         ours = block(x, weights)
@@ -256,19 +253,20 @@ def test_depthwise_residual(frames, bins, channels, shared_bytes, masked, add, m
 
 def test_the_gradient_of_a_depthwise_residual_is_that_of_its_plain_form(monkeypatch):
     x, dout = (normal(i, (2, 5, 3, 20), jnp.bfloat16) for i in (0, 1))
-    weights = residual_half(20, 2) + residual_half(20, 8)
+    first, second = residual_half(20, 2), residual_half(20, 8)
     # Biases and offsets so large that rounding takes no value past zero.
-    weights = [weight + 20 if i in (2, 11) else weight for i, weight in enumerate(weights)]
+    first = first._replace(pointwise=first.pointwise._replace(bias=first.pointwise.bias + 20))
+    second = second._replace(norm=second.norm._replace(offset=second.norm.offset + 20))
 
     def gradients():
-        back = jax.vjp(lambda *x: residual.block(x[0], None, x[1:7], x[7:], add=True), x, *weights)[1]
+        back = jax.vjp(lambda *x: residual.block(x[0], None, x[1], x[2], add=True), x, first, second)[1]
         return compiling.jit(back)(dout)
 
     expected = gradients()
     with cuda_forms.chosen(monkeypatch) as names:
         ours = gradients()
         assert "depthwise_residual" in names
-    for a, b in zip(ours, expected, strict=True):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert relative(a, b) < 2 * ROUNDING
 
 
@@ -297,11 +295,11 @@ def test_pointwise(frames, bins, channels, out, shared_bytes, monkeypatch):
     if shared_bytes:
         monkeypatch.setattr(device, "SHARED_BYTES", shared_bytes)
     x = normal(0, (2, frames, bins, channels) if bins else (2, frames, channels), jnp.bfloat16)
-    weights = normal(1, (channels, out)) / channels**0.5, normal(2, (out,))
+    weights = Pointwise(normal(1, (channels, out)) / channels**0.5, normal(2, (out,)))
     with cuda_forms.chosen(monkeypatch) as names:
-        ours = pointwise(x, *weights)
+        ours = pointwise(x, weights)
         assert names == ["pointwise"] and ours.dtype == x.dtype
-    assert relative(ours, pointwise(*exact([x]), *weights)) < ROUNDING
+    assert relative(ours, pointwise(*exact([x]), weights)) < ROUNDING
 
 
 @pytest.mark.parametrize("channels", [20, 144, 1024])
@@ -381,12 +379,12 @@ def test_gelu():
 
 def test_mixing_channels_keeps_its_gradient():
     x, y, dout = (normal(i, (2, 7, 3, c), jnp.bfloat16) for i, c in ((0, 8), (1, 24), (2, 8)))
-    mean, gain, offset, _, bias = mixing(24)
-    others = mean, gain, offset, normal(6, (24, 8)) / 5, bias[:8]
+    norm, _ = mixing(24)
+    others = norm, Pointwise(normal(6, (24, 8)) / 5, normal(7, (8,)))
 
-    def plain(x, y, mean, gain, offset, kernel, bias):
-        activated = jax.nn.gelu((y - mean) * gain + offset, approximate=False)
-        return x + jnp.matmul(activated, kernel, precision=lax.Precision.HIGHEST) + bias
+    def plain(x, y, norm, product):
+        activated = jax.nn.gelu((y - norm.mean) * norm.gain + norm.offset, approximate=False)
+        return x + jnp.matmul(activated, product.kernel, precision=lax.Precision.HIGHEST) + product.bias
 
     agree(convnext.mix_channels, plain, (x, y), others, dout)
 
@@ -457,9 +455,10 @@ def test_blocks_of_b2_are_lowered_for_a_gpu(bins, channels, masked, monkeypatch)
 
 @pytest.mark.parametrize(("bins", "channels"), B2)
 def test_train_mode_of_b2_is_lowered_for_a_gpu(bins, channels, monkeypatch):
-    x, (taps, _, _, *rest) = of((2, 201, bins, channels)), shapes(channels, 3, 3, 4)
-    block = squares(lambda *x: convnext.block_of_batch(*x, 1e-5)[0])
-    text, _ = on_a_gpu(monkeypatch, jax.grad(block, range(6)), x, taps, *rest)
+    x, (weights,) = of((2, 201, bins, channels)), shapes(channels, 3, 3, 4)
+    affine = Affine(weights.norm.gain, weights.norm.offset)
+    block = squares(lambda *x: convnext.block_with_batch_statistics(*x, 1e-5)[0])
+    text, _ = on_a_gpu(monkeypatch, jax.grad(block, range(4)), x, weights.taps, affine, weights.pointwise)
     names = [name for name, *_ in launches(text)]
     conv = "grouped_conv2d"
     assert sorted(names) == [*[conv] * 4, "grouped_kernel_gradient", "mix_channels_gradient"]
@@ -513,7 +512,7 @@ def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
         made.append(on_a_gpu(monkeypatch, jax.grad(mix, 1), y, y, *jax.eval_shape(lambda c=channels: mixing(c))))
     attend = squares(lambda q: attention.attention(q, q, q, None, 4))
     made.append(on_a_gpu(monkeypatch, jax.grad(attend), of((2, 201, 144))))
-    weights = jax.eval_shape(lambda: (normal(0, (3, 3, 32, 128)), *mixing(128)[3:], *mixing(128)[:3]))
+    weights = jax.eval_shape(lambda: ResidualHalf(normal(0, (3, 3, 32, 128)), *reversed(mixing(128))))
     made.append(
         on_a_gpu(monkeypatch, lambda *x: residual.block(*x, add=True), of((2, 201, 12, 128)), None, weights, weights)
     )

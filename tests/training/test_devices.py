@@ -19,12 +19,12 @@ RUN = """
 import contextlib, json, sys
 import jax, numpy as np, pytest
 import training_runs
-from redimnet_jax import class_sharding, sharding
+from redimnet_jax import sharding
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import run as train
 from redimnet_jax.training.checkpoints import TrainingCheckpoints
 
-class_sharding.FEWEST = 1
+sharding.MIN_SHARDED_CLASSES = 1
 plots.save = lambda *_: None
 original = TrainingCheckpoints.save
 devices = jax.devices()

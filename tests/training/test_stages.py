@@ -17,7 +17,7 @@ from redimnet_jax.checkpoints import native
 from redimnet_jax.evaluation import plots
 from redimnet_jax.losses import objective
 from redimnet_jax.losses.heads import Heads
-from redimnet_jax.nn.layers import BatchNorm
+from redimnet_jax.nn.normalization import BatchNorm
 from redimnet_jax.training import averaging, optimizer, preemption, saved_run, stages, trainer
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import run as training_run

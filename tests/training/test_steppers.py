@@ -144,7 +144,7 @@ def on_devices(training, devices: int, strata: int) -> dict[str, np.ndarray]:
     partition, step, new_state = training
     sampler, on = EpochSampler(UTTERANCES, CROPS, BATCH, seed=3, strata=strata), mesh(devices)
     stepper = CachedStepper(step, on, open_features(sampler, on, noise_crops(jnp.bfloat16)))
-    state, frozen = jax.device_put((new_state(), partition.arrays("frozen")), sharding.whole(on))
+    state, frozen = jax.device_put((new_state(), partition.arrays("frozen")), sharding.replicated(on))
     arrays, figures = train(stepper, state, frozen, 2 * sampler.steps_per_epoch)
     if devices > 1:
         # Nothing but sums over the batch goes from device to device.

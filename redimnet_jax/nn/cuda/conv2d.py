@@ -3,8 +3,10 @@
 Their plain forms are in `convolution`, `convnext` and `residual`.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +14,15 @@ import jax.numpy as jnp
 from redimnet_jax.nn.cuda import device, operands, program
 from redimnet_jax.nn.cuda.sharding import by_batch
 from redimnet_jax.nn.grouped_kernel import block_diagonal
+from redimnet_jax.nn.weights import Affine, Pointwise
 
 Array = jax.Array
 
 FRAMES = 16
 # Products' operands of 16 x 8 that a warp can hold of a pointwise kernel.
 HELD = 36
-# Up to so many a convolution and the product behind it are one kernel; above them one was not tried.
-CHANNELS_OF_ONE_KERNEL = 128
+# With more channels the product after a convolution is a library's: one kernel for both was not tried there.
+MAX_CHANNELS_WITH_PRODUCT = 128
 
 
 def _taps_in_lane_order(kernel: Array, block: int) -> Array:
@@ -104,12 +107,24 @@ def suits_product(bins: int, kernel_shape: tuple[int, ...]) -> bool:
     return tile is not None and channels // 16 * (channels // 8 // _n_warps(tile[0], channels)) <= HELD
 
 
-def convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
-    """x + gelu(conv(x) + shift) kernel + bias.
+class Epilogue(NamedTuple):
+    """What one kernel does with a convolution before it writes the map; what is None is left out.
 
-    Float32 `taps` (3, 3, channels/groups, channels), `shift` and `bias` (channels,), `kernel` (channels, channels).
+    With `shift` gelu(conv + shift) takes the place of the convolution; `product` is applied to it, then `residual` is
+    added, and `scale` comes last, after a relu. All but `residual`, a map, are float32.
     """
-    return by_batch(_conv2d, x, mask, x, taps, shift, kernel, bias, batched=3)
+
+    shift: Array | None = None
+    product: Pointwise | None = None
+    scale: Affine | None = None
+
+
+def convnext_2d(x: Array, mask: Array | None, taps: Array, shift: Array, product: Pointwise) -> Array:
+    """Return x + gelu(conv(x) + shift) kernel + bias.
+
+    Weights are float32: `taps` (3, 3, channels/groups, channels), `shift` (channels,).
+    """
+    return by_batch(_conv2d, x, mask, x, taps, Epilogue(shift, product), batched=3)
 
 
 def conv2d_and_product(
@@ -117,78 +132,97 @@ def conv2d_and_product(
     mask: Array | None,
     residual: Array | None,
     taps: Array,
-    kernel: Array,
-    bias: Array,
-    gain: Array | None = None,
-    offset: Array | None = None,
+    product: Pointwise,
+    scale: Affine | None = None,
     *,
     relu: bool,
 ) -> Array:
-    """relu(conv(x) kernel + bias + `residual`) gain + offset; what is None, and relu if not `relu`, is left out.
+    """Return relu(conv(x) kernel + bias + `residual`) gain + offset, without what is None, or relu if not `relu`.
 
-    Float32 `taps` (3, 3, channels/groups, channels), `kernel` (channels, channels), `bias`, `gain` and `offset`
-    (channels,). With a gain there is a relu and no residual. One kernel, or one for the convolution and a product.
+    `taps` (3, 3, channels/groups, channels) are float32. With `scale` there must be a relu and no residual. This is
+    one kernel, or one for the convolution and a library's product.
     """
-    if x.shape[3] > CHANNELS_OF_ONE_KERNEL or not suits_product(x.shape[2], taps.shape):
-        y = jnp.matmul(grouped_conv2d(x, taps, mask=mask), kernel.astype(x.dtype)) + bias.astype(x.dtype)
+    if x.shape[3] > MAX_CHANNELS_WITH_PRODUCT or not suits_product(x.shape[2], taps.shape):
+        convolved = grouped_conv2d(x, taps, mask=mask)
+        y = jnp.matmul(convolved, product.kernel.astype(x.dtype)) + product.bias.astype(x.dtype)
         y = y if residual is None else y + residual
         y = jax.nn.relu(y) if relu else y
-        return y if gain is None else (y.astype(jnp.float32) * gain + offset).astype(x.dtype)
-    arrays = x, mask, residual, taps, None, kernel, bias, gain, offset
-    return by_batch(lambda *arrays: _conv2d(*arrays, relu=relu), *arrays, batched=3)
+        return y if scale is None else (y.astype(jnp.float32) * scale.gain + scale.offset).astype(x.dtype)
+    function = functools.partial(_conv2d, relu=relu)
+    return by_batch(function, x, mask, residual, taps, Epilogue(None, product, scale), batched=3)
 
 
 def grouped_conv2d(x: Array, kernel: Array, residual: Array | None = None, mask: Array | None = None) -> Array:
-    """The convolution of `x` with a grouped kernel (3, 3, channels/groups, channels), plus `residual` if given."""
-    return by_batch(_conv2d, x, mask, residual, kernel, batched=3)
+    """Convolve `x` with a grouped kernel (3, 3, channels/groups, channels), and add `residual` if given."""
+    return by_batch(_conv2d, x, mask, residual, kernel, Epilogue(), batched=3)
 
 
 def grouped_conv2d_sums(x: Array, kernel: Array) -> Array:
-    """Of the convolution the sums over all positions of its values and of their squares, (2, channels) float32."""
-    sums = by_batch(lambda x, taps: _conv2d(x, None, None, taps, statistics=True), x, kernel, batched=1)
-    # (batch, programs of an utterance, tiles of channels, their blocks, strips, what, 16 channels)
+    """Return the sums over all positions of the convolution's values and their squares, (2, channels) float32."""
+
+    def partial_sums(x: Array, taps: Array) -> Array:
+        return _tiled_conv2d(x, None, None, taps, Epilogue(), statistics=True)
+
+    sums = by_batch(partial_sums, x, kernel, batched=1)
+    # (batch, programs of an utterance, tiles of channels, their blocks, strips, sum or sum of squares, 16 channels)
     return sums.sum((0, 1, 4)).transpose(2, 0, 1, 3).reshape(2, x.shape[3])
 
 
 def _conv2d(
+    x: Array, mask: Array | None, residual: Array | None, taps: Array, epilogue: Epilogue, *, relu: bool = False
+) -> Array:
+    """Launch the kernel for these operands: the streamed one where it fits and has no GELU."""
+    has_product = epilogue.product is not None
+    is_bare = _block(taps.shape[2]) == 16 and not has_product
+    stream = None if is_bare or epilogue.shift is not None else _stream(x.shape[2], x.shape[3], has_product)
+    if stream is None:
+        return _tiled_conv2d(x, mask, residual, taps, epilogue, relu=relu)
+    given = _kernel_operands(x, mask, residual, taps, epilogue)
+    macros = _epilogue_macros(mask, residual, epilogue, relu)
+    return _streamed_conv2d(given, _block(taps.shape[2]), *stream, **macros)
+
+
+def _kernel_operands(
+    x: Array, mask: Array | None, residual: Array | None, taps: Array, epilogue: Epilogue
+) -> list[Array]:
+    product, scale = epilogue.product, epilogue.scale
+    pointwise = [] if product is None else [operands.lane_order(product.kernel), product.bias]
+    ordered = [residual, _taps_in_lane_order(taps, _block(taps.shape[2])), epilogue.shift, *pointwise, *(scale or ())]
+    return [x, *operands.masks(mask), *(operand for operand in ordered if operand is not None)]
+
+
+def _epilogue_macros(mask: Array | None, residual: Array | None, epilogue: Epilogue, relu: bool) -> dict[str, int]:
+    return {
+        "MASKED": int(mask is not None),
+        "RESIDUAL": int(residual is not None),
+        "POINTWISE": int(epilogue.product is not None),
+        "SCALED": int(epilogue.scale is not None),
+        "RELU": int(relu and epilogue.scale is None),
+    }
+
+
+def _tiled_conv2d(
     x: Array,
     mask: Array | None,
     residual: Array | None,
     taps: Array,
-    shift: Array | None = None,
-    kernel: Array | None = None,
-    bias: Array | None = None,
-    gain: Array | None = None,
-    offset: Array | None = None,
+    epilogue: Epilogue,
     *,
     relu: bool = False,
     statistics: bool = False,
 ) -> Array:
-    """What is None is left out; `statistics` in place of the map."""
+    """Launch `grouped_conv2d`; with `statistics` it returns partial sums in place of the map."""
     batch, frames, bins, channels = x.shape
     block = _block(taps.shape[2])
-    pointwise = None if kernel is None else operands.lane_order(kernel)
-    others = [residual, _taps_in_lane_order(taps, block), shift, pointwise, bias, gain, offset]
-    given = [x, *operands.masks(mask), *(operand for operand in others if operand is not None)]
-    around = {
-        "MASKED": int(mask is not None),
-        "RESIDUAL": int(residual is not None),
-        "POINTWISE": int(kernel is not None),
-        "SCALED": int(gain is not None),
-        "RELU": int(relu and gain is None),
-    }
-    plain = block == 16 and kernel is None
-    stream = None if plain or shift is not None or statistics else _stream(bins, channels, kernel is not None)
-    if stream is not None:
-        return _streamed_conv2d(given, block, *stream, **around)
-    tile_bins, tile_channels = _tile(bins, channels, block, _tile_channels(channels, block, kernel is not None))
+    has_product = epilogue.product is not None
+    tile_bins, tile_channels = _tile(bins, channels, block, _tile_channels(channels, block, has_product))
     strip, _ = _strip(tile_bins, tile_channels, block)
     blocks, tiles = tile_channels // 16, channels // tile_channels
     frame_tiles, bin_tiles = math.ceil(frames / FRAMES), math.ceil(bins / tile_bins)
     sums = batch, frame_tiles * bin_tiles, tiles, blocks, math.ceil(tile_bins / strip), 2, 16
     (out,) = program.launch(
         "grouped_conv2d",
-        given,
+        _kernel_operands(x, mask, residual, taps, epilogue),
         jax.ShapeDtypeStruct(sums, jnp.float32) if statistics else operands.like(x),
         grid=(batch * frame_tiles, bin_tiles * tiles),
         threads=32 * device.WARPS,
@@ -200,10 +234,10 @@ def _conv2d(
         TILE_CHANNELS=tile_channels,
         KERNEL_CHANNELS=block,
         STRIP=strip,
-        N_WARPS=1 if kernel is None else _n_warps(tile_bins, channels),
-        GELU=int(shift is not None),
+        N_WARPS=_n_warps(tile_bins, channels) if has_product else 1,
+        GELU=int(epilogue.shift is not None),
         STATISTICS=int(statistics),
-        **around,
+        **_epilogue_macros(mask, residual, epilogue, relu),
     )
     return out
 

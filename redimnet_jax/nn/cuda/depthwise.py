@@ -14,14 +14,14 @@ Array = jax.Array
 FRAMES_A_THREAD = 13
 
 
-def suits_depthwise(channels: int) -> bool:
-    """Whether `depthwise_conv1d` takes maps of `channels`."""
-    return channels % 4 == 0
+def suits_depthwise(x: Array) -> bool:
+    """Return whether `depthwise_conv1d` takes `x` (batch, time, channels)."""
+    return operands.is_map(x) and x.shape[2] % 4 == 0
 
 
-def suits_depthwise_gradient(channels: int) -> bool:
-    """Whether `depthwise_kernel_gradient` takes maps of `channels`."""
-    return channels % 8 == 0
+def suits_depthwise_gradient(x: Array) -> bool:
+    """Return whether `depthwise_kernel_gradient` takes `x` (batch, time, channels)."""
+    return operands.is_map(x) and x.shape[2] % 8 == 0
 
 
 def _depthwise_tile(channels: int) -> int:

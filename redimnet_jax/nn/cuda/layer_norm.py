@@ -11,9 +11,10 @@ from redimnet_jax.nn.cuda.sharding import by_batch
 Array = jax.Array
 
 
-def suits_layer_norm(channels: int) -> bool:
-    """Whether `layer_norm` takes maps of `channels`."""
-    return channels % 4 == 0 and channels <= 1024
+def suits_layer_norm(x: Array) -> bool:
+    """Return whether `layer_norm` takes `x` (batch, ..., channels)."""
+    channels = x.shape[-1]
+    return operands.is_map(x) and channels % 4 == 0 and channels <= 1024
 
 
 def layer_norm(x: Array, scale: Array, shift: Array, eps: float) -> Array:

@@ -6,6 +6,11 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+def is_map(x: Array) -> bool:
+    """Return whether `x` has the dtype of the maps that kernels take."""
+    return x.dtype == jnp.bfloat16
+
+
 def like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 

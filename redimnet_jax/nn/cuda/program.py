@@ -29,8 +29,7 @@ def source(name: str, primitives: str = "primitives.cuh") -> str:
     """The CUDA C++ of the kernel `name`, whole."""
     folder = Path(__file__).parent
     return "\n".join(
-        (folder / part).read_text()
-        for part in (primitives, "gelu.cuh", "attention.cuh", "positions.cuh", f"{name}.cu")
+        (folder / part).read_text() for part in (primitives, "gelu.cuh", "attention.cuh", "narrow.cuh", f"{name}.cu")
     )
 
 

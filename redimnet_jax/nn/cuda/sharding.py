@@ -1,18 +1,20 @@
 """Kernels on several devices: each does its share of the batch, where XLA would have every device do the whole."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-Array = jax.Array
 
+def by_batch(function: Callable, *operands: Any, batched: int) -> Any:
+    """Return `function(*operands)`; its first `batched` operands and all results have the batch as first axis.
 
-def by_batch(function: Callable, *operands: Array | None, batched: int):
-    """`function(*operands)`, whose first `batched` operands and all results have the batch as their first axis."""
-    of_batch = [i < batched for i, operand in enumerate(operands) if operand is not None]
+    Operands are arrays, None, or tuples of them.
+    """
+    of_batch = [i < batched for i, operand in enumerate(operands) for _ in jax.tree.leaves(operand)]
     results = jax.eval_shape(function, *operands)
 
     def partition(mesh, arguments, _):
@@ -28,7 +30,7 @@ def by_batch(function: Callable, *operands: Array | None, batched: int):
         whole.extend(others)
         return " ".join(["b"] * first + others)
 
-    arrays = [operand for operand in operands if operand is not None]
+    arrays = jax.tree.leaves(operands)
     before = ", ".join(axes(array.ndim, first) for array, first in zip(arrays, of_batch, strict=True))
     after = ", ".join(axes(result.ndim, True) for result in jax.tree.leaves(results))
     # Without keywords, which it takes for operands.

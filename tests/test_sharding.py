@@ -17,7 +17,7 @@ import training_runs
 from flax import nnx
 from jax.sharding import Mesh
 
-from redimnet_jax import class_sharding, sharding
+from redimnet_jax import sharding
 from redimnet_jax.evaluation import plots
 from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM
 from redimnet_jax.losses.heads import Heads
@@ -72,7 +72,7 @@ def largest_passed(program: str) -> int:
 
 
 def exact(split: TrainablePartition, tree):
-    return jax.tree.map(np.array, split.without_padding(sharding.collected(tree)))
+    return jax.tree.map(np.array, split.without_padding(sharding.gather(tree)))
 
 
 def after_steps(made, devices: int, *, cached: bool = False) -> dict[str, np.ndarray]:
@@ -81,7 +81,7 @@ def after_steps(made, devices: int, *, cached: bool = False) -> dict[str, np.nda
     All are of the same batch, so that soon some of it are classified right.
     """
     (split, step, new_state), on, batch = made, mesh(devices), pooled(BATCH)
-    state, frozen = class_sharding.place((new_state(), split.arrays("frozen")), on)
+    state, frozen = sharding.place_state((new_state(), split.arrays("frozen")), on)
     sharded = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
     if devices > 1:
         prototypes = [name for name in split.names["params"] if name.endswith(".prototypes")]
@@ -94,7 +94,7 @@ def after_steps(made, devices: int, *, cached: bool = False) -> dict[str, np.nda
         state, figures, _ = steps.run(state, frozen, 0, 1)
         program = steps._compiled
     else:
-        batch = sharding.deal_rows(batch, on)
+        batch = sharding.shard_rows(batch, on)
         program = compile_step(step, on, state, frozen, batch)
         state, figures = program(state, frozen, batch)
     assert devices == 1 or largest_passed(program.as_text()) < CLASSES
@@ -159,7 +159,7 @@ def runs_go_on(folder: Path) -> None:
 
     def run(name: str, devices: int, stop: bool = False) -> Path:
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[preemption.Preempted] * stop):
-            patch.setattr(class_sharding, "FEWEST", 2)
+            patch.setattr(sharding, "MIN_SHARDED_CLASSES", 2)
             patch.setattr(sharding, "mesh", lambda: mesh(devices))
             patch.setattr(plots, "save", lambda *_: None)
             if stop:

@@ -1,7 +1,9 @@
-"""What is done to maps of few channels: residual blocks of depthwise convolutions, squeezes, pointwise products."""
+"""Kernels for maps of few channels: residual blocks of depthwise convolutions, squeezes, pointwise products."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 from redimnet_jax.nn.cuda import device, operands, program
 from redimnet_jax.nn.cuda.sharding import by_batch
 from redimnet_jax.nn.grouped_kernel import block_diagonal
+from redimnet_jax.nn.weights import Affine, Pointwise
 
 Array = jax.Array
 
@@ -76,41 +79,48 @@ def _positions_a_warp(positions: int, channels: int, warps: int) -> int:
     return min(range(1, most + 1), key=lambda n: math.ceil(math.ceil(tiles / n) / warps) * (n + 0.5))
 
 
-def suits_depthwise_residual(bins: int, kernel_shape: tuple[int, ...]) -> bool:
-    """Whether `depthwise_residual` takes maps of `bins` and a depthwise kernel (kt, kf, 1, channels)."""
-    *taps, members, channels = kernel_shape
-    suits = taps == [3, 3] and members == 1 and channels % 2 == 0 and channels <= 128
-    return suits and _residual_tile(bins, channels) is not None
+def suits_depthwise_residual(x: Array, kernel: Array) -> bool:
+    """Return whether `depthwise_residual` takes `x` (batch, time, freq, channels) and (kt, kf, 1, channels)."""
+    *taps, members, channels = kernel.shape
+    suits = operands.is_map(x) and taps == [3, 3] and members == 1 and channels % 2 == 0 and channels <= 128
+    return suits and _residual_tile(x.shape[2], channels) is not None
 
 
-def depthwise_residual(x: Array, mask: Array | None, first: Sequence[Array], second: Sequence[Array], add: bool):
-    """relu(x + y), or y where not `add`: y = conv(h) kernel + bias of h = relu(conv(x) kernel + bias) gain + shift.
+class DepthwiseHalf(NamedTuple):
+    """A depthwise convolution with `taps` (3, 3, 1, channels), followed by a pointwise product."""
 
-    `first` is (taps, kernel, bias, gain, shift) of h, `second` (taps, kernel, bias) of y, float32:
-    (3, 3, 1, channels), (channels, channels) and (channels,).
-    """
-    return by_batch(lambda *arrays: _depthwise_residual(*arrays, add=add), x, mask, *first, *second, batched=2)
+    taps: Array
+    pointwise: Pointwise
 
 
-def _depthwise_residual(x: Array, mask: Array | None, *weights: Array, add: bool) -> Array:
+def depthwise_residual(
+    x: Array, mask: Array | None, first: DepthwiseHalf, norm: Affine, second: DepthwiseHalf, *, add: bool
+) -> Array:
+    """Return relu(x + y), or y where not `add`, of y = second(relu(first(x)) gain + offset); weights are float32."""
+    function = functools.partial(_depthwise_residual, add=add)
+    return by_batch(function, x, mask, first, norm, second, batched=2)
+
+
+def _depthwise_residual(
+    x: Array, mask: Array | None, first: DepthwiseHalf, norm: Affine, second: DepthwiseHalf, *, add: bool
+) -> Array:
     batch, frames, bins, channels = x.shape
     columns = _columns(channels)
     warps, most = _residual_tile(bins, channels)
     tile_frames = _even(frames, most)
 
-    taps1, kernel1, bias1, gain, shift, taps2, kernel2, bias2 = weights
-
     def together(*arrays: Array, rows: int = 0) -> Array:
-        """As few operands as there can be: each costs operations of its own to make."""
+        """Return arrays stacked and padded: every operand costs operations of its own, so there are few of them."""
         fill = [(0, 0), (0, rows), (0, columns - channels)]
         return jnp.pad(jnp.stack(arrays), fill if arrays[0].ndim == 2 else fill[::2])
 
-    taps = together(taps1.reshape(9, channels), taps2.reshape(9, channels)).astype(x.dtype)
-    pointwise = operands.lane_order(together(kernel1, kernel2, rows=-channels % 16))
+    taps = together(first.taps.reshape(9, channels), second.taps.reshape(9, channels)).astype(x.dtype)
+    pointwise = operands.lane_order(together(first.pointwise.kernel, second.pointwise.kernel, rows=-channels % 16))
 
+    vectors = together(first.pointwise.bias, *norm, second.pointwise.bias)
     (out,) = program.launch(
         "depthwise_residual",
-        [x, *operands.masks(mask), taps, pointwise, together(bias1, gain, shift, bias2)],
+        [x, *operands.masks(mask), taps, pointwise, vectors],
         operands.like(x),
         grid=(batch * math.ceil(frames / tile_frames), 1),
         threads=32 * warps,
@@ -139,26 +149,30 @@ def _pointwise_frames(bins: int, channels: int, out: int) -> int:
     return max((n for n in range(65) if _pointwise_bytes(n, bins, channels, out) <= limit), default=0)
 
 
-def suits_pointwise(shape: tuple[int, ...], out: int) -> bool:
-    """Whether `pointwise` takes maps of `shape` (batch, time, [freq,] channels) and has a use, for `out` channels.
+def suits_pointwise(x: Array, weights: Pointwise) -> bool:
+    """Return whether `pointwise` takes `x` (batch, time, [freq,] channels) and is faster than a library's product.
 
-    A library's product makes copies where eight do not divide the channels.
+    That product makes copies where the channels are no multiple of eight.
     """
-    *outer, bins, channels = shape
+    if not operands.is_map(x) or x.ndim < 2:
+        return False
+    *outer, bins, channels = x.shape
+    out = weights.bias.shape[0]
     if len(outer) not in (1, 2) or channels % 2 or out % 2 or (channels % 8 == 0 and out % 8 == 0):
         return False
     return channels <= 80 and out <= 128 and _pointwise_frames(bins, channels, out) > 0
 
 
-def pointwise(x: Array, kernel: Array, bias: Array) -> Array:
-    """x kernel + bias of `x` (batch, time, [freq,] channels), float32 `kernel` (channels, out) and `bias` (out,)."""
+def pointwise(x: Array, weights: Pointwise) -> Array:
+    """Return x kernel + bias of `x` (batch, time, [freq,] channels)."""
     if x.ndim == 3:
-        # All frames of an utterance as the bins of one.
-        return by_batch(_pointwise, x[:, None], kernel, bias, batched=1)[:, 0]
-    return by_batch(_pointwise, x, kernel, bias, batched=1)
+        # All frames of an utterance count as the bins of one frame.
+        return by_batch(_pointwise, x[:, None], weights, batched=1)[:, 0]
+    return by_batch(_pointwise, x, weights, batched=1)
 
 
-def _pointwise(x: Array, kernel: Array, bias: Array) -> Array:
+def _pointwise(x: Array, weights: Pointwise) -> Array:
+    kernel, bias = weights
     (batch, frames, bins, channels), out_channels = x.shape, bias.shape[0]
     fill = (0, -out_channels % 8)
     tile_frames = _even(frames, _pointwise_frames(bins, channels, out_channels))
@@ -188,20 +202,23 @@ def _steps(features: int, kernel_shape: tuple[int, ...]) -> int:
     return members // outputs if outputs in (1, 2, 4, 8) and members % outputs == 0 else 0
 
 
-def suits_squeeze(bins: int, features: int, kernel_shape: tuple[int, ...]) -> bool:
-    """Whether `squeeze` takes maps of `bins` and `features`, and a grouped kernel (kt, kf, in/groups, out)."""
-    kt, kf, _, out = kernel_shape
-    steps = _steps(features, kernel_shape)
-    suits = (kt, kf) == (3, 3) and features % 2 == out % 2 == 0 and 0 < steps <= 8 and out <= 128
+def suits_squeeze(x: Array, kernel: Array) -> bool:
+    """Return whether `squeeze` takes `x` (batch, time, freq, in) and a grouped kernel (kt, kf, in/groups, out)."""
+    kt, kf, _, out = kernel.shape
+    bins, features = x.shape[2:]
+    steps = _steps(features, kernel.shape)
+    suits = (
+        operands.is_map(x) and (kt, kf) == (3, 3) and features % 2 == out % 2 == 0 and 0 < steps <= 8 and out <= 128
+    )
     return suits and _squeeze_tile(bins, steps, out) is not None
 
 
-def squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
-    """gelu(conv(x) + shift) kernel + bias, of fewer channels.
+def squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, product: Pointwise) -> Array:
+    """Return gelu(conv(x) + shift) kernel + bias, of fewer channels.
 
-    Float32 `taps` (3, 3, channels/groups, out), `shift` and `bias` (out,), `kernel` (out, out).
+    Weights are float32: `taps` (3, 3, channels/groups, out), `shift` (out,), and `product` from out to out channels.
     """
-    return by_batch(_squeeze, x, mask, taps, shift, kernel, bias, batched=2)
+    return by_batch(_squeeze, x, mask, taps, shift, product, batched=2)
 
 
 def _taps_of_steps(taps: Array, features: int, steps: int) -> Array:
@@ -215,7 +232,8 @@ def _taps_of_steps(taps: Array, features: int, steps: int) -> Array:
     return pairs.transpose(0, 1, 2, 5, 3, 4).reshape(9, blocks, steps, 32, 2)
 
 
-def _squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, kernel: Array, bias: Array) -> Array:
+def _squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, product: Pointwise) -> Array:
+    kernel, bias = product
     (batch, frames, bins, channels), out_channels = x.shape, taps.shape[3]
     steps, fill = _steps(channels, taps.shape), (0, -out_channels % 8)
     warps, most = _squeeze_tile(bins, steps, out_channels)
