@@ -5,10 +5,10 @@
     python benchmarks/cached_training.py --device=cpu --utterances=4000 --speakers=200 --model=small
 
 Features and waveforms are random and made on the device, so that no decoding is in the figures, nor the disk but with
---whole. The cached epoch is of `redimnet_jax.training.cached`; "live" is the same step from waveforms on the device;
-"extraction" is the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from these
-figures; with --whole it is done as well: the features of all crops, each of its own noise, are written to a feature
-cache in a temporary folder (TMPDIR), read from there, and trained on for --epochs. b2 has random weights, which cost
+--whole. The cached epoch is that of `training.steppers.CachedStepper`; "live" is the same step from waveforms on the
+device; "extraction" is the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from
+these figures; with --whole it is done as well: the features of all crops, each of its own noise, are written to a
+feature cache in a temporary folder (TMPDIR), read from there, and trained on for --epochs. b2 has random weights, which cost
 what trained ones do. Prints JSON.
 """
 
@@ -38,9 +38,12 @@ from redimnet_jax.models import matryoshka
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.training import optimizer
-from redimnet_jax.training.cached import CachedSteps, Layout, choose_strata
 from redimnet_jax.training.feature_cache import Crops, FeatureCache, keep, pooled_program
-from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
+from redimnet_jax.training.feature_source import CachedCrops, open_features
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
+from redimnet_jax.training.sampler import EpochSampler, choose_strata
+from redimnet_jax.training.step import compile_step, initial_state, make_step
+from redimnet_jax.training.steppers import CachedStepper
 
 B2 = VARIANTS["b2"][1]
 
@@ -110,7 +113,9 @@ def main() -> None:
     model = open_backbone(args.model, args.dtype)
     width, dims = model.network.pool.features, args.dims
     adapted = matryoshka.adapt(model, dims, init="random")
-    split = Split(Learner(adapted.network, Heads(args.speakers, dims, rngs=nnx.Rngs(1))), ("projection", "heads"))
+    split = TrainablePartition(
+        TrainableModel(adapted.network, Heads(args.speakers, dims, rngs=nnx.Rngs(1))), ("projection", "heads")
+    )
     optimiser = optimizer.adamw(lambda step: 1e-4, weight_decay=1e-4, clip_norm=5.0)
     step = make_step(split, optimiser, Objective((1.0,) * len(dims), lambda step: 0.2), seed=0)
     mesh = sharding.mesh()
@@ -121,7 +126,8 @@ def main() -> None:
     results["bound"] = bound(args.utterances, width, dims, args.speakers, args.batch_size, dtype.itemsize)
 
     rows, rng = args.crops * args.utterances, np.random.default_rng(0)
-    layout = Layout(args.utterances, args.crops, choose_strata(args.batch_size, mesh.size))
+    strata = choose_strata(args.batch_size, mesh.size)
+    sampler = EpochSampler(args.utterances, args.crops, args.batch_size, seed=0, strata=strata)
     # A block of noise over and over: what is in the rows costs nothing.
     block = rng.standard_normal((min(rows, 4096), width)).astype(dtype)
     features = np.resize(block, (rows, width))
@@ -129,13 +135,12 @@ def main() -> None:
     share = 0.0 if args.streamed else 0.9
     held = {"state": class_sharding.place(initial_state(split, optimiser), mesh), "step": 0}
 
-    def on_devices(features, labels) -> CachedSteps:
-        return CachedSteps(
-            step, mesh, layout, features, labels, batch_size=args.batch_size, seed=0, memory_share=share
-        )
+    def on_devices(features, labels) -> CachedStepper:
+        source = open_features(sampler, mesh, CachedCrops(features, labels), memory_share=share)
+        return CachedStepper(step, mesh, source)
 
-    def epoch(steps: CachedSteps):
-        end = held["step"] + steps.epoch_steps
+    def epoch(steps: CachedStepper):
+        end = held["step"] + sampler.steps_per_epoch
         while held["step"] < end:
             held["state"], figures, held["step"] = steps.run(held["state"], frozen, held["step"], end)
         return figures
@@ -146,8 +151,8 @@ def main() -> None:
     cached = best(lambda: epoch(steps), args.repeats)
     steps.close()
     results["cached_epoch_s"] = round(cached, 4)
-    results["cached_step_ms"] = round(1e3 * cached / steps.epoch_steps, 3)
-    results["cached_utterances_per_s"] = round(steps.epoch_steps * args.batch_size / cached)
+    results["cached_step_ms"] = round(1e3 * cached / sampler.steps_per_epoch, 3)
+    results["cached_utterances_per_s"] = round(sampler.steps_per_epoch * args.batch_size / cached)
     results["wait_fraction"] = round(steps.wait_fraction(), 3)
 
     samples = round(args.crop_seconds * 16000)
@@ -172,8 +177,8 @@ def main() -> None:
 
         live_s = best(live, args.repeats)
         results["live_step_ms"] = round(1e3 * live_s, 3)
-        results["live_over_cached"] = round(live_s / (cached / steps.epoch_steps), 1)
-        results["live_run_predicted_s"] = round(args.epochs * steps.epoch_steps * live_s, 1)
+        results["live_over_cached"] = round(live_s / (cached / sampler.steps_per_epoch), 1)
+        results["live_run_predicted_s"] = round(args.epochs * sampler.steps_per_epoch * live_s, 1)
 
     def whole() -> dict[str, float]:
         """Seconds of each part of a run; compiling is in those of the epochs, but not of the extraction."""

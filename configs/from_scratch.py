@@ -12,7 +12,8 @@ what it reached and at what cost. Without a preset it is b2 with the public reci
 yet measured.
 """
 
-from redimnet_jax.errors import UserError
+from ml_collections import ConfigDict
+
 from redimnet_jax.training import config as train_config
 
 # The configuration of the released b2 checkpoints.
@@ -49,7 +50,8 @@ SMALL = {
 }
 
 
-def get_config(preset: str | None = None):
+def get_config(preset: str | None = None) -> ConfigDict:
+    """Return the config, or that of the preset 'small'."""
     config = train_config.default()
     config.model.checkpoint = None
     config.parts = ("backbone", "projection", "heads")
@@ -58,13 +60,7 @@ def get_config(preset: str | None = None):
     config.data.augment.speed.factors = (1.0, 0.9, 1.1)
     config.data.crop_seconds = 2.0
     config.unlock()
-    if preset is None:
-        config.model.config = B2
-        config.epochs = 120
-        config.loss.aam_softmax.scale = 32.0
-        config.loss.margin_schedule = "exponential"
-        config.loss.margin_ramp = (20.0, 40.0)
-    elif preset == "small":
+    if train_config.is_preset(preset, "configs/from_scratch.py", "small"):
         config.model.config = SMALL
         config.dtype = "float32"
         # Small batches of short crops and light augmentation: with more, it stays at chance for a thousand steps.
@@ -86,5 +82,9 @@ def get_config(preset: str | None = None):
         config.data.augment.gain.p = 0.5
         config.validation.every_epochs = 10
     else:
-        raise UserError(f"configs/from_scratch.py has no preset {preset!r}; it has 'small'.")
+        config.model.config = B2
+        config.epochs = 120
+        config.loss.aam_softmax.scale = 32.0
+        config.loss.margin_schedule = "exponential"
+        config.loss.margin_ramp = (20.0, 40.0)
     return config.lock()

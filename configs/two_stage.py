@@ -18,11 +18,13 @@ more memory than the first (`stage2.optimizer.accumulate` works a batch off in p
 measured.
 """
 
-from redimnet_jax.errors import UserError
+from ml_collections import ConfigDict
+
 from redimnet_jax.training import config as train_config
 
 
-def get_config(preset: str | None = None):
+def get_config(preset: str | None = None) -> ConfigDict:
+    """Return the config, or that of the preset 'demo'."""
     config = train_config.default()
     config.model.checkpoint = "weights/b2"
     config.epochs = 20
@@ -38,11 +40,9 @@ def get_config(preset: str | None = None):
     config.averaging.last = 3
     config.validation.patience = 5
     config.validation.significant = True
-    if preset == "demo":
+    if train_config.is_preset(preset, "configs/two_stage.py"):
         train_config.use_demo(config)
         config.epochs = 6
         config.stage2.epoch = 3
         config.averaging.ema = 0.9
-    elif preset is not None:
-        raise UserError(f"configs/two_stage.py has no preset {preset!r}; it has 'demo'.")
     return config

@@ -32,10 +32,10 @@ from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
-from redimnet_jax.training.step import Learner
+from redimnet_jax.training.partition import TrainableModel
 
 
-def learner_at(folder: Path) -> tuple[Learner, SpeakerModel, dict]:
+def learner_at(folder: Path) -> tuple[TrainableModel, SpeakerModel, dict]:
     """(network and heads, the network as a model, config) of the training checkpoint in `folder`."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         saved = checkpointer.restore(folder / "progress")
@@ -46,7 +46,7 @@ def learner_at(folder: Path) -> tuple[Learner, SpeakerModel, dict]:
     network = SpeakerNetwork(model_config.parse(saved["model"]["arch"], entries), rngs=nnx.Rngs(0))
     loss = objective.loss_from_config(ConfigDict(config))
     heads = Heads(len(saved["speakers"]), config["projection"]["mrl_dims"], loss, rngs=nnx.Rngs(0))
-    learner = Learner(network, heads)
+    learner = TrainableModel(network, heads)
     graph, state = nnx.split(learner)
     flat = [
         (path, leaf.replace(jnp.asarray(arrays[".".join(map(str, path))]))) for path, leaf in nnx.to_flat_state(state)

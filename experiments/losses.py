@@ -22,7 +22,7 @@ from redimnet_jax.losses.objective import LOSSES, Loss
 from redimnet_jax.models import matryoshka
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.training import optimizer
-from redimnet_jax.training.step import Learner
+from redimnet_jax.training.partition import TrainableModel
 
 CROPS_PER_SPEAKER = 4
 
@@ -39,7 +39,7 @@ def batches(labels: np.ndarray, size: int, epochs: int, seed: int):
 
 def trained(model: SpeakerModel, loss: Loss, pooled: np.ndarray, labels: np.ndarray, args) -> SpeakerModel:
     model = matryoshka.adapt(model, DIMS, None, None, init="random", order="class", seed=args.seed)
-    learner = Learner(model.network, Heads(int(labels.max()) + 1, DIMS, loss, rngs=nnx.Rngs(args.seed + 1)))
+    learner = TrainableModel(model.network, Heads(int(labels.max()) + 1, DIMS, loss, rngs=nnx.Rngs(args.seed + 1)))
 
     def trains(path, leaf) -> bool:
         return isinstance(leaf, nnx.Param) and (path[0] == "heads" or path[1] in ("bn", "linear"))

@@ -34,7 +34,7 @@ from redimnet_jax.models import matryoshka
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.training import optimizer
-from redimnet_jax.training.step import Learner
+from redimnet_jax.training.partition import TrainableModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def adapted(frozen: SpeakerModel, made: Mistakes, waveforms, labels, pooled, arg
     heads = Heads(int(labels.max()) + 1, DIMS, rngs=nnx.Rngs(args.seed + 1))
     if not (made.random_projection or made.untrained_prototypes):
         heads.start_at_means(embed_pooled(model, pooled), labels)
-    learner = Learner(model.network, heads)
+    learner = TrainableModel(model.network, heads)
 
     def trains(path, leaf) -> bool:
         if not isinstance(leaf, nnx.Param):

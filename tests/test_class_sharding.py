@@ -24,13 +24,17 @@ from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models import matryoshka
 from redimnet_jax.training import optimizer
+from redimnet_jax.training import preemption
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training.cached import CachedSteps, Layout
-from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
+from redimnet_jax.training.feature_source import CachedCrops, open_features
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
+from redimnet_jax.training.sampler import EpochSampler
+from redimnet_jax.training.step import compile_step, initial_state, make_step
+from redimnet_jax.training.steppers import CachedStepper
 
 # No multiple of 8, and a prototype for each is more than whatever else passes between devices.
 CLASSES, BATCH, WIDTH = 1027, 16, 24
-RUN = CachedSteps.run
+RUN = CachedStepper.run
 CASES = {
     "aam": (AAMSoftmax(), (8,), {}),
     "am, one matrix": (AMSoftmax(), (4, 8), {"shared": True}),
@@ -47,7 +51,7 @@ def learner(criterion, dims: tuple[int, ...], *, accumulate: int = 1, shared: bo
     """(split, step, new state by call)."""
     network = matryoshka.adapt(tiny.model(), dims, init="random").network
     heads = Heads(CLASSES, dims, criterion, shared=shared, rngs=nnx.Rngs(1))
-    split = Split(Learner(network, heads), ("projection", "heads"))
+    split = TrainablePartition(TrainableModel(network, heads), ("projection", "heads"))
     optimiser = optimizer.adamw(lambda step: 1e-2, weight_decay=1e-2, clip_norm=0.5)
     objective = Objective((1.0, 2.0)[: len(dims)], lambda step: 0.2, consistency=len(dims) - 1.0)
     step = make_step(split, optimiser, objective, seed=0, accumulate=accumulate, ema=0.9)
@@ -68,8 +72,8 @@ def largest_passed(program: str) -> int:
     return max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
 
 
-def exact(split: Split, tree):
-    return jax.tree.map(np.array, split.exact(sharding.collected(tree)))
+def exact(split: TrainablePartition, tree):
+    return jax.tree.map(np.array, split.without_padding(sharding.collected(tree)))
 
 
 def after_steps(made, devices: int, *, cached: bool = False) -> dict[str, np.ndarray]:
@@ -86,7 +90,8 @@ def after_steps(made, devices: int, *, cached: bool = False) -> dict[str, np.nda
         assert len(sharded) == 4 * len(prototypes) > 0
         assert {x.addressable_data(0).shape[0] for x in sharded} == {-(-CLASSES // devices)}
     if cached:
-        steps = CachedSteps(step, on, Layout(BATCH, 1, 8), *batch.values(), batch_size=BATCH, seed=0, most=1)
+        sampler, crops = EpochSampler(BATCH, 1, BATCH, seed=0, strata=8), CachedCrops(*batch.values())
+        steps = CachedStepper(step, on, open_features(sampler, on, crops, max_steps=1))
         state, figures, _ = steps.run(state, frozen, 0, 1)
         program = steps._compiled
     else:
@@ -143,7 +148,7 @@ def steps_agree() -> None:
 
 
 def stopped_run(*arguments):
-    """`CachedSteps.run`, during which a SIGTERM comes."""
+    """`CachedStepper.run`, during which a SIGTERM comes."""
     os.kill(os.getpid(), signal.SIGTERM)
     return RUN(*arguments)
 
@@ -154,12 +159,12 @@ def runs_go_on(folder: Path) -> None:
     data = training_runs.write_data(folder) | changes | {"projection.mrl_dims": (8,), "loss.name": "sphereface2"}
 
     def run(name: str, devices: int, stop: bool = False) -> Path:
-        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[training_run.Preempted] * stop):
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(*[preemption.Preempted] * stop):
             patch.setattr(class_sharding, "FEWEST", 2)
             patch.setattr(sharding, "mesh", lambda: mesh(devices))
             patch.setattr(plots, "save", lambda *_: None)
             if stop:
-                patch.setattr(CachedSteps, "run", stopped_run)
+                patch.setattr(CachedStepper, "run", stopped_run)
             training_run.train(training_runs.config(data), folder / name)
         assert (folder / name / "results.json").exists() != stop
         return folder / name

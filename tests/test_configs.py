@@ -38,7 +38,7 @@ def test_presets_are_valid(name):
         for step in config.data.augment.values():
             if "folder" in step and step.p:
                 step.folder = "given on the command line"
-        train_config.check(config, devices=1, processes=1)
+        train_config.check(config, devices=1)
         if config.model.checkpoint is None:
             width = {"embed_dim": config.projection.mrl_dims[-1]}
             model_config.parse(config.model.arch, config.model.config.to_dict() | width)

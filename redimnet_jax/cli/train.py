@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 
 from redimnet_jax import hosts, local_paths, names
-from redimnet_jax.cli import command
+from redimnet_jax.cli import command, console
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import preemption
 
@@ -58,7 +58,8 @@ def train(arguments: Sequence[str]) -> int:
         except (flags.Error, UserError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
             print(f"error: {_unknown_setting(arguments) or _reason(error)}; see train.py --help.", file=sys.stderr)
             return 2
-        return _run(values, ending)
+        with console.showing_log():
+            return _run(values, ending)
 
 
 def _flags() -> Any:
@@ -187,7 +188,7 @@ def _train(values: Any, ending: _Ending) -> None:
         return
     try:
         training_run.train(values.config, workdir)
-    except training_run.Preempted as stop:
+    except preemption.Preempted as stop:
         print(stop if values.workdir else f"{stop}\nGive --workdir={workdir} to go on.")
 
 

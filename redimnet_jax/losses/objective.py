@@ -1,10 +1,9 @@
-"""What training minimises: a loss by its name in the config, its weights, and how its margin is let in."""
+"""What training minimises: a loss by its name, its weights, and the schedule of its margin."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from redimnet_jax.losses import margin_schedule
 from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, Array, Parameters, SphereFace2, SubcenterAAM
 from redimnet_jax.losses.distillation import Distillation
 from redimnet_jax.losses.pairs import GE2E, AngularPrototypical, SupervisedContrastive, Triplet
@@ -48,20 +47,3 @@ class Objective:
     margin: Callable[[Array], Array]
     consistency: float = 0.0
     distillation: Distillation = Distillation()
-
-
-def loss_from_config(config: Any) -> Loss:
-    """The loss of `config.loss`; UserError for an option that cannot be."""
-    return LOSSES[config.loss.name](**config.loss[config.loss.name].to_dict())
-
-
-def from_config(config: Any, epoch_steps: int) -> Objective:
-    """The objective of `config`, with `epoch_steps` steps in an epoch."""
-    wanted = config.loss
-    start, end = (round(epochs * epoch_steps) for epochs in wanted.margin_ramp)
-    return Objective(
-        weights=tuple(wanted.weights or (1.0,) * len(config.projection.mrl_dims)),
-        margin=margin_schedule.ramp(loss_from_config(config).margin, start, end, wanted.margin_schedule),
-        consistency=wanted.consistency,
-        distillation=Distillation(config.distillation.scores, config.distillation.embeddings),
-    )

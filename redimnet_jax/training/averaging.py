@@ -13,11 +13,13 @@ from redimnet_jax.models.speaker_model import SpeakerModel
 
 Arrays = dict[str, jax.Array]
 
-SNAPSHOTS, AVERAGED = "epochs", "averaged"
+# Folders of the workdir: the models of the last epochs, and their mean.
+SNAPSHOTS = "epochs"
+AVERAGED = "averaged"
 
 
 def moved(averages: Arrays, values: Arrays, decay: float, step: jax.Array) -> Arrays:
-    """The exponential moving `averages` after `step` steps, of which `values` are the latest.
+    """Return the exponential moving averages after `step` steps, from those before and the latest `values`.
 
     The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage with `num_updates`:
     at first the average forgets quickly where it started.
@@ -27,7 +29,7 @@ def moved(averages: Arrays, values: Arrays, decay: float, step: jax.Array) -> Ar
 
 
 def mean(models: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The mean of each array over `models`, summed in float64: what is equal in all stays to the bit."""
+    """Return the mean of each array over `models`, summed in float64, so that what is equal in all keeps its bits."""
     first = models[0]
     return {
         name: (sum(np.asarray(model[name], np.float64) for model in models) / len(models)).astype(first[name].dtype)
@@ -36,9 +38,9 @@ def mean(models: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def keep_snapshot(model: SpeakerModel, workdir: Path, step: int, *, count: int, after: int) -> None:
-    """Keeps `model` as that of `step`, and of the older ones the `count` newest in all that are `after` that step."""
+    """Write `model` as that of `step`, and keep only the `count` newest ones that are later than step `after`."""
     folder = workdir / SNAPSHOTS / str(step)
-    # There already where a run was killed between this and its checkpoint.
+    # The folder exists if a run was killed between this and its checkpoint.
     shutil.rmtree(folder, ignore_errors=True)
     native.save(model, folder)
     kept = [other for other in snapshots(workdir, after) if other <= step][-count:]
@@ -48,12 +50,12 @@ def keep_snapshot(model: SpeakerModel, workdir: Path, step: int, *, count: int, 
 
 
 def snapshots(workdir: Path, after: int) -> list[int]:
-    """The steps of the models that are kept, increasing, later than the step `after`."""
+    """Return the steps of the models that are kept and later than the step `after`, in increasing order."""
     steps = (int(folder.name) for folder in (workdir / SNAPSHOTS).glob("[0-9]*"))
     return sorted(step for step in steps if step > after)
 
 
 def mean_of_snapshots(workdir: Path, steps: Sequence[int]) -> dict[str, np.ndarray]:
-    """The mean of the models kept at `steps`, by path."""
+    """Return the mean of the models that were kept at `steps`, by path."""
     models = (native.load(workdir / SNAPSHOTS / str(step)) for step in steps)
     return mean([jax.tree.map(np.asarray, native.flat(model.network)) for model in models])

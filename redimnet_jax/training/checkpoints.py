@@ -24,25 +24,71 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from redimnet_jax import files, sharding
 from redimnet_jax.checkpoints import native
 from redimnet_jax.errors import UserError
-from redimnet_jax.models.speaker_model import SpeakerModel
-from redimnet_jax.training.step import Arrays, TrainState
+from redimnet_jax.models import config as model_config
+from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.speaker_model import Source, SpeakerModel
+from redimnet_jax.training.partition import NamedArrays
+from redimnet_jax.training.step import TrainState
 
-FOLDER, ARRAYS, PROGRESS = "checkpoints", "arrays", "progress/metadata"
-# What hidden folders of a step end with: one that is written, one that goes, one in whose place another comes.
-PART, REMOVED, REPLACED = ".part", ".removed", ".replaced"
-# Entries of a `progress`; the last two are its checksums, which checkpoints of earlier versions lack.
-ENTRIES, CHECKSUMS = {"config", "speakers", "model", "batches", "progress"}, {"arrays", "sha256"}
-# What Orbax and TensorStore raise for files that are damaged or absent; a lack of memory is none of it.
+FOLDER = "checkpoints"
+ARRAYS = "arrays"
+PROGRESS = "progress/metadata"
+# Suffixes of hidden folders of a step, which is being written, removed, or replaced.
+PART = ".part"
+REMOVED = ".removed"
+REPLACED = ".replaced"
+# Entries of a `progress`.
+ENTRIES = {"config", "speakers", "model", "batches", "progress"}
+# Entries that checkpoints of earlier versions lack.
+OPTIONAL_ENTRIES = {"corpora"}
+# What Orbax and TensorStore raise for files that are damaged or absent, which does not include a lack of memory.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RecursionError)
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelDescription:
+    """All of a model but its weights."""
+
+    arch: str
+    model_config: dict[str, Any]
+    source: Source
+
+    @classmethod
+    def of(cls, model: SpeakerModel) -> "ModelDescription":
+        """Return the description of `model`."""
+        return cls(model.arch, dict(model.model_config), model.source)
+
+    @classmethod
+    def from_json(cls, entries: dict[str, Any]) -> "ModelDescription":
+        """Return the description that `to_json` gave."""
+        return cls(entries["arch"], entries["model_config"], Source(**entries["source"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON."""
+        return {"arch": self.arch, "model_config": self.model_config, "source": dataclasses.asdict(self.source)}
+
+    def model(self, network: SpeakerNetwork) -> SpeakerModel:
+        """Return the model with that `network`."""
+        return SpeakerModel(network, self.model_config, self.source)
+
+    def empty_model(self, dtype: jnp.dtype) -> SpeakerModel:
+        """Return a model whose variables a checkpoint is about to fill."""
+        config = model_config.parse(self.arch, self.model_config)
+        return self.model(SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+
 class TrainingCheckpoints:
-    """The checkpoints of one workdir. The first process writes them, in the background and one at a time."""
+    """The checkpoints of one workdir, which the first process writes in the background, one at a time.
+
+    The `keep` newest ones are kept, and the one with the best EER.
+    """
 
     def __init__(self, workdir: Path, keep: int):
         self.folder = workdir.absolute() / FOLDER
@@ -58,11 +104,11 @@ class TrainingCheckpoints:
         sharding.agreed(np.zeros((), np.int32))
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
+        """Return the step of the newest checkpoint, or None."""
         return max(self._steps(), default=None)
 
-    def save(self, state: TrainState, frozen: Arrays, progress: dict[str, Any], best: int | None) -> None:
-        """Saves everything as it is now, in the background; raises UserError for what went wrong with the last save.
+    def save(self, state: TrainState, frozen: NamedArrays, progress: dict[str, Any], best: int | None) -> None:
+        """Save everything as it is now, in the background; raise UserError for what went wrong with the last save.
 
         The given arrays and `progress` may change as soon as this returns. `best` is the step with the best EER so
         far, whose checkpoint is kept.
@@ -74,39 +120,36 @@ class TrainingCheckpoints:
             self._pending = self._executor.submit(self._write, int(state.step), tree, text, best)
 
     def read_progress(self) -> dict[str, Any]:
-        """The `progress` of the newest checkpoint; UserError when it is damaged."""
-        return self._read_progress()[0]
+        """Return the `progress` of the newest checkpoint; raise UserError when it is damaged."""
+        return _read_progress(self._newest())[0]
 
-    def restore(self, state: TrainState, frozen: Arrays) -> tuple[TrainState, Arrays]:
-        """(state, frozen) of the newest checkpoint in the host's memory, with the shapes of the given ones.
+    def restore(self, state: TrainState, frozen: NamedArrays) -> tuple[TrainState, NamedArrays]:
+        """Return (state, frozen) of the newest checkpoint in the host's memory, with the shapes of the given ones.
 
-        Any devices and processes may have written it. Raises UserError when it is damaged or has other shapes.
+        Any devices and processes may have written it. Raise UserError when it is damaged or has other shapes.
         """
-        import orbax.checkpoint as ocp
-
-        wanted, path = _tree(state, frozen), self.folder / str(self.latest())
-        sums = self._read_progress()[1]
-        arguments = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        with _readable_damage(path), native.own_checkpointer() as checkpointer:
-            self._check_shapes(path, checkpointer.metadata(path / ARRAYS).item_metadata.tree, wanted)
-            tree = checkpointer.restore(path / ARRAYS, item=wanted, restore_args=arguments)
-        if sums is not None and _array_checksums(tree) != sums:
-            raise _damaged(path, "its arrays do not match their checksums")
+        path = self._newest()
+        expected = _tree(state, frozen)
+        tree = _read_arrays(path, _read_progress(path)[1], expected)
         frozen = tree.pop("frozen")
         return TrainState(**tree), frozen
 
     def wait(self) -> None:
-        """Returns when every save is on disk; raises UserError for what went wrong with one."""
+        """Return when every save is on disk; raise UserError for what went wrong with one."""
         pending, self._pending = self._pending, None
         if pending is not None:
             with _readable_disk_errors(self.folder):
                 pending.result()
 
     def close(self) -> None:
+        """Wait for every save, and end the thread that writes."""
         try:
             self.wait()
         finally:
             self._executor.shutdown()
+
+    def _newest(self) -> Path:
+        return self.folder / str(self.latest())
 
     def _steps(self) -> list[int]:
         try:
@@ -117,7 +160,7 @@ class TrainingCheckpoints:
             raise UserError(f"{self.folder} cannot be read ({error.strerror}); make it readable.") from error
 
     def _recover(self) -> None:
-        """Removes what killed runs left, and puts back a checkpoint whose replacement was not completed."""
+        """Remove what killed runs left, and restore a checkpoint whose replacement was not completed."""
         for path in list(self.folder.iterdir()):
             step = path.name.removeprefix(".").removesuffix(REPLACED)
             if path.name == f".{step}{REPLACED}" and not (self.folder / step).exists():
@@ -126,7 +169,9 @@ class TrainingCheckpoints:
                 _remove_folder(path)
 
     def _write(self, step: int, tree: dict[str, Any], text: str, best: int | None) -> None:
-        folder, part, replaced = (self.folder / name for name in (f"{step}", f".{step}{PART}", f".{step}{REPLACED}"))
+        folder = self.folder / str(step)
+        part = self.folder / f".{step}{PART}"
+        replaced = self.folder / f".{step}{REPLACED}"
         try:
             _remove_folder(part)
             native.check_room(self.folder, jax.tree.leaves(tree))
@@ -145,37 +190,60 @@ class TrainingCheckpoints:
             (self.folder / str(old)).rename(removed)
             _remove_folder(removed)
 
-    def _read_progress(self) -> tuple[dict[str, Any], dict[str, int] | None]:
-        """(progress, checksums of the arrays) of the newest checkpoint; None where an earlier version wrote none."""
-        path = self.folder / str(self.latest())
-        with _readable_damage(path):
-            entries = json.loads((path / PROGRESS).read_text())
-            if entries.keys() == ENTRIES:
-                return entries, None
-            found = entries.pop("sha256", None)
-        if entries.keys() - {"corpora"} != ENTRIES | CHECKSUMS - {"sha256"} or found != _sha256(entries):
-            raise _damaged(path, "its progress does not match its checksum")
-        return entries, entries.pop("arrays")
 
-    def _check_shapes(self, path: Path, found: Any, wanted: Any) -> None:
-        shapes = {name: tuple(x.shape) for name, x in _by_name(found).items()}
-        expected = {name: tuple(x.shape) for name, x in _by_name(wanted).items()}
-        differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
-        if differing:
-            name, more = differing[0], len(differing) - 1
-            raise UserError(
-                f"The checkpoint {path} does not fit this run: {name} is {shapes.get(name, 'absent')} there and "
-                f"{expected.get(name, 'absent')} here" + f" (and {more} more differ)" * bool(more) + "; use the "
-                "version and settings that it was written with, or another workdir."
-            )
+def _read_progress(path: Path) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """Return (progress, checksums of the arrays or None, if an earlier version wrote the checkpoint)."""
+    with _readable_damage(path):
+        entries = json.loads((path / PROGRESS).read_text())
+        if entries.keys() == ENTRIES:
+            return entries, None
+        digest = entries.pop("sha256", None)
+    if digest != _sha256(entries) or entries.keys() - OPTIONAL_ENTRIES != ENTRIES | {"arrays"}:
+        raise _damaged(path, "its progress does not match its checksum")
+    return entries, entries.pop("arrays")
 
 
-def _tree(state: TrainState, frozen: Arrays) -> dict[str, Any]:
+def _read_arrays(path: Path, sums: dict[str, int] | None, expected: Any = None) -> dict[str, Any]:
+    """Return the arrays of a checkpoint, which match their checksums `sums` and the shapes of `expected`, if any.
+
+    Without `expected` the containers are dicts and lists.
+    """
+    import orbax.checkpoint as ocp
+
+    with _readable_damage(path), native.own_checkpointer() as checkpointer:
+        saved = checkpointer.metadata(path / ARRAYS).item_metadata.tree
+        if expected is not None:
+            _check_shapes(path, saved, expected)
+        arguments = jax.tree.map(
+            lambda x: ocp.RestoreArgs(restore_type=np.ndarray), saved if expected is None else expected
+        )
+        tree = checkpointer.restore(path / ARRAYS, item=expected, restore_args=arguments)
+    if sums is not None and _array_checksums(tree) != sums:
+        raise _damaged(path, "its arrays do not match their checksums")
+    return tree
+
+
+def _check_shapes(path: Path, saved: Any, expected: Any) -> None:
+    there = {name: tuple(x.shape) for name, x in _by_name(saved).items()}
+    here = {name: tuple(x.shape) for name, x in _by_name(expected).items()}
+    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if differing:
+        name = differing[0]
+        more = len(differing) - 1
+        others = f" (and {more} more differ)" if more else ""
+        raise UserError(
+            f"The checkpoint {path} does not fit this run: {name} is {there.get(name, 'absent')} there and "
+            f"{here.get(name, 'absent')} here{others}; use the version and settings that it was written with, or "
+            "another workdir."
+        )
+
+
+def _tree(state: TrainState, frozen: NamedArrays) -> dict[str, Any]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)} | {"frozen": frozen}
 
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of `tree` by their path, named alike for tuples, lists and dicts as Orbax gives them back."""
+    """Return the leaves of `tree` by their path, which is the same for tuples, lists and dicts."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         "/".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", None)))) for key in path): leaf
@@ -184,7 +252,7 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _array_checksums(tree: Any) -> dict[str, int]:
-    """CRC-32 of dtype, shape and bytes of every array of `tree`."""
+    """Return the CRC-32 of dtype, shape and bytes of every array of `tree`."""
     return {
         name: zlib.crc32(
             np.ascontiguousarray(x).reshape(-1).view(np.uint8), zlib.crc32(f"{x.dtype}{x.shape}".encode())
@@ -198,13 +266,13 @@ def _sha256(entries: dict[str, Any]) -> str:
 
 
 def _with_checksums(progress: dict[str, Any], tree: Any) -> str:
-    """`progress` as JSON, with the checksums of `tree` and of itself."""
+    """Return `progress` as JSON, with the checksums of `tree` and of itself."""
     entries = json.loads(json.dumps(progress | {"arrays": _array_checksums(tree)}))
     return json.dumps(entries | {"sha256": _sha256(entries)})
 
 
 def _remove_folder(path: Path) -> None:
-    """Removes `path` if it is there."""
+    """Remove `path` if it exists."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(path)
 
@@ -215,7 +283,7 @@ def _damaged(path: Path, reason: str) -> UserError:
 
 @contextlib.contextmanager
 def _readable_damage(path: Path) -> Iterator[None]:
-    """Makes a UserError of what reading a checkpoint raises: damage is called so, an obstacle by its name."""
+    """Raise UserError for what reading a checkpoint raises, and tell damage from files that may not be read."""
     try:
         yield
     except UNREADABLE as error:
@@ -231,19 +299,19 @@ def _readable_damage(path: Path) -> Iterator[None]:
 def _readable_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:  # TensorStore's, of a full disk too, are ValueErrors.
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError, also for a full disk.
         raise UserError(
             f"{folder} cannot be written ({files.reason(error)}); free some space and start again to resume."
         ) from error
 
 
 def save_best(model: SpeakerModel, workdir: Path, step: int) -> None:
-    """Makes `<workdir>/best` the native checkpoint of `model`; at every moment it is a complete one, old or new.
+    """Make `<workdir>/best` the native checkpoint of `model`; at every moment it is a complete one, old or new.
 
     A folder that another process is loading stays until the next call.
     """
     link = workdir / native.BEST
-    # Another name where a run that was killed had come this far, and the link may point there.
+    # The name is another one if a run was killed after this step, since the link may point to its folder.
     names = (f"best-{step}" + ".again" * count for count in itertools.count())
     folder = next(workdir / name for name in names if not (workdir / name).exists())
     native.save(model, folder)
@@ -255,13 +323,13 @@ def save_best(model: SpeakerModel, workdir: Path, step: int) -> None:
         for other in workdir.glob("best-*"):
             if other.is_dir() and other != folder:
                 _remove_unless_read(other)
-        # What killed runs left.
+        # Killed runs may have left these.
         for other in workdir.glob(".best-*"):
             _remove_folder(other)
 
 
 def _remove_unless_read(folder: Path) -> None:
-    """Removes a native checkpoint, under a hidden name, unless somebody loads it; see `checkpoint.load`."""
+    """Remove a native checkpoint, under a hidden name, unless a process is loading it; see `native.load`."""
     import fcntl
 
     with contextlib.ExitStack() as stack:
@@ -271,7 +339,7 @@ def _remove_unless_read(folder: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            except OSError:  # A file system without locks, where a reader tries again.
+            except OSError:  # On a file system without locks, a reader tries again.
                 pass
         hidden = folder.with_name(f".{folder.name}")
         _remove_folder(hidden)

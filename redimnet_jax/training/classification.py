@@ -1,7 +1,7 @@
-"""Classification of speakers who were trained on, from recordings that were not: loss and accuracy of the heads.
+"""Loss and accuracy of the heads on recordings of training speakers that do not train.
 
-It is meaningful for training speakers alone: nobody else has prototypes. The EER of unseen speakers is what judges a
-run; this says whether the heads have learnt the voices of their speakers or the very recordings.
+They mean something for training speakers only, since nobody else has prototypes. A run is judged by the EER of unseen
+speakers; this shows whether the heads have learnt the voices of their speakers or only the recordings that train.
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ from redimnet_jax.embedding.extract import Recordings
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 
-BLOCK = 1024  # rows whose cosines with all prototypes are in memory at once
+# Rows whose cosines with all prototypes are in memory at once.
+BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class SeenSpeakers:
-    """Recordings of training speakers that do not train, the class of each, int32 (recordings,), whence they come."""
+    """Recordings of training speakers that do not train, with the class of each, int32 (recordings,)."""
 
     recordings: Recordings
     labels: np.ndarray
@@ -32,20 +33,26 @@ class SeenSpeakers:
 
 
 def seen_speakers(
-    held: Corpus, training: Corpus, *, most: int, seed: int, description: str, speed: Speed | None = None
+    recordings: Corpus,
+    training: Corpus,
+    *,
+    max_recordings: int,
+    seed: int,
+    description: str,
+    speed: Speed | None = None,
 ) -> SeenSpeakers:
-    """At most `most` recordings of `held`, a random sample, with the classes that training on `training` gives them.
+    """Return a random sample of the `recordings`, with the classes that training on `training` gives them.
 
-    With other speeds as new speakers that is the class of the unchanged speed.
-    Raises UserError with the reason when `held` has another speaker, has what trains, or there is no such class.
+    With other speeds as new speakers the class is that of the unchanged speed.
+    Raise UserError when `recordings` has a speaker who is not in `training`, or when there is no such class.
     """
-    unknown = sorted(set(held.speakers) - set(training.speakers))
+    unknown = sorted(set(recordings.speakers) - set(training.speakers))
     if unknown:
         raise UserError(
-            f"classification.source has {len(unknown):,} of {len(held.speakers):,} speakers who are no training "
-            f"speakers, such as {unknown[0]!r}, and for whom the heads have no prototype: each would be scored as "
-            "some training speaker, which measures nothing; validate on unseen speakers by EER alone, and for a "
-            "classification loss keep out recordings of the training speakers with classification.share=0.1."
+            f"classification.source has {len(unknown):,} of {len(recordings.speakers):,} speakers who are "
+            f"no training speakers, such as {unknown[0]!r}, and for whom the heads have no prototype: each would be "
+            "scored as some training speaker, which measures nothing; validate on unseen speakers by EER alone, and "
+            "for a classification loss keep out recordings of the training speakers with classification.share=0.1."
         )
     first = 0
     if speed is not None and speed.new_speakers:
@@ -55,21 +62,23 @@ def seen_speakers(
                 "are, and classification asks for it; add 1.0, or leave classification out."
             )
         first = speed.label(0, speed.factors.index(1.0), len(training.speakers))
-    if len(held) > most:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(held))[:most])
-        held, description = Subset(held, chosen), f"{most:,} of {description}"
+    sample: Corpus | Subset = recordings
+    if len(recordings) > max_recordings:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(recordings))[:max_recordings])
+        sample = Subset(recordings, chosen)
+        description = f"{max_recordings:,} of {description}"
     number = {name: first + label for label, name in enumerate(training.speakers)}
-    labels = np.array([number[held.speakers[label]] for label in held.labels], np.int32)
-    return SeenSpeakers(held, labels, description)
+    labels = np.array([number[sample.speakers[label]] for label in sample.labels], np.int32)
+    return SeenSpeakers(sample, labels, description)
 
 
-def check_apart(held: Corpus, training: Corpus) -> None:
-    """Raises UserError when an utterance of `held` is one of `training`, by speaker, name and length."""
+def check_apart(recordings: Corpus, training: Corpus) -> None:
+    """Raise UserError when one of the `recordings` is also in `training`, by speaker, name and length."""
 
     def key(corpus: Corpus, i: int) -> tuple[str, str, int]:
         return corpus.speakers[corpus.labels[i]], corpus.name(i), int(corpus.samples[i])
 
-    known = {key(held, i) for i in range(len(held))}
+    known = {key(recordings, i) for i in range(len(recordings))}
     both = [each for i in range(len(training)) if (each := key(training, i)) in known]
     if both:
         raise UserError(
@@ -79,11 +88,12 @@ def check_apart(held: Corpus, training: Corpus) -> None:
 
 
 def figures(heads: Heads, embeddings: np.ndarray, labels: np.ndarray, **options: Any) -> Mapping[str, Any]:
-    """{"loss", "losses": {dim: loss}, "accuracies": {dim: accuracy}}, means over the recordings.
+    """Return {"loss", "losses": {dim: loss}, "accuracies": {dim: accuracy}}, means over the recordings.
 
     `embeddings` are raw (recordings, crops, embed_dim); every crop counts. `options` are those of `Heads.loss`.
     """
-    rows, labels = embeddings.reshape(-1, embeddings.shape[-1]), np.repeat(labels, embeddings.shape[1])
+    rows = embeddings.reshape(-1, embeddings.shape[-1])
+    labels = np.repeat(labels, embeddings.shape[1])
     graph, state = nnx.split(heads)
 
     @jax.jit
@@ -94,7 +104,7 @@ def figures(heads: Heads, embeddings: np.ndarray, labels: np.ndarray, **options:
         return dict(zip(map(str, heads.dims), np.asarray(values).tolist(), strict=True))
 
     starts = range(0, len(rows), BLOCK)
-    found = [jax.device_get(block(state, rows[i : i + BLOCK], labels[i : i + BLOCK])) for i in starts]
+    figures_of_blocks = [jax.device_get(block(state, rows[i : i + BLOCK], labels[i : i + BLOCK])) for i in starts]
     sizes = [len(labels[i : i + BLOCK]) for i in starts]
-    loss, each = jax.tree.map(lambda *values: np.average(values, axis=0, weights=sizes), *found)
+    loss, each = jax.tree.map(lambda *values: np.average(values, axis=0, weights=sizes), *figures_of_blocks)
     return {"loss": float(loss), "losses": per_dim(each["loss"]), "accuracies": per_dim(each["accuracy"])}

@@ -1,6 +1,6 @@
-"""The config of a training run: its defaults, its checks, and what may change when it is resumed.
+"""The config of a training run: its defaults and presets, its checks, and what may change when it is resumed.
 
-`training_settings` declares the settings; `docs/settings.md` lists them. The files in `configs/` change some of them.
+`training.settings` declares the settings. The files in `configs/` change some of them.
 """
 
 import json
@@ -17,7 +17,7 @@ from redimnet_jax.training import rules
 from redimnet_jax.training.settings import Settings
 
 # An interrupted run may be resumed with another value of these: nothing here changes what is trained
-# (of data elsewhere, the speakers and the digest are compared).
+# (data in another place must have the same speakers and the same digest).
 FREE_TO_CHANGE = (
     "data.train",
     "data.data_dir",
@@ -33,12 +33,12 @@ FREE_TO_CHANGE = (
 
 
 def default() -> ConfigDict:
-    """Returns the projection-only recipe, without data; a key that is not there cannot be set."""
+    """Return the config of the projection-only recipe, without data; unknown keys cannot be set."""
     return settings.to_config_dict(Settings())
 
 
 def use_demo(config: ConfigDict) -> None:
-    """Makes `config` a matter of minutes on a CPU: the small backbone and voices that the package makes itself."""
+    """Change `config` to a run of minutes on a CPU: the small backbone of the package, and artificial voices."""
     config.model.checkpoint = str(pretrained.SMALL)
     config.data.train = "synthetic:60x3x4"
     config.data.crop_seconds = 2.0
@@ -49,33 +49,46 @@ def use_demo(config: ConfigDict) -> None:
     config.projection.crops = 1500
 
 
-def check(config: ConfigDict, devices: int, processes: int) -> None:
-    """Raises UserError for a value that no run can have, or that would have no effect.
+def is_preset(preset: str | None, config_file: str, name: str = "demo") -> bool:
+    """Return whether `preset` is the one called `name`; raise UserError unless it is that or None."""
+    if preset not in (None, name):
+        raise UserError(f"{config_file} has no preset {preset!r}; it has {name!r}.")
+    return preset is not None
 
-    `devices` and `processes` are what the run has.
+
+def check(config: Settings | ConfigDict, devices: int) -> Settings:
+    """Return the settings of a run on that many `devices`.
+
+    Raise UserError for a value that no run can have, or that would have no effect.
     """
-    rules.check(settings.from_config_dict(Settings, config), devices)
+    checked = config if isinstance(config, Settings) else settings.from_config_dict(Settings, config)
+    rules.check(checked, devices)
+    return checked
 
 
-def check_resume(config: ConfigDict, saved: Mapping[str, Any], workdir: Path) -> None:
-    """Raises UserError naming every setting that differs from the `saved` ones of `workdir` and matters."""
-    # Settings that are newer than the run had no other value than their default.
-    old, now = (_flat(json.loads(each.to_json_best_effort())) for each in (default(), config))
-    old |= _flat(saved)
+def check_resume(config: Settings, saved: Mapping[str, Any], workdir: Path) -> None:
+    """Raise UserError naming every setting that differs from the `saved` ones of `workdir` and matters."""
+    # A setting that is newer than the run had its default value.
+    old = _flat(_plain(Settings())) | _flat(saved)
+    new = _flat(_plain(config))
     changed = [
-        f"{key} (was {old.get(key)!r}, is {now.get(key)!r})"
-        for key in sorted(old.keys() | now.keys())
-        if old.get(key) != now.get(key) and not key.startswith(FREE_TO_CHANGE)
+        f"{key} (was {old.get(key)!r}, is {new.get(key)!r})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE_TO_CHANGE)
     ]
     if changed:
         raise UserError(
-            f"The run in {workdir} was started with another config: {', '.join(changed)}; restore these, or give "
-            "another --workdir."
+            f"The run in {workdir} was started with another config: {', '.join(changed)}; restore these, or choose "
+            "another workdir."
         )
 
 
+def _plain(values: Settings) -> dict[str, Any]:
+    return json.loads(settings.to_config_dict(values).to_json_best_effort())
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree of mappings by dotted key."""
+    """Return the leaves of a tree of mappings by dotted key."""
     leaves = {}
     for key, value in tree.items():
         leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

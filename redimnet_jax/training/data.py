@@ -4,7 +4,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -17,6 +16,10 @@ from redimnet_jax.evaluation import protocol
 from redimnet_jax.evaluation.protocol import Validation
 from redimnet_jax.training import classification
 from redimnet_jax.training.classification import SeenSpeakers
+from redimnet_jax.training.log import shows_progress
+from redimnet_jax.training.settings import Settings
+from redimnet_jax.training.settings_data import Data as DataSettings
+from redimnet_jax.training.settings_data import Validation as ValidationSettings
 
 SYNTHETIC = re.compile(r"synthetic:(\d+)x(\d+)x(\d+)(?:@(\d+))?")
 SYNTHETIC_SECONDS = 3.0
@@ -24,112 +27,150 @@ SYNTHETIC_SECONDS = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a run reads; `seen`, where it is wanted, are recordings of training speakers that do not train."""
+    """What a run reads.
+
+    `seen` are recordings of training speakers that do not train, or None. `digests` are those of the corpora that
+    were opened, by their setting.
+    """
 
     corpus: Corpus | subset.Subset
     validation: Validation
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
     seen: SeenSpeakers | None = None
-    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the corpora opened, by their setting
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
-        """The speaker map: the name of every class, in the order of the prototypes."""
+        """The name of every class, in the order of the prototypes."""
         factors = self.speed.factors if self.speed and self.speed.new_speakers else (1.0,)
         return [f"{name}@{factor:g}" if factor != 1 else name for factor in factors for name in self.corpus.speakers]
 
 
-def check_sources(config: Any) -> None:
-    """Raises UserError when `config` does not say what to train on; looks at no file."""
-    if not config.data.train:
+def check_sources(settings: Settings) -> None:
+    """Raise UserError when the settings do not say what to train on; look at no file."""
+    if not settings.data.train:
         raise UserError(
             "config.data.train is empty; give --config.data.train=FOLDER, a tree of speakers, or a list file or "
             "tfds:NAME, or choose the :demo preset of configs/projection_only.py, which makes its own data."
         )
-    if config.validation.same_sex and not config.validation.metadata:
+    if settings.validation.same_sex and not settings.validation.metadata:
         raise UserError("validation.same_sex needs validation.metadata, the speakers' sex, such as vox1_meta.csv.")
 
 
-def open_data(config: Any, workdir: Path, digests: Mapping[str, str] | None = None) -> Data:
-    """The training corpus and the validation trials of `config`, checked, the quickest to check first.
+def open_data(settings: Settings, workdir: Path, digests: Mapping[str, str] | None = None) -> Data:
+    """Return the training corpus and the validation trials, checked, the quickest to check first.
 
-    Indices of the audio and synthetic voices are kept in `workdir`. A run that goes on gives the `digests` of its
-    start, by which recordings that were removed or replaced since are known, see `resumed_corpus`.
+    Indices of the audio and synthetic voices are kept in `workdir`. A run that resumes gives the `digests` of its
+    start, by which recordings that were removed or replaced since are known, see `data.resumed`.
     """
-    wanted, chosen = config.validation, config.data.augment
-    check_sources(config)
-    rule = utterance_speakers.rule(wanted.utt2spk, wanted.speaker_pattern)
-    steps = augment.from_config({name: chosen[name].to_dict() for name in augment.STEPS if chosen[name].p})
-    speed = augment.speed_from_config(chosen.speed.to_dict() if chosen.speed.factors else None)
+    check_sources(settings)
+    wanted = settings.validation
+    speaker_rule = utterance_speakers.rule(wanted.utt2spk, wanted.speaker_pattern)
+    chosen = settings.data.augment
+    active = {name: getattr(chosen, name) for name in augment.STEPS if getattr(chosen, name).p}
+    steps = augment.from_config({name: dataclasses.asdict(step) for name, step in active.items()})
+    speed = augment.speed_from_config(dataclasses.asdict(chosen.speed) if chosen.speed.factors else None)
+    corpora = _Corpora(settings.data, workdir, digests or {})
+    trials = None
+    if wanted.trials:
+        unseen = corpora.open("validation.tree", wanted.tree) if wanted.tree else None
+        trials = protocol.from_list(wanted.trials, wanted.audio_root, unseen, speaker_rule)
+    elif wanted.tree:
+        unseen = corpora.open("validation.tree", wanted.tree)
+        trials = _generated_trials(unseen, wanted, settings.seed, wanted.tree)
+    corpus: Corpus | subset.Subset = corpora.open("data.train", settings.data.train, min_speakers=2)
+    if trials is None:
+        corpus, unseen = subset.hold_out(corpus, wanted.holdout, settings.seed)
+        description = f"{len(unseen.speakers)} training speakers kept out of training"
+        trials = _generated_trials(unseen, wanted, settings.seed, description)
+    resumed.require_all(trials.recordings, "the validation")
+    protocol.check(trials, corpus.speakers, wanted.allow_shared_speakers)
+    corpus, seen = _seen_speakers(settings, corpora, corpus, speed)
+    return Data(corpus, trials, speed, steps, seen, corpora.digests)
 
-    opened_digests: dict[str, str] = {}
 
-    def opened(setting: str, source: str, min_speakers: int = 1) -> Corpus:
-        now = hosts.first_then_others(
-            lambda: open_corpus(
-                _synthetic_tree(source, workdir / "synthetic") if source.startswith("synthetic:") else source,
-                cache_dir=workdir / "index",
-                min_seconds=config.data.min_seconds,
-                max_bad=config.data.max_bad,
-                min_speakers=min_speakers,
-                data_dir=config.data.data_dir,
-                progress=jax.process_index() == 0,
-            )
-        )
-        show = jax.process_index() == 0
-        corpus = resumed.resumed(now, (digests or {}).get(setting), workdir / "index", show=show)
+class _Corpora:
+    """Opens the corpora of a run, whose indices and synthetic voices are kept in `workdir`.
+
+    `saved` are the digests of the corpora that the run was started with, by their setting.
+    """
+
+    def __init__(self, settings: DataSettings, workdir: Path, saved: Mapping[str, str]):
+        self._settings = settings
+        self._workdir = workdir
+        self._saved = saved
+        self.digests: dict[str, str] = {}
+
+    def open(self, setting: str, source: str, min_speakers: int = 1) -> Corpus:
+        """Return the corpus at `source`, the same on every process, or as it was when the run was started."""
+        indices = self._workdir / "index"
+        current = hosts.first_then_others(lambda: self._open(source, indices, min_speakers))
+        corpus = resumed.resumed(current, self._saved.get(setting), indices, show=jax.process_index() == 0)
         hosts.check_same(
             corpus.digest,
             f"Process {{which}} finds other recordings in {source} than process 0; give all processes the same data.",
         )
-        opened_digests[setting] = corpus.digest
+        self.digests[setting] = corpus.digest
         return corpus
 
-    making = {
-        "count": wanted.generated_trials,
-        "seed": config.seed,
-        "sexes": read_sexes(wanted.metadata) if wanted.same_sex else None,
-    }
-    trials = None
-    if wanted.trials:
-        unseen = opened("validation.tree", wanted.tree) if wanted.tree else None
-        trials = protocol.from_list(wanted.trials, wanted.audio_root, unseen, rule)
-    elif wanted.tree:
-        trials = protocol.from_corpus(opened("validation.tree", wanted.tree), description=wanted.tree, **making)
-    corpus = opened("data.train", config.data.train, min_speakers=2)
-    if trials is None:
-        corpus, held = subset.hold_out(corpus, wanted.holdout, config.seed)
-        description = f"{len(held.speakers)} training speakers kept out of training"
-        trials = protocol.from_corpus(held, description=description, **making)
-    resumed.require_all(trials.recordings, "the validation")
-    protocol.check(trials, corpus.speakers, wanted.allow_shared_speakers)
-    known, held, seen = config.classification, None, None
-    if known.source:
-        held, description = (
-            opened("classification.source", known.source),
-            f"recordings of training speakers in {known.source}",
+    def _open(self, source: str, indices: Path, min_speakers: int) -> Corpus:
+        synthetic = source.startswith("synthetic:")
+        return open_corpus(
+            _synthetic_tree(source, self._workdir / "synthetic") if synthetic else source,
+            cache_dir=indices,
+            min_seconds=self._settings.min_seconds,
+            max_bad=self._settings.max_bad,
+            min_speakers=min_speakers,
+            data_dir=self._settings.data_dir,
+            progress=shows_progress(),
         )
-        classification.check_apart(held, corpus)
-    elif known.share:
+
+
+def _generated_trials(
+    corpus: Corpus | subset.Subset, settings: ValidationSettings, seed: int, description: str
+) -> Validation:
+    sexes = read_sexes(settings.metadata) if settings.same_sex else None
+    return protocol.from_corpus(
+        corpus, description=description, count=settings.generated_trials, seed=seed, sexes=sexes
+    )
+
+
+def _seen_speakers(
+    settings: Settings, corpora: _Corpora, corpus: Corpus | subset.Subset, speed: augment.Speed | None
+) -> tuple[Corpus | subset.Subset, SeenSpeakers | None]:
+    """Return (corpus that trains, recordings of its speakers that do not train or None)."""
+    wanted = settings.classification
+    if wanted.source:
+        recordings = corpora.open("classification.source", wanted.source)
+        description = f"recordings of training speakers in {wanted.source}"
+        classification.check_apart(recordings, corpus)
+    elif wanted.share:
         parts = splits.split(
             corpus,
-            known.share,
-            gap_seconds=known.gap_seconds,
-            min_seconds=config.data.min_seconds,
-            seed=config.seed,
+            wanted.share,
+            gap_seconds=wanted.gap_seconds,
+            min_seconds=settings.data.min_seconds,
+            seed=settings.seed,
         )
-        corpus, held, description = parts.train, parts.held, parts.description
-    if held is not None:
-        resumed.require_all(held, "the classification of training speakers")
-        seen = classification.seen_speakers(
-            held, corpus, most=known.max_recordings, seed=config.seed, description=description, speed=speed
-        )
-    return Data(corpus, trials, speed, steps, seen, opened_digests)
+        corpus = parts.train
+        recordings = parts.held
+        description = parts.description
+    else:
+        return corpus, None
+    resumed.require_all(recordings, "the classification of training speakers")
+    return corpus, classification.seen_speakers(
+        recordings,
+        corpus,
+        max_recordings=wanted.max_recordings,
+        seed=settings.seed,
+        description=description,
+        speed=speed,
+    )
 
 
 def _synthetic_tree(source: str, folder: Path) -> Path:
-    """The tree of `synthetic:SPEAKERSxSESSIONSxUTTERANCES[@FIRST]` below `folder`, made when it is not there.
+    """Return the tree of `synthetic:SPEAKERSxSESSIONSxUTTERANCES[@FIRST]` below `folder`, made if it does not exist.
 
     FIRST is the number of the first speaker, so that two sources can have different ones.
     """

@@ -1,7 +1,7 @@
-"""What the user sees while a run goes on: text, progress bars and TensorBoard events, of the first process only."""
+"""What a run reports while it goes on: log messages, progress bars and TensorBoard events of the first process."""
 
 import contextlib
-import dataclasses
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,121 +13,145 @@ from tqdm import tqdm
 
 from redimnet_jax import files
 from redimnet_jax.errors import UserError
-from redimnet_jax.training import overfitting
+from redimnet_jax.training import monitoring
 
-# Above this share of an epoch spent waiting for audio, the user is told.
-STARVED = 0.05
+logger = logging.getLogger(__name__)
+
+# A run says so when it waits for audio for more than this fraction of an epoch.
+MAX_INPUT_WAIT = 0.05
 # TensorBoard's events are on the disk after this time at most.
 FLUSH_SECONDS = 60.0
+# The width of a column of the epoch table.
+COLUMN = 22
 
 
-@dataclasses.dataclass
+def shows_progress() -> bool:
+    """Return whether this process shows progress bars: the first one does, where messages are logged."""
+    return jax.process_index() == 0 and logger.isEnabledFor(logging.INFO)
+
+
 class TrainingLog:
     """The log of the run in `workdir` with heads for the dimensions `dims`."""
 
-    workdir: Path
-    dims: Sequence[int]
-
-    def __post_init__(self) -> None:
-        self.shown = jax.process_index() == 0
-        self._writer = None
+    def __init__(self, workdir: Path, dims: Sequence[int]):
+        self.dims = dims
         self._has_header = False
-        if self.shown:
-            self._writer = _Events(self.workdir / "events")
+        self._events = _Events(workdir / "events") if jax.process_index() == 0 else None
 
     def close(self) -> None:
-        if self._writer:
-            self._writer.close()
+        """Close the event file."""
+        if self._events:
+            self._events.close()
 
     def say(self, text: str) -> None:
-        if self.shown:
-            print(text, flush=True)
+        """Log a message of the first process."""
+        if jax.process_index() == 0:
+            logger.info(text)
 
     def bar(self, name: str, total: int, initial: int = 0, unit: str = "batch") -> tqdm:
-        """A progress bar with the time left."""
-        return tqdm(total=total, initial=initial, desc=name, unit=unit, disable=not self.shown, leave=False)
+        """Return a progress bar with the time left."""
+        return tqdm(total=total, initial=initial, desc=name, unit=unit, disable=not shows_progress(), leave=False)
 
     def step(self, number: int, figures: Mapping[str, Any], learning_rate: float) -> None:
-        """The figures of a training step, see `train_step.make_step`, as Python numbers."""
+        """Write the figures of a training step, see `step.make_step`, as Python numbers."""
         scalars = {"loss": figures["loss"], "grad_norm": figures["grad_norm"], "learning_rate": learning_rate}
-        scalars |= {name: figures[name] for name in ("distillation",) if name in figures}
+        if "distillation" in figures:
+            scalars["distillation"] = figures["distillation"]
         for index, dim in enumerate(self.dims):
             scalars[f"loss/{dim}"] = figures["losses"][index]
             scalars[f"accuracy/{dim}"] = figures["accuracies"][index]
         self._scalars("train", scalars, number)
 
     def epoch(self, entry: Mapping[str, Any], is_best: bool) -> None:
-        """A row of the epoch table: an entry of the run's history, with results where it was validated."""
-        if not self.shown:
-            return
+        """Log an entry of the run's history as a row of the epoch table, and write its events."""
+        seen = entry.get("classification")
         if not self._has_header:
-            dims = "".join(f"{f'EER % {dim} [95 %]':>22}" for dim in self.dims)
-            print(f"{'epoch':>5} {'step':>9} {'loss':>8}{dims}")
-            if "classification" in entry:
-                print(f"{'seen speakers:':>15} {'loss':>8}{'loss, right %'.rjust(22) * len(self.dims)}")
             self._has_header = True
-        loss = f"{entry['loss']:.3f}" if "loss" in entry else ""
-        cells = []
-        for figures in entry.get("dims", {}).values():
-            low, high = (100 * bound for bound in figures["eer_ci95"])
-            cells.append(f"{100 * figures['eer']:.2f} [{low:.2f}, {high:.2f}]".rjust(22))
-        step = entry["step"]
-        noise = is_best and not entry.get("improvement", {"beyond_noise": True})["beyond_noise"]
-        mark = "  best" * is_best + " (within noise)" * noise
-        print(f"{entry['epoch']:>5} {step:>9,} {loss:>8}{''.join(cells)}{mark}", flush=True)
-        seen = entry.get("classification", {})
+            columns = "".join(f"EER % {dim} [95 %]".rjust(COLUMN) for dim in self.dims)
+            self.say(f"{'epoch':>5} {'step':>9} {'loss':>8}{columns}")
+            if seen:
+                columns = "loss, right %".rjust(COLUMN) * len(self.dims)
+                self.say(f"{'seen speakers:':>15} {'loss':>8}{columns}")
+        self.say(_row(entry, is_best))
         if seen:
-            pairs = zip(seen["losses"].values(), seen["accuracies"].values(), strict=True)
-            cells = (f"{loss:.3f}, {100 * share:.1f}".rjust(22) for loss, share in pairs)
-            print(f"{'':>15} {seen['loss']:>8.3f}{''.join(cells)}", flush=True)
-            self._scalars("classification", {"loss": seen["loss"]}, step)
-            for name, kind in (("loss", "losses"), ("accuracy", "accuracies")):
-                self._scalars("classification", {f"{name}/{dim}": value for dim, value in seen[kind].items()}, step)
-        names = ("loss", "crops_per_second", "input_wait")
-        self._scalars("epoch", {name: entry[name] for name in names if name in entry}, step)
-        for dim, figures in entry.get("dims", {}).items():
-            names = ("eer", "accuracy", "target_mean", "nontarget_mean")
-            self._scalars("validation", {f"{name}/{dim}": figures[name] for name in names}, step)
-        self._writer.flush()
+            self.say(_classification_row(seen))
+        self._epoch_scalars(entry)
 
     def overfitting(self, entry: Mapping[str, Any], dim: int) -> None:
-        """Says which signs of overfitting hold at `dim`, when any does besides a falling loss."""
-        found = entry.get("overfitting", {})
-        for warning in overfitting.warnings({key: signs for key, signs in found.items() if key == str(dim)}):
+        """Say which signs of overfitting hold at `dim`, when any does besides a falling loss."""
+        signs = entry.get("overfitting", {})
+        for warning in monitoring.overfitting_warnings({key: signs[key] for key in signs if key == str(dim)}):
             self.say(warning)
 
     def input(self, waited: float, crops_per_second: float) -> None:
-        """Says so when the devices waited for audio for more than `STARVED` of an epoch."""
-        if waited > STARVED:
+        """Say so when the devices waited for audio for too large a fraction of an epoch."""
+        if waited > MAX_INPUT_WAIT:
             self.say(
                 f"the devices waited for audio {waited:.0%} of the epoch ({crops_per_second:.0f} crops/s); more "
                 "data.workers, or audio that decodes faster (wav), would help"
             )
 
+    def _epoch_scalars(self, entry: Mapping[str, Any]) -> None:
+        step = entry["step"]
+        if seen := entry.get("classification"):
+            scalars = {"loss": seen["loss"]}
+            scalars |= {f"loss/{dim}": value for dim, value in seen["losses"].items()}
+            scalars |= {f"accuracy/{dim}": value for dim, value in seen["accuracies"].items()}
+            self._scalars("classification", scalars, step)
+        names = ("loss", "crops_per_second", "input_wait")
+        self._scalars("epoch", {name: entry[name] for name in names if name in entry}, step)
+        names = ("eer", "accuracy", "target_mean", "nontarget_mean")
+        for dim, figures in entry.get("dims", {}).items():
+            self._scalars("validation", {f"{name}/{dim}": figures[name] for name in names}, step)
+        if self._events:
+            self._events.flush()
+
     def _scalars(self, group: str, scalars: Mapping[str, float], step: int) -> None:
-        if self._writer:
-            self._writer.add({f"{group}/{name}": value for name, value in scalars.items()}, step)
+        if self._events:
+            self._events.add({f"{group}/{name}": value for name, value in scalars.items()}, step)
+
+
+def _row(entry: Mapping[str, Any], is_best: bool) -> str:
+    """Return the row of the epoch table of an entry of the history."""
+    loss = f"{entry['loss']:.3f}" if "loss" in entry else ""
+    cells = []
+    for figures in entry.get("dims", {}).values():
+        low, high = (100 * bound for bound in figures["eer_ci95"])
+        cells.append(f"{100 * figures['eer']:.2f} [{low:.2f}, {high:.2f}]".rjust(COLUMN))
+    mark = ""
+    if is_best:
+        beyond_noise = entry.get("improvement", {"beyond_noise": True})["beyond_noise"]
+        mark = "  best" if beyond_noise else "  best (within noise)"
+    return f"{entry['epoch']:>5} {entry['step']:>9,} {loss:>8}{''.join(cells)}{mark}"
+
+
+def _classification_row(seen: Mapping[str, Any]) -> str:
+    """Return the row of the epoch table for the recordings of training speakers, see `classification.figures`."""
+    pairs = zip(seen["losses"].values(), seen["accuracies"].values(), strict=True)
+    cells = [f"{loss:.3f}, {100 * accuracy:.1f}".rjust(COLUMN) for loss, accuracy in pairs]
+    return f"{'':>15} {seen['loss']:>8.3f}{''.join(cells)}"
 
 
 class _Events:
-    """TensorBoard's event file in `folder`; raises UserError where the disk fails.
+    """TensorBoard's event file in `folder`; its methods raise UserError where the disk fails.
 
-    It is written by the calling thread: the writer with a thread of its own prints the traceback of a full disk and
-    loses the error.
+    The calling thread writes it, since a writer with its own thread prints the traceback of a full disk and loses the
+    error.
     """
 
     def __init__(self, folder: Path):
-        # TensorBoard's own writer, and clu's, need TensorFlow; this one does not.
+        # The writers of TensorBoard and clu need TensorFlow; this one does not.
         from tensorboardX.event_file_writer import EventsWriter
 
-        self._folder, self._flushed = folder, time.monotonic()
+        self._folder = folder
+        self._flushed = time.monotonic()
         with self._writable():
             folder.mkdir(parents=True, exist_ok=True)
-            # Two starts within a second have different files.
+            # Two starts within a second get different files.
             self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns()}")
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
-        """Adds the scalars of a step, and flushes now and then."""
+        """Add the scalars of a step, and flush now and then."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -138,11 +162,13 @@ class _Events:
             self.flush()
 
     def flush(self) -> None:
+        """Write all events to the disk."""
         with self._writable():
             self._events.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
+        """Write all events to the disk, and close the file."""
         with self._writable():
             self._events.close()
 

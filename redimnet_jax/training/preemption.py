@@ -23,11 +23,15 @@ class _Handled:
     watching = 0
 
 
+class Preempted(Exception):
+    """The run was asked to stop, and what it had done is saved."""
+
+
 class StopRequest:
-    """`made` is whether this process was asked to stop."""
+    """A request to stop; `requested` says whether this process received one."""
 
     def __init__(self) -> None:
-        self.made = False
+        self.requested = False
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -40,7 +44,7 @@ class StopRequest:
 
         def request(number, frame):
             _Handled.last = time.monotonic()
-            self.made = True
+            self.requested = True
             for other, handler in before.items():
                 signal.signal(other, handler)
 
@@ -58,13 +62,13 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def made_anywhere(self) -> bool:
+    def requested_anywhere(self) -> bool:
         """Whether any process was asked; all processes must call this together."""
         if jax.process_count() == 1:
-            return self.made
+            return self.requested
         from jax.experimental import multihost_utils
 
-        return bool(multihost_utils.process_allgather(np.array(self.made)).any())
+        return bool(multihost_utils.process_allgather(np.array(self.requested)).any())
 
 
 @contextlib.contextmanager

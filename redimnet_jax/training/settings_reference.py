@@ -1,6 +1,6 @@
 """The reference of all settings, as a Markdown page and as text for a terminal.
 
-python -m redimnet_jax.training.settings_reference --output=docs/settings.md
+python -m redimnet_jax.training.settings_reference --output=PAGE.md
 """
 
 import argparse
@@ -13,19 +13,22 @@ from redimnet_jax.setting_values import type_name
 from redimnet_jax.settings import Leaf, leaves, sections
 from redimnet_jax.training.settings import Settings
 
-INTRODUCTION = """\
+# Where the page is, from the root of the repository.
+PAGE = "docs/settings.md"
+
+INTRODUCTION = f"""\
 # Settings
 
 This page lists every setting of a training run. `--config.KEY=VALUE` changes one on the command line, and a file in
 `configs/` changes several. Write a list as `"(64, 128)"`; its range applies to every element. The run refuses a value
 outside its range, and a value other than the default where the setting would have no effect.
 
-`python -m redimnet_jax.training.settings_reference --output=docs/settings.md` generates this page.
+`python -m redimnet_jax.training.settings_reference --output={PAGE}` generates this page.
 """
 
 
 def markdown(cls: type = Settings) -> str:
-    """Returns the page: a table for every section."""
+    """Return the page: a table for every section."""
     described, parts = dict(sections(cls)), [INTRODUCTION]
     groups: dict[str, list[Leaf]] = {}
     for leaf in leaves(cls):
@@ -43,7 +46,7 @@ def markdown(cls: type = Settings) -> str:
 
 
 def text(cls: type = Settings, width: int = 100) -> str:
-    """Returns the same for a terminal of `width` columns."""
+    """Return the same for a terminal of `width` columns."""
     lines = []
     for leaf in leaves(cls):
         about = ", ".join(filter(None, (type_name(leaf.kind), _range(leaf), leaf.about.unit)))
@@ -53,7 +56,7 @@ def text(cls: type = Settings, width: int = 100) -> str:
 
 
 def main() -> None:
-    """Writes the page."""
+    """Write the page."""
     parser = argparse.ArgumentParser(description="Write the reference of all settings.")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the Markdown page")
     files.write(parser.parse_args().output, markdown())

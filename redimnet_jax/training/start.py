@@ -1,8 +1,7 @@
 """What training starts from: a pretrained model with a new projection and heads, or an untrained network."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 from redimnet_jax import sharding
 from redimnet_jax.checkpoints.open import open_model
 from redimnet_jax.compilation import jit
+from redimnet_jax.data.loader import TrainBatches
 from redimnet_jax.embedding.extract import embed_pooled
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
@@ -21,29 +21,34 @@ from redimnet_jax.models import matryoshka
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.training.log import TrainingLog
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
+from redimnet_jax.training.settings import Settings
+from redimnet_jax.training.stages import rate_factors, stages
 
 
-def starting_model(config: Any) -> SpeakerModel:
-    """The pretrained model, or an untrained one of `model.config`, for which the configured dimensions are right."""
-    dims, dtype = tuple(config.projection.mrl_dims), jnp.dtype(config.dtype)
-    if config.model.checkpoint is not None:
-        pretrained = open_model(config.model.checkpoint, dtype=dtype)
+def starting_model(settings: Settings) -> SpeakerModel:
+    """Return the pretrained model, or an untrained one; raise UserError if `projection.mrl_dims` do not fit it."""
+    dims = settings.projection.mrl_dims
+    dtype = jnp.dtype(settings.dtype)
+    if settings.model.checkpoint is not None:
+        pretrained = open_model(settings.model.checkpoint, dtype=dtype)
         matryoshka.check_dims(pretrained, dims)
-        if config.projection.init == "keep":
+        if settings.projection.init == "keep":
             matryoshka.check_kept(pretrained, dims)
         return pretrained
-    entries = config.model.config.to_dict() | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
-    network = SpeakerNetwork(model_config.parse(config.model.arch, entries), dtype=dtype, rngs=nnx.Rngs(config.seed))
+    entries = settings.model.config | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
+    config = model_config.parse(settings.model.arch, entries)
+    network = SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(settings.seed))
     return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
 
 
-def open_teacher(config: Any) -> SpeakerNetwork | None:
-    """The network of `distillation.teacher`, or None; UserError when its embedding has no place in the student's."""
-    wanted = config.distillation
+def open_teacher(settings: Settings) -> SpeakerNetwork | None:
+    """Return the network of the teacher, or None; raise UserError when the student is too narrow for it."""
+    wanted = settings.distillation
     if wanted.teacher is None:
         return None
-    teacher = open_model(wanted.teacher, dtype=jnp.dtype(config.dtype))
-    width = config.projection.mrl_dims[-1]
+    teacher = open_model(wanted.teacher, dtype=jnp.dtype(settings.dtype))
+    width = settings.projection.mrl_dims[-1]
     if wanted.embeddings and teacher.embed_dim > width:
         raise UserError(
             f"The teacher {wanted.teacher} has {teacher.embed_dim} dimensions and the student only {width}, so "
@@ -53,25 +58,51 @@ def open_teacher(config: Any) -> SpeakerNetwork | None:
     return teacher.network
 
 
+def check_what_trains(settings: Settings, model: SpeakerModel) -> None:
+    """Raise UserError for filters of what trains that match nothing in a network like `model` and its heads."""
+    dims = settings.projection.mrl_dims
+    config = matryoshka.check_dims(model, dims)
+
+    def untrained() -> TrainableModel:
+        rngs = nnx.Rngs(0)
+        return TrainableModel(SpeakerNetwork(config, rngs=rngs), Heads(2, dims, settings.chosen_loss, rngs=rngs))
+
+    abstract = nnx.eval_shape(untrained)
+    partitions = []
+    for stage in stages(settings):
+        partition = TrainablePartition(abstract, stage.filters, batch_stats=stage.batch_stats, key=stage.key)
+        rate_factors(stage, partition.names["params"], partition.variables)
+        partitions.append(partition)
+    if settings.cache.crops and partitions[0].backbone_trains:
+        raise UserError(
+            f"config.cache.crops is {settings.cache.crops} but the backbone, whose features would be cached, trains "
+            "from the start; set cache.crops to 0."
+        )
+
+
 def adapt(
-    config: Any,
+    settings: Settings,
     pretrained: SpeakerModel,
     heads: Heads,
     crops: Callable[[int], tuple[np.ndarray, np.ndarray]],
     utterances: int,
     log: TrainingLog,
 ) -> SpeakerModel:
-    """The pretrained backbone with the projection that training starts from; puts `heads` where they start.
+    """Return the pretrained backbone with the projection that training starts from; initialise `heads`.
 
     `crops(count)` gives (pooled features, labels) of about that many training crops of `utterances` in all, from
-    which the rotation of a lossless start and the means of the classes are taken.
+    which the rotation of a lossless start and the means of the classes are computed.
     """
-    wanted, dims = config.projection, tuple(config.projection.mrl_dims)
-    from_means = config.heads.init == "means" and heads.have_prototypes
-    pooled = labels = None
+    wanted = settings.projection
+    dims = wanted.mrl_dims
+    from_means = settings.heads.init == "means" and heads.have_prototypes
+    pooled = None
+    labels = None
     if wanted.init == "lossless" or from_means:
         pooled, labels = crops(min(wanted.crops, max(8 * utterances, 4 * dims[-1])))
-    model = matryoshka.adapt(pretrained, dims, pooled, labels, init=wanted.init, order=wanted.order, seed=config.seed)
+    model = matryoshka.adapt(
+        pretrained, dims, pooled, labels, init=wanted.init, order=wanted.order, seed=settings.seed
+    )
     if from_means:
         reached = heads.start_at_means(embed_pooled(model, pooled), labels)
         log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
@@ -89,9 +120,9 @@ def adapt(
 
 
 def pooled_crops(
-    model: SpeakerModel, batches: Iterator, count: int, mesh: Mesh, log: TrainingLog
+    model: SpeakerModel, batches: TrainBatches, count: int, mesh: Mesh, log: TrainingLog
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(pooled features, labels) of `count` batches, which are then closed; the same on every process."""
+    """Return (pooled features, labels) of `count` batches, the same on every process; close the batches."""
     graph, state = nnx.split(model.network)
 
     def pooled(state, batch):
@@ -100,10 +131,11 @@ def pooled_crops(
 
     whole = sharding.whole(mesh)
     compiled = jit(pooled, in_shardings=(whole, sharding.by_rows(mesh)), out_shardings=whole)
-    state, found = sharding.replicate(state, mesh), []
+    state = sharding.replicate(state, mesh)
+    rows = []
     with contextlib.closing(batches), log.bar("features", count) as bar:
         for _ in range(count):
-            found.append(jax.tree.map(np.asarray, compiled(state, sharding.deal_rows(next(batches), mesh))))
+            rows.append(jax.tree.map(np.asarray, compiled(state, sharding.deal_rows(next(batches), mesh))))
             bar.update()
-    features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    features, labels = (np.concatenate(column) for column in zip(*rows, strict=True))
     return features, labels

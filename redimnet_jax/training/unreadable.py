@@ -22,16 +22,16 @@ from redimnet_jax.errors import UserError
 FILE = "unreadable.txt"
 _ESCAPES = {b"\\": b"\\\\", b"\t": b"\\t", b"\n": b"\\n", b"\r": b"\\r"}
 _UNESCAPES = {escaped: plain for plain, escaped in _ESCAPES.items()}
-# Recordings that a process tells the others about at once; more wait for the next time.
-_TOLD_AT_ONCE = 64
-# Recordings whose loss is printed one by one.
-_SAID = 10
+# Recordings that a process sends to the others at once; more wait for the next time.
+_SENT_AT_ONCE = 64
+# Recordings that are reported one by one.
+_MAX_REPORTED = 10
 
 
 class Unreadable:
-    """The recordings of `corpus` that could not be read so far, of which a fraction of `max_bad` may be.
+    """The recordings of `corpus` that could not be read so far, which may be a fraction of `max_bad` of it.
 
-    `path` is the list, which a run that goes on reads back: recordings that can be read again leave it, and those
+    `path` is the list, which a run that resumes reads back: recordings that can be read again leave it, and those
     that were removed stay but no longer count. `samples` is the length of a crop. All processes call every method
     together.
     """
@@ -49,34 +49,34 @@ class Unreadable:
         self._counted = set(_agreed(counted))
 
     def __len__(self) -> int:
-        """How many recordings count against `max_bad`."""
+        """Return how many recordings count against `max_bad`."""
         return len(self._counted)
 
     def note(self, found: Iterable[tuple[int, int]]) -> list[str]:
-        """Counts and lists (utterance, first sample) of crops; returns what to print of recordings that are new."""
+        """Count and list the recordings of crops (utterance, first sample); return a report for each that is new."""
         for utterance, start in found:
             if utterance not in self._known:
                 self._waiting.setdefault(utterance, start)
-        told = list(self._waiting.items())[:_TOLD_AT_ONCE]
-        said = []
-        for utterance, start in _gathered(told):
+        sent = list(self._waiting.items())[:_SENT_AT_ONCE]
+        reports = []
+        for utterance, start in _gathered(sent):
             self._waiting.pop(utterance, None)
             if utterance in self._known:
                 continue
             self._known.add(utterance)
-            # What was removed before the run went on is not missed again.
+            # A recording that was removed before the run was resumed does not count again.
             if utterance in self._gone:
                 continue
             self._counted.add(utterance)
             if self._first:
                 self._lines[utterance] = start, self._reason(utterance, start)
-                said.append(self._said(utterance, len(self._lines)))
-        if said:
+                reports.append(self._report(utterance, len(self._lines)))
+        if reports:
             self._write()
-        return [text for text in said if text]
+        return [text for text in reports if text]
 
     def excess(self) -> str | None:
-        """Says, where more recordings than may be are unreadable, which and what to do; otherwise None."""
+        """Return an error message if more recordings are unreadable than may be, otherwise None."""
         if len(self._counted) <= self._max_bad * len(self._corpus):
             return None
         utterance = min(self._counted)
@@ -88,17 +88,17 @@ class Unreadable:
             "and start the same command again to go on."
         )
 
-    def _said(self, utterance: int, number: int) -> str | None:
-        if number > _SAID + 1:
+    def _report(self, utterance: int, number: int) -> str | None:
+        if number > _MAX_REPORTED + 1:
             return None
-        if number == _SAID + 1:
-            return f"unreadable: more than {_SAID} recordings; all are in {self.path}"
+        if number == _MAX_REPORTED + 1:
+            return f"unreadable: more than {_MAX_REPORTED} recordings; all are in {self.path}"
         start, reason = self._lines[utterance]
         where = f"{self._corpus.name(utterance)} at {start / SAMPLE_RATE:.1f} s"
         return printable(f"unreadable: {where} ({reason}); another crop takes its place")
 
     def _reason(self, utterance: int, start: int) -> str:
-        # The length of a crop at another speed differs a little, so the whole is tried too.
+        # The length of a crop at another speed differs a little, so the whole recording is tried too.
         for begin, samples in ((start, self._samples), (0, int(self._corpus.samples[utterance]))):
             try:
                 read_stretch(self._corpus, utterance, begin, samples)
@@ -107,7 +107,7 @@ class Unreadable:
         return "it could be read a moment later, so the storage may be unreliable"
 
     def _read_back(self) -> list[int]:
-        """Fills `_lines` with what of the list is still unreadable; returns the utterances that count."""
+        """Fill `_lines` with those of the list that are still unreadable; return the utterances that count."""
         listed = _parse(self.path)
         number = {self._corpus.name(i): i for i in range(len(self._corpus))} if listed else {}
         old = {number[name]: line for name, line in listed.items() if name in number}
@@ -122,7 +122,7 @@ class Unreadable:
         return counted
 
     def _again(self, utterance: int) -> tuple[str | None, bool]:
-        """(why a listed recording is still unreadable or None, whether it counts)."""
+        """Return (why a listed recording is still unreadable or None, whether it counts)."""
         length = int(self._corpus.samples[utterance])
         try:
             read_stretch(self._corpus, utterance, 0, length)
@@ -132,7 +132,7 @@ class Unreadable:
         if not length or self._corpus.removed(utterance):
             return "it was removed", False
         try:
-            # Replaced by a shorter one: its crops are taken where it has something.
+            # A recording that was replaced by a shorter one does not count: crops are taken from what it has.
             return reason, not 0 < len(self._corpus.read(utterance)) < length
         except UserError:
             return reason, True
@@ -146,7 +146,7 @@ class Unreadable:
 
 
 def printable(text: str) -> str:
-    """`text` with the bytes of names that are no text as escapes."""
+    """Return `text` with escapes for those bytes of names that are not text."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -160,7 +160,7 @@ def _unescaped(text: bytes) -> str:
 
 
 def _parse(path: Path) -> dict[str, tuple[int, str]]:
-    """{name: (first sample, reason)} of a list; UserError for a line that is none."""
+    """Return {name: (first sample, reason)} of a list; raise UserError for a line of another form."""
     listed = {}
     try:
         lines = path.read_bytes().split(b"\n")
@@ -177,7 +177,7 @@ def _parse(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _agreed(numbers: list[int]) -> list[int]:
-    """The `numbers` of the first process."""
+    """Return the `numbers` of the first process."""
     if jax.process_count() == 1:
         return numbers
     count = int(sharding.agreed(np.asarray(len(numbers), np.int32)))
@@ -186,13 +186,13 @@ def _agreed(numbers: list[int]) -> list[int]:
     return sharding.agreed(padded).tolist() if count else []
 
 
-def _gathered(told: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What all processes tell, in one order."""
+def _gathered(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the `pairs` of all processes, in the same order on each."""
     if jax.process_count() == 1:
-        return told
+        return pairs
     from jax.experimental import multihost_utils
 
-    rows = np.full((_TOLD_AT_ONCE, 2), -1, np.int32)
-    rows[: len(told)] = np.reshape(told, (-1, 2))
+    rows = np.full((_SENT_AT_ONCE, 2), -1, np.int32)
+    rows[: len(pairs)] = np.reshape(pairs, (-1, 2))
     every = multihost_utils.process_allgather(rows).reshape(-1, 2)
-    return [tuple(row) for row in every.tolist() if row[0] >= 0]
+    return [(utterance, start) for utterance, start in every.tolist() if utterance >= 0]

@@ -12,8 +12,10 @@ import tiny
 import redimnet_jax as rj
 from redimnet_jax.checkpoints import native
 from redimnet_jax.data.synthetic import voices
+from redimnet_jax.settings import from_config_dict
 from redimnet_jax.training import config as train_config
-from redimnet_jax.training import run as training_run
+from redimnet_jax.training import trainer
+from redimnet_jax.training.settings import Settings
 
 SETTINGS = {
     "epochs": 3,
@@ -65,6 +67,16 @@ def config(data: dict[str, str], **changes):
     return made
 
 
+def settings(data: dict[str, str], **changes) -> Settings:
+    """The configuration of a run on `data` as typed settings."""
+    return typed(config(data, **changes))
+
+
+def typed(made) -> Settings:
+    """A configuration as typed settings."""
+    return from_config_dict(Settings, made)
+
+
 def history(workdir: Path) -> list[dict]:
     """The entries of `history.json` without what a clock measured."""
     entries = json.loads((workdir / "history.json").read_text())["history"]
@@ -100,8 +112,8 @@ def stop_at(monkeypatch, step: int):
 
         return run
 
-    original = training_run.compile_step
-    monkeypatch.setattr(training_run, "compile_step", compile_step)
+    original = trainer.compile_step
+    monkeypatch.setattr(trainer, "compile_step", compile_step)
 
 
 def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ from redimnet_jax.evaluation import plots
 from redimnet_jax.losses import distillation
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training.step import Learner, Split
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
 
 DIMS = (2, 3, 5)
 RNG = np.random.default_rng(0)
@@ -59,8 +59,8 @@ def test_the_teacher_is_taught_nothing(distance):
 
 
 def test_no_filter_reaches_the_teacher():
-    learner = Learner(tiny.model().network, Heads(3, tiny.DIMS, rngs=nnx.Rngs(0)), tiny.model().network)
-    names = Split(learner, ("*",)).names
+    learner = TrainableModel(tiny.model().network, Heads(3, tiny.DIMS, rngs=nnx.Rngs(0)), tiny.model().network)
+    names = TrainablePartition(learner, ("*",)).names
     assert names["params"] and names["stats"]
     assert not [name for group in names.values() for name in group if name.startswith("teacher.")]
 

@@ -90,7 +90,7 @@ def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatc
     settings = training_runs.SETTINGS | data | {"epochs": EPOCHS, "checkpoint.keep": 20}
     workdir = tmp_path / "two"
     for folder in (workdir, tmp_path / "one"):  # The index finds what is bad already.
-        training_data.open_data(training_runs.config(data), folder)
+        training_data.open_data(training_runs.settings(data), folder)
     spoil(data)
     processes = start(settings, workdir)
     try:

@@ -12,13 +12,14 @@ import soundfile
 import tiny
 import training_runs
 from refusals import refusal
-from training_runs import config, history, same_bits, same_runs, saved, stop_at
+from training_runs import config, history, same_bits, same_runs, saved, settings, stop_at
 
 import redimnet_jax as rj
 from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import main as cli
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import data as training_data
+from redimnet_jax.training import preemption, trainer, validator
 from redimnet_jax.training import run as training_run
 
 PLOTS = ("det.png", "scores.png", "dimensions.png", "training.png")
@@ -85,7 +86,7 @@ def test_the_best_model_gives_the_reported_rates(whole, data):
     workdir, results = whole
     model = rj.load(workdir)
     assert model.mrl_dims == tiny.DIMS
-    judged = training_data.open_data(config(data), workdir).validation
+    judged = training_data.open_data(settings(data), workdir).validation
     again, *_ = evaluation_results.evaluate(
         model, extract.pool_recordings(model, judged.recordings), judged, tiny.DIMS
     )
@@ -101,17 +102,17 @@ def test_a_frozen_backbone_of_a_run(whole, data):
     same_bits(*({name: np.asarray(arrays[name]) for name in frozen} for arrays in (before, after)))
 
 
-def test_stopped_within_an_epoch_and_resumed(whole, data, tmp_path, monkeypatch, no_plots, capsys):
+def test_stopped_within_an_epoch_and_resumed(whole, data, tmp_path, monkeypatch, no_plots, caplog):
     # Twice: in the first epoch, and at the very end of the second one, before its validation.
     for step in (3, 8):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
-            with pytest.raises(training_run.Preempted, match=f"step {step}"):
+            with pytest.raises(preemption.Preempted, match=f"step {step}"):
                 training_run.train(config(data), tmp_path)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    capsys.readouterr()
+    caplog.clear()
     training_run.train(config(data), tmp_path)
-    assert "resumed at step 8" in capsys.readouterr().out
+    assert "resumed at step 8" in caplog.text
     same_runs(whole[0], tmp_path, 12)
     # And what is complete is only reported again.
     training_run.train(config(data), tmp_path)
@@ -134,15 +135,15 @@ def test_from_nothing_and_stopped_while_validating(data, tmp_path, monkeypatch, 
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **options)
 
-    original = training_run.pool_recordings
+    original = validator.pool_recordings
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "pool_recordings", pool_recordings)
-        with pytest.raises(training_run.Preempted, match="step 4"):
+        patch.setattr(validator, "pool_recordings", pool_recordings)
+        with pytest.raises(preemption.Preempted, match="step 4"):
             training_run.train(wanted, workdir)
     assert len(saved(workdir, 4)[1]["progress"]["history"]) == 1
     with monkeypatch.context() as patch:
         stop_at(patch, 6)
-        with pytest.raises(training_run.Preempted):
+        with pytest.raises(preemption.Preempted):
             training_run.train(wanted, workdir)
     # The checkpoint of the stop has become that of the whole epoch.
     assert len(saved(workdir, 4)[1]["progress"]["history"]) == 2
@@ -170,12 +171,12 @@ def test_killed_between_the_best_model_and_its_checkpoint(whole, data, tmp_path,
     assert len(list(tmp_path.glob("best-*/"))) == 1
 
 
-def test_early_stopping(data, tmp_path, no_plots, capsys):
+def test_early_stopping(data, tmp_path, no_plots, caplog):
     # No EER gets better by 100%.
     wanted = config(data, validation__patience=2, validation__min_improvement=1.0, epochs=9)
     results = training_run.train(wanted, tmp_path)
     assert [entry["step"] for entry in history(tmp_path)] == [0, 4, 8]
-    assert "stopped early" in capsys.readouterr().out
+    assert "stopped early" in caplog.text
     assert training_run.train(wanted, tmp_path) == results
     assert [entry["step"] for entry in history(tmp_path)] == [0, 4, 8]
 
@@ -193,8 +194,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data
         assert np.isfinite(array).all()
 
 
-def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, capsys):
-    wanted = config(
+def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, caplog):
+    wanted = settings(
         data,
         epochs=2,
         batch_size=4,
@@ -209,7 +210,7 @@ def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, c
         optimizer__accumulate=2,
     )
     training_run.train(wanted, tmp_path)
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "24 utterances of 4 speakers" in out and "2 training speakers kept out" in out
     assert "the first 5 of 8 pretrained directions" in out
     assert rj.load(tmp_path).mrl_dims == (2, 5)
@@ -221,7 +222,7 @@ def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, c
 
 
 def test_synthetic_sources(data, tmp_path):
-    wanted = config(data, data__train="synthetic:3x1x2", validation__tree="synthetic:2x1x2@3")
+    wanted = settings(data, data__train="synthetic:3x1x2", validation__tree="synthetic:2x1x2@3")
     opened = training_data.open_data(wanted, tmp_path)
     assert len(opened.corpus) == 6 and set(opened.corpus.samples) == {48000}
     assert len(set(opened.corpus.speakers) | set(opened.validation.speakers)) == 5
@@ -231,7 +232,7 @@ def test_synthetic_sources(data, tmp_path):
     again = training_data.open_data(wanted, tmp_path)
     assert marker.exists() and np.array_equal(again.corpus.read(0), waveform)
     for wrong in ("synthetic:3x2", "synthetic:axbxc", "synthetic:0x1x1"):
-        refusal(training_data.open_data, config(data, data__train=wrong), tmp_path)
+        refusal(training_data.open_data, settings(data, data__train=wrong), tmp_path)
 
 
 def speech(folder, *names) -> str:
@@ -297,8 +298,8 @@ def test_bad_input_is_one_sentence_before_long_work(kind, data, tmp_path, monkey
     def long_work(*_, **__):
         raise AssertionError("long work was started")
 
-    for name in ("pool_recordings", "compile_step"):
-        monkeypatch.setattr(training_run, name, long_work)
+    monkeypatch.setattr(validator, "pool_recordings", long_work)
+    monkeypatch.setattr(trainer, "compile_step", long_work)
     if "dims" in kind or "model" in kind:
         monkeypatch.setattr(training_data, "open_corpus", long_work)
     changes, told = BAD[kind]
@@ -308,7 +309,7 @@ def test_bad_input_is_one_sentence_before_long_work(kind, data, tmp_path, monkey
 def test_batch_that_the_devices_cannot_share(data):
     from redimnet_jax.training import config as train_config
 
-    told = refusal(train_config.check, config(data), 3, 1)
+    told = refusal(train_config.check, config(data), 3)
     assert "3 device(s)" in told and "batch_size" in told
 
 

@@ -13,8 +13,9 @@ from training_runs import config, history, saved
 from redimnet_jax import row_store
 from redimnet_jax.data import loader
 from redimnet_jax.evaluation import plots
+from redimnet_jax.training import preemption
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training.cached import CachedSteps
+from redimnet_jax.training.steppers import CachedStepper
 
 CACHED = {"cache__crops": 2, "cache__batch_size": 6, "checkpoint__every_steps": 3}
 
@@ -42,28 +43,28 @@ def stop_while(monkeypatch, owner, name: str, call: int) -> None:
     monkeypatch.setattr(owner, name, stopping)
 
 
-def test_stopped_and_resumed(data, tmp_path, monkeypatch, capsys):
+def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     training_run.train(config(data, **CACHED), whole)
     entries = history(whole)
     assert [entry["step"] for entry in entries] == [0, 4, 8, 12] and entries[-1]["loss"] < entries[1]["loss"]
-    shown = capsys.readouterr().out
+    shown = caplog.text
     assert "features of 72 crops," in shown and "in the devices' memory" in shown and "lossless start" in shown
     # No crop is made in the epochs, and an interrupted run goes on within an epoch with the features that it has.
     with monkeypatch.context() as patch:
         stop_while(patch, row_store.Appender, "append", 5)
-        with pytest.raises(training_run.Preempted, match="caching features"):
+        with pytest.raises(preemption.Preempted, match="caching features"):
             training_run.train(config(data, **CACHED), stopped)
     with monkeypatch.context() as patch:
-        stop_while(patch, CachedSteps, "run", 3)
-        with pytest.raises(training_run.Preempted, match="step 6"):
+        stop_while(patch, CachedStepper, "run", 3)
+        with pytest.raises(preemption.Preempted, match="step 6"):
             training_run.train(config(data, **CACHED), stopped)
-    shown = capsys.readouterr().out
+    shown = caplog.text
     assert "features of 42 crops," in shown
     monkeypatch.setattr(loader, "crops_in_order", None)
     # What does not fit into memory is read from the files, for the same result.
     training_run.train(config(data, **CACHED, cache__memory_share=0.0), stopped)
-    assert "resumed at step 6" in (shown := capsys.readouterr().out) and "are read from" in shown
+    assert "resumed at step 6" in (shown := caplog.text) and "are read from" in shown
     (arrays, progress), (theirs, their_progress) = saved(whole, 12), saved(stopped, 12)
     assert [name for name in arrays if arrays[name].tobytes() != theirs[name].tobytes()] == []
     assert {**progress, "config": None} == {**their_progress, "config": None}

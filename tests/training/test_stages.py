@@ -18,23 +18,25 @@ from redimnet_jax.evaluation import plots
 from redimnet_jax.losses import objective
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.nn.layers import BatchNorm
-from redimnet_jax.training import averaging, optimizer, stages
+from redimnet_jax.training import averaging, optimizer, preemption, stages, trainer
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training.step import Learner, Split, compile_step, initial_state, make_step
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
+from redimnet_jax.training.settings import LearningRates
+from redimnet_jax.training.step import compile_step, initial_state, make_step
 
 TOP = ("backbone.mfa", "pool", "projection", "heads")  # all that follows the only stage of the tiny network
 NORMS = {"backbone.stages.0.blocks.0.norm", "backbone.mfa.norm", "bn"}
 LOSS = objective.LOSSES["aam_softmax"]()
 
 
-def learner() -> Learner:
+def learner() -> TrainableModel:
     heads = Heads(5, (8,), LOSS, rngs=nnx.Rngs(1))
-    return Learner(tiny.model().network, heads)
+    return TrainableModel(tiny.model().network, heads)
 
 
 def settings(**changes):
-    return config({"data.train": "x", "model.checkpoint": "y"}, **changes)
+    return training_runs.settings({"data.train": "x", "model.checkpoint": "y"}, **changes)
 
 
 # Settings
@@ -43,7 +45,7 @@ def settings(**changes):
 def test_one_stage_unless_something_starts_another():
     (only,) = stages.stages(settings(parts=("heads", "projection")))
     assert only.filters == ("heads", "projection") and only.key == "parts"
-    assert stages.last_epoch(settings(epochs=5), 0) == 5
+    assert stages.stages(settings(epochs=5))[0].last_epoch == 5
 
 
 def test_what_the_second_stage_leaves_open_is_as_in_the_first():
@@ -58,8 +60,8 @@ def test_what_the_second_stage_leaves_open_is_as_in_the_first():
     assert first.optimizer.learning_rate == 1e-2 and second.optimizer.learning_rate == 1e-4
     assert second.optimizer.clip_norm == 3.0 and second.key == "stage2.parts"
     # But for the rates of the parts, which are of the stage.
-    assert second.optimizer.learning_rates.to_dict() == {"backbone": 1e-5, "projection": None, "heads": None}
-    assert [stages.last_epoch(wanted, index) for index in (0, 1)] == [1, 3]
+    assert second.optimizer.learning_rates == LearningRates(backbone=1e-5)
+    assert (first.last_epoch, second.last_epoch) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_what_the_second_stage_leaves_open_is_as_in_the_first():
 )
 def test_a_stage_ends_by_its_epoch_or_its_patience(stage, epoch, stale, wanted):
     both = settings(epochs=10, stage2__epoch=4, stage2__patience=2, validation__patience=3)
-    assert stages.ends(both, stage, epoch, stale) is wanted
+    assert stages.stages(both)[stage].ends(epoch, stale) is wanted
 
 
 def test_rates_by_part_and_depth():
@@ -119,13 +121,14 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_settings_that_cannot_be(kind):
     changes, told = BAD[kind]
-    assert told in refusal(train_config.check, settings(**changes), 1, 1)
+    data = {"data.train": "x", "model.checkpoint": "y"}
+    assert told in refusal(train_config.check, config(data, **changes), 1)
 
 
 # What trains
 
 
-def frozen_norms(of: Split) -> set[str]:
+def frozen_norms(of: TrainablePartition) -> set[str]:
     groups = [of.arrays(key) for key in ("params", "stats", "frozen")]
     nodes = nnx.iter_graph(of.merge(*groups, training=True).network)
     return {".".join(map(str, path)) for path, node in nodes if isinstance(node, BatchNorm) and node.frozen}
@@ -133,20 +136,23 @@ def frozen_norms(of: Split) -> set[str]:
 
 def test_batch_norms_are_frozen_one_by_one():
     of = nnx.eval_shape(learner)
-    assert frozen_norms(Split(of, ("backbone", "projection", "heads"))) == set()
-    assert frozen_norms(Split(of, ("projection", "heads"))) == NORMS - {"bn"}
-    assert frozen_norms(Split(of, TOP)) == {"backbone.stages.0.blocks.0.norm"}
-    assert frozen_norms(Split(of, ("*.bias", "heads"))) == NORMS
-    everything = Split(of, ("*",), batch_stats="frozen")
+    assert frozen_norms(TrainablePartition(of, ("backbone", "projection", "heads"))) == set()
+    assert frozen_norms(TrainablePartition(of, ("projection", "heads"))) == NORMS - {"bn"}
+    assert frozen_norms(TrainablePartition(of, TOP)) == {"backbone.stages.0.blocks.0.norm"}
+    assert frozen_norms(TrainablePartition(of, ("*.bias", "heads"))) == NORMS
+    everything = TrainablePartition(of, ("*",), batch_stats="frozen")
     assert frozen_norms(everything) == NORMS and everything.names["stats"] == []
     assert "network.bn.scale" in everything.names["params"] and "network.bn.mean" in everything.arrays("frozen")
     # The learner that was split, and what is evaluated, know nothing of it.
-    for network in (of.network, Split(of, ("heads",)).merge(*map(everything.arrays, ("params", "frozen"))).network):
+    for network in (
+        of.network,
+        TrainablePartition(of, ("heads",)).merge(*map(everything.arrays, ("params", "frozen"))).network,
+    ):
         assert not any(node.frozen for _, node in nnx.iter_graph(network) if isinstance(node, BatchNorm))
 
 
 def test_a_partly_frozen_backbone_and_the_averages_of_what_trains():
-    of, decay = Split(learner(), TOP), 0.5
+    of, decay = TrainablePartition(learner(), TOP), 0.5
     assert of.backbone_trains
     optimiser = optimizer.adamw(optax.constant_schedule(1e-2), weight_decay=1e-4, clip_norm=5.0)
     state, frozen = initial_state(of, optimiser, step=40, ema=True), of.arrays("frozen")
@@ -230,31 +236,31 @@ def kill_at(patch, step: int) -> None:
 
         return run
 
-    original = training_run.compile_step
-    patch.setattr(training_run, "compile_step", compile_step)
+    original = trainer.compile_step
+    patch.setattr(trainer, "compile_step", compile_step)
 
 
-def test_two_stages_stopped_before_at_and_after_the_switch(data, tmp_path, monkeypatch, capsys):
+def test_two_stages_stopped_before_at_and_after_the_switch(data, tmp_path, monkeypatch, caplog):
     whole, other, programs = tmp_path / "whole", tmp_path / "other", []
     with monkeypatch.context() as patch:
-        original = training_run.compile_step
-        patch.setattr(training_run, "compile_step", lambda *a: programs.append(a) or original(*a))
+        original = trainer.compile_step
+        patch.setattr(trainer, "compile_step", lambda *a: programs.append(a) or original(*a))
         training_run.train(config(data, **TWO), whole)
     assert len(programs) == 2
-    out = capsys.readouterr().out
+    out = caplog.text
     assert "stage 2 starts after epoch 1: backbone.mfa, pool, projection, heads" in out and "stopped early" in out
     entries = history(whole)
     assert [(entry["step"], entry["stage"]) for entry in entries] == [(0, 1), (4, 1), (8, 2), (12, 2)]
 
     for stop, step, stage in ((stop_at, 3, 0), (kill_at, 5, 1), (stop_at, 6, 1)):
-        with monkeypatch.context() as patch, pytest.raises((training_run.Preempted, Killed)):
+        with monkeypatch.context() as patch, pytest.raises((preemption.Preempted, Killed)):
             stop(patch, step)
             training_run.train(config(data, **TWO), other)
         # Killed at step 5, it has the checkpoint of the switch.
         assert saved(other, 4 if stop is kill_at else step)[1]["progress"]["stage"] == stage
-    capsys.readouterr()
+    caplog.clear()
     training_run.train(config(data, **TWO), other)
-    assert "resumed at step 6 in stage 2" in capsys.readouterr().out
+    assert "resumed at step 6 in stage 2" in caplog.text
     for step in (4, 12):
         same_bits(saved(whole, step)[0], saved(other, step)[0])
     same_runs(whole, other, 12)

@@ -20,7 +20,8 @@ from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models import matryoshka
 from redimnet_jax.nn.layers import Constant
 from redimnet_jax.training import optimizer
-from redimnet_jax.training.step import Learner, Split, TrainState, compile_step, initial_state, make_step
+from redimnet_jax.training.partition import TrainableModel, TrainablePartition
+from redimnet_jax.training.step import TrainState, compile_step, initial_state, make_step
 
 STEPS, CLASSES = 24, 5
 PROJECTION = {"network.linear.kernel", "network.linear.bias", "network.bn.scale", "network.bn.bias"}
@@ -31,17 +32,17 @@ def objective(margin=lambda step: 0.2) -> Objective:
     return Objective((1.0,) * len(tiny.DIMS), margin)
 
 
-def split(*parts: str, pretrained=None) -> Split:
+def split(*parts: str, pretrained=None) -> TrainablePartition:
     pretrained = pretrained or tiny.model()
     adapted = matryoshka.adapt(pretrained, tiny.DIMS, init="random")
-    return Split(Learner(adapted.network, Heads(CLASSES, tiny.DIMS, rngs=nnx.Rngs(1))), parts)
+    return TrainablePartition(TrainableModel(adapted.network, Heads(CLASSES, tiny.DIMS, rngs=nnx.Rngs(1))), parts)
 
 
 def adamw(rate: float = 1e-2, weight_decay: float = 1e-4) -> optax.GradientTransformation:
     return optimizer.adamw(optax.constant_schedule(rate), weight_decay=weight_decay, clip_norm=5.0)
 
 
-def compiled(of: Split, optimiser, batch, devices: int = 1, **options):
+def compiled(of: TrainablePartition, optimiser, batch, devices: int = 1, **options):
     """(compiled step, state, frozen); the state's arrays are nobody else's."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     state, frozen = initial_state(of, optimiser), of.arrays("frozen")
@@ -182,7 +183,7 @@ def test_the_margin_schedule_reaches_the_loss(batches):
     @jax.jit
     def loss_at(margin):
         learner = of.merge(state.params, state.stats, frozen)
-        embedding = learner.embed(batches[0]["waveform"], jax.random.key(0), backbone=False)
+        embedding = learner.embed(batches[0]["waveform"], jax.random.key(0), train_backbone=False)
         return learner.heads.loss(embedding, batches[0]["label"], weights=(1, 1, 1), margin=margin)[0]
 
     def wanted(margin: float) -> float:

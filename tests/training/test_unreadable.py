@@ -17,9 +17,9 @@ from redimnet_jax.cli import main as cli
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import data as training_data
+from redimnet_jax.training import preemption, unreadable
 from redimnet_jax.training import run as training_run
-from redimnet_jax.training import unreadable
-from redimnet_jax.training.live import LiveSteps
+from redimnet_jax.training.steppers import LiveStepper
 from redimnet_jax.training.unreadable import Unreadable
 
 ONE_MAY_BE = {"data__max_bad": 0.03, "checkpoint__keep": 20}  # of 36
@@ -59,7 +59,7 @@ def spoil(path: Path) -> None:
 def index(wanted, *workdirs: Path) -> None:
     """Indexes the recordings while they are good."""
     for workdir in workdirs:
-        training_data.open_data(wanted, workdir)
+        training_data.open_data(training_runs.typed(wanted), workdir)
 
 
 def listed(workdir: Path) -> list[str]:
@@ -67,7 +67,7 @@ def listed(workdir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("cached", [{}, CACHED])
-def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_path, monkeypatch, capsys):
+def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_path, monkeypatch, caplog):
     bad = recordings(data)[7]
     wanted = config(data, **ONE_MAY_BE, **cached)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -75,11 +75,11 @@ def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_pat
     spoil(bad)
     training_run.train(wanted, whole)
     assert listed(whole) == [bad.relative_to(data["data.train"]).as_posix()]
-    assert "unreadable: 1 training recording; see" in capsys.readouterr().out
+    assert "unreadable: 1 training recording; see" in caplog.text
     for step in () if cached else (6, 10):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
-            with pytest.raises(training_run.Preempted):
+            with pytest.raises(preemption.Preempted):
                 training_run.train(wanted, stopped)
     training_run.train(wanted, stopped)
     same_runs(whole, stopped, 12)
@@ -178,7 +178,7 @@ def test_a_validation_recording_that_goes_bad_costs_no_training(data, tmp_path, 
     path = sorted(Path(data["validation.tree"]).glob("*/*/*.wav"))[3]
     aside = path.rename(tmp_path / "aside.wav")
     shutil.copy(aside, path)
-    original = LiveSteps.run
+    original = LiveStepper.run
 
     def run(self, state, frozen, begin, end):
         if begin == 2:
@@ -186,7 +186,7 @@ def test_a_validation_recording_that_goes_bad_costs_no_training(data, tmp_path, 
         return original(self, state, frozen, begin, end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LiveSteps, "run", run)
+        patch.setattr(LiveStepper, "run", run)
         assert str(path) in refusal(training_run.train, wanted, tmp_path / "run")
     assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
     assert str(path) in refusal(training_run.train, wanted, tmp_path / "run")
@@ -204,7 +204,7 @@ def test_noise_that_goes_away_costs_no_training(data, tmp_path, monkeypatch):
     soundfile.write(noise / "hum.wav", 0.1 * np.random.default_rng(0).standard_normal(16000), 16000)
     start = {"heads__init": "random", "projection__init": "random"}
     wanted = config(data, **start, data__augment__noise_folder__folder=str(noise), data__augment__noise_folder__p=1.0)
-    original = LiveSteps.run
+    original = LiveStepper.run
 
     def run(self, state, frozen, begin, end):
         if begin == 1:
@@ -212,7 +212,7 @@ def test_noise_that_goes_away_costs_no_training(data, tmp_path, monkeypatch):
         return original(self, state, frozen, begin, end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LiveSteps, "run", run)
+        patch.setattr(LiveStepper, "run", run)
         assert "hum.wav" in refusal(training_run.train, wanted, tmp_path / "run")
     stopped = max(int(folder.name) for folder in (tmp_path / "run" / "checkpoints").iterdir())
     assert saved(tmp_path / "run", stopped)[1]["batches"]["step"] == stopped > 0
@@ -321,11 +321,11 @@ def test_a_long_list_is_printed_in_part(tmp_path):
     assert len(found) == 30
 
 
-def test_a_small_corpus_has_enough_crops_for_a_lossless_start(pristine, data, tmp_path, capsys):
+def test_a_small_corpus_has_enough_crops_for_a_lossless_start(pristine, data, tmp_path, caplog):
     small = tmp_path / "small"
     for path in recordings(data)[:18:3]:
         (small / path.parent.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, small / path.parent.parent.name / f"{path.parent.name}-{path.name}")
     wanted = config(data | {"data.train": str(small)}, batch_size=2, epochs=1, cache__crops=1, cache__batch_size=6)
     training_run.train(wanted, tmp_path / "run")
-    assert "lossless start" in capsys.readouterr().out
+    assert "lossless start" in caplog.text

@@ -3,7 +3,7 @@
 import pytest
 from refusals import refusal
 
-from redimnet_jax.training import parts
+from redimnet_jax.training import partition
 
 NAMES = [
     "network.frontend.spec_norm.mean",
@@ -23,7 +23,7 @@ NAMES = [
     [
         (["projection"], ["network.bn.scale", "network.linear.kernel"]),
         (["heads"], ["heads.prototypes.0", "heads.prototypes.1"]),
-        (["backbone"], [name for name in NAMES if parts.part_of(name) == "backbone"]),
+        (["backbone"], [name for name in NAMES if partition.part_of(name) == "backbone"]),
         (["backbone.stages.1"], ["network.backbone.stages.1.patch.kernel", "network.backbone.stages.1.norm.bias"]),
         (
             ["backbone.stages.1*.bias"],
@@ -34,25 +34,25 @@ NAMES = [
     ],
 )
 def test_what_filters_match(filters, wanted):
-    assert parts.selected(NAMES, filters, "parts") == set(wanted)
+    assert partition.select_variables(NAMES, filters, "parts") == set(wanted)
 
 
 @pytest.mark.parametrize(
     ("pattern", "near"), [("backbone.stage.1", "backbone.stages.1"), ("projections", "projection"), ("xyz", "pool")]
 )
 def test_a_filter_that_matches_nothing_is_refused(pattern, near):
-    told = refusal(parts.selected, NAMES, ["heads", pattern], "stage2.parts")
+    told = refusal(partition.select_variables, NAMES, ["heads", pattern], "stage2.parts")
     assert f"config.stage2.parts has '{pattern}'" in told and near in told.split("near it are")[1]
 
 
 def test_every_variable_has_one_part():
-    assert [parts.part_of(name) for name in NAMES] == ["backbone"] * 10 + ["projection"] * 2 + ["heads"] * 2
+    assert [partition.part_of(name) for name in NAMES] == ["backbone"] * 10 + ["projection"] * 2 + ["heads"] * 2
     with pytest.raises(ValueError, match="classifier"):
-        parts.part_of("network.classifier.kernel")
+        partition.part_of("network.classifier.kernel")
 
 
 def test_depth_counts_the_stages_that_follow():
-    depths = {name.split("network.")[1]: parts.depth(name, NAMES) for name in NAMES[:9:2]}
+    depths = {name.split("network.")[1]: partition.depth(name, NAMES) for name in NAMES[:9:2]}
     assert depths == {
         "frontend.spec_norm.mean": 11,
         "backbone.stages.0.patch.kernel": 10,

@@ -6,7 +6,10 @@ from refusals import refusal
 from redimnet_jax.losses import objective
 from redimnet_jax.losses.classification import AAMSoftmax, SphereFace2
 from redimnet_jax.losses.pairs import Triplet
+from redimnet_jax.settings import from_config_dict
 from redimnet_jax.training import config as train_config
+from redimnet_jax.training.objective import make_objective
+from redimnet_jax.training.settings import Settings
 
 PAIRS = {"loss.name": "triplet", "data.crops_per_speaker": 2}
 
@@ -18,18 +21,22 @@ def config(**changes):
     return made
 
 
+def settings(made) -> Settings:
+    return from_config_dict(Settings, made)
+
+
 def test_the_default_is_aam_softmax_at_its_full_margin():
     made = config()
-    assert objective.loss_from_config(made) == AAMSoftmax(margin=0.2, scale=30.0)
-    found = objective.from_config(made, 10)
+    assert settings(made).chosen_loss == AAMSoftmax(margin=0.2, scale=30.0)
+    found = make_objective(settings(made), 10)
     assert found.weights == (1.0,) * 4 and float(found.margin(0)) == pytest.approx(0.2) and not found.consistency
 
 
 @pytest.mark.parametrize("name", objective.LOSSES)
 def test_every_loss_by_its_name_with_its_own_defaults(name):
     changes = {"data.crops_per_speaker": 2, "loss.name": name}
-    train_config.check(config(**changes), 1, 1)
-    assert objective.loss_from_config(config(**changes)) == objective.LOSSES[name]()
+    train_config.check(config(**changes), 1)
+    assert settings(config(**changes)).chosen_loss == objective.LOSSES[name]()
 
 
 def test_options_and_schedule():
@@ -44,13 +51,13 @@ def test_options_and_schedule():
             "loss.consistency": 0.5,
         }
     )
-    train_config.check(made, 1, 1)
-    assert objective.loss_from_config(made) == SphereFace2(margin=0.15, scale=40.0, margin_type="A")
-    found = objective.from_config(made, 10)
+    train_config.check(made, 1)
+    assert settings(made).chosen_loss == SphereFace2(margin=0.15, scale=40.0, margin_type="A")
+    found = make_objective(settings(made), 10)
     assert [float(found.margin(step)) for step in (10, 20, 30)] == pytest.approx([0.0, 0.075, 0.15])
     assert found.weights == (1.0, 1.0, 1.0, 2.0) and found.consistency == 0.5
     hard = config(**PAIRS, **{"loss.triplet.mining": "hard"})
-    assert objective.loss_from_config(hard) == Triplet(mining="hard")
+    assert settings(hard).chosen_loss == Triplet(mining="hard")
 
 
 @pytest.mark.parametrize(
@@ -81,4 +88,4 @@ def test_options_and_schedule():
     ],
 )
 def test_settings_that_cannot_be(changes, told):
-    assert told in refusal(train_config.check, config(**changes), 1, 1)
+    assert told in refusal(train_config.check, config(**changes), 1)

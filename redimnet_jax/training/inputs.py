@@ -1,0 +1,151 @@
+"""What the stages of a run train on: batches of audio, or cached features of a frozen backbone."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from redimnet_jax.data import loader
+from redimnet_jax.data.audio import SAMPLE_RATE
+from redimnet_jax.errors import UserError
+from redimnet_jax.losses.objective import Objective
+from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.training.data import Data
+from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract
+from redimnet_jax.training.feature_source import CachedCrops, open_features
+from redimnet_jax.training.log import TrainingLog
+from redimnet_jax.training.preemption import Preempted, StopRequest
+from redimnet_jax.training.sampler import EpochSampler
+from redimnet_jax.training.settings import Settings
+from redimnet_jax.training.start import pooled_crops
+from redimnet_jax.training.steppers import CachedStepper, LiveStepper, Stepper
+from redimnet_jax.training.trainer import StageTrainer
+from redimnet_jax.training.unreadable import Unreadable
+
+
+def train_batches(settings: Settings, data: Data, *, augmented: bool) -> loader.TrainBatches:
+    """Return the batches of `data`; without `augmented` their crops are clean and one of a speaker each."""
+    return loader.train_batches(
+        data.corpus,
+        batch_size=settings.batch_size,
+        crop=crop_samples(settings),
+        seed=settings.seed,
+        steps=data.steps if augmented else (),
+        speed=data.speed,
+        crops_per_utterance=settings.data.crops_per_utterance,
+        crops_per_speaker=settings.data.crops_per_speaker if augmented else 1,
+        one_utterance=settings.data.one_utterance,
+        workers=settings.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def crop_samples(settings: Settings) -> int:
+    """Return the length of a training crop in samples."""
+    return round(settings.data.crop_seconds * SAMPLE_RATE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The training data of a run in the forms that its stages need.
+
+    `batches` are those of the whole run. Features that are not shared with other runs are in `folder`.
+    """
+
+    settings: Settings
+    data: Data
+    batches: loader.TrainBatches
+    unreadable: Unreadable
+    folder: Path
+    mesh: Mesh
+    log: TrainingLog
+    stop: StopRequest
+
+    def check_batches(self) -> None:
+        """Note the recordings that `batches` could not read; raise UserError when they are too many."""
+        self._note(self.batches.take_unreadable())
+
+    def pooled_crops(self, pretrained: SpeakerModel, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (pooled features, labels) of about `count` training crops, to start from."""
+        settings = self.settings
+        if settings.cache.crops:
+            utterances = len(self.data.corpus)
+            crops = settings.cache.crops
+            if settings.projection.init == "lossless" and crops * utterances <= settings.projection.mrl_dims[-1]:
+                # There are too few for a rotation: the start alone takes more crops of every utterance.
+                crops = -(-count // utterances)
+            return self._features(pretrained, crops).sample(crops * utterances, count, settings.seed)
+        batches = train_batches(settings, self.data, augmented=False)
+        pooled = pooled_crops(pretrained, batches, -(-count // settings.batch_size), self.mesh, self.log)
+        self._note(batches.take_unreadable())
+        return pooled
+
+    def open_stepper(
+        self, trainer: StageTrainer, model: Callable[[], SpeakerModel], objective: Objective, strata: int
+    ) -> Stepper:
+        """Return what runs the steps of the stage of `trainer`; `model` gives its network, whose features are cached.
+
+        `strata` is that of `sampler.choose_strata`.
+        """
+        step = trainer.make_step(objective, self.settings.seed)
+        if self.settings.cache.crops and not trainer.backbone_trains:
+            return self._cached_stepper(step, model(), strata)
+        compiled, seconds = trainer.compile_step(step, self.settings.batch_size, crop_samples(self.settings))
+        self.log.say(f"compiled the training step in {seconds:.0f} s")
+        return LiveStepper(compiled, self.mesh, self.batches)
+
+    def _cached_stepper(self, step: Callable, model: SpeakerModel, strata: int) -> CachedStepper:
+        settings = self.settings
+        utterances = len(self.data.corpus)
+        rows = settings.cache.crops * utterances
+        cache = self._features(model, settings.cache.crops)
+        sampler = EpochSampler(
+            utterances=utterances,
+            crops=settings.cache.crops,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            strata=strata,
+            crops_per_epoch=settings.data.crops_per_utterance,
+        )
+        crops = CachedCrops(cache.read_features(rows), cache.read_labels(rows))
+        source = open_features(sampler, self.mesh, crops, memory_share=settings.cache.memory_share)
+        where = "are in the devices' memory" if source.on_device else f"are read from {cache.folder}"
+        self.log.say(f"cached features of {rows:,} crops {where}")
+        return CachedStepper(step, self.mesh, source)
+
+    def _features(self, model: SpeakerModel, crops_per_utterance: int) -> FeatureCache:
+        """Return the features of so many crops of every utterance, and compute those that are not there yet."""
+        settings = self.settings
+        data = self.data
+        crops = Crops(data.corpus, crop_samples(settings), settings.seed, data.steps, data.speed)
+        cache = FeatureCache(settings.cache.folder or self.folder, model, crops, jnp.dtype(settings.dtype))
+        with self.stop.watched():
+            extract(
+                cache,
+                model,
+                crops,
+                crops_per_utterance * len(data.corpus),
+                batch_size=settings.cache.batch_size,
+                mesh=self.mesh,
+                log=self.log,
+                workers=settings.data.workers,
+                check=self._check_stop,
+                unreadable=self._note,
+            )
+        return cache
+
+    def _check_stop(self) -> None:
+        if self.stop.requested and jax.process_count() == 1:
+            raise Preempted("Stopped while caching features; they are kept, the same command goes on from there.")
+
+    def _note(self, found: list[tuple[int, int]]) -> None:
+        """Count and list recordings, as (utterance, first sample); raise UserError when they are too many."""
+        for text in self.unreadable.note(found):
+            self.log.say(text)
+        if too_many := self.unreadable.excess():
+            raise UserError(too_many)
