@@ -17,7 +17,8 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-# What to run before a commit.
+# What to run before a commit. Compiled programs stay in .cache for the next time.
+check: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 check: lint
 	$(PYTEST) -m "not slow"
 

@@ -8,7 +8,8 @@ Features and waveforms are random and made on the device, so that no decoding is
 --whole. The cached epoch is that of `training.steppers.CachedStepper`; "live" is the same step from waveforms on the
 device; "extraction" is the pooled features of batches of the same crops. `predicted` is a whole run of --epochs from
 these figures; with --whole it is done as well: the features of all crops, each of its own noise, are written to a
-feature cache in a temporary folder (TMPDIR), read from there, and trained on for --epochs. b2 has random weights, which cost
+feature cache in a temporary folder (TMPDIR), read from there, and trained on for --epochs. b2 has random weights,
+which cost
 what trained ones do. Prints JSON.
 """
 

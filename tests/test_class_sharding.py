@@ -23,8 +23,7 @@ from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, SphereFace
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models import matryoshka
-from redimnet_jax.training import optimizer
-from redimnet_jax.training import preemption
+from redimnet_jax.training import optimizer, preemption
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.partition import TrainableModel, TrainablePartition
@@ -127,6 +126,7 @@ def agree(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> None:
         assert difference < tolerance, (name, difference)
 
 
+@pytest.mark.slow
 def test_many_devices_agree_with_one(tmp_path):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     settings = {

@@ -49,6 +49,7 @@ def go_on(devices: int, workdir: Path, settings: dict, step: int = 0) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ORDERS)
 def test_other_numbers_of_devices(kind, data, tmp_path, monkeypatch):
     settings = data | SETTINGS | ({"cache.crops": 2} if kind == "cached" else {})

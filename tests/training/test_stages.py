@@ -151,6 +151,7 @@ def test_batch_norms_are_frozen_one_by_one():
         assert not any(node.frozen for _, node in nnx.iter_graph(network) if isinstance(node, BatchNorm))
 
 
+@pytest.mark.slow
 def test_a_partly_frozen_backbone_and_the_averages_of_what_trains():
     of, decay = TrainablePartition(learner(), TOP), 0.5
     assert of.backbone_trains
@@ -240,6 +241,7 @@ def kill_at(patch, step: int) -> None:
     patch.setattr(trainer, "compile_step", compile_step)
 
 
+@pytest.mark.slow
 def test_two_stages_stopped_before_at_and_after_the_switch(data, tmp_path, monkeypatch, caplog):
     whole, other, programs = tmp_path / "whole", tmp_path / "other", []
     with monkeypatch.context() as patch:
