@@ -2,27 +2,45 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo fuzz test
+.PHONY: demo lint check test coverage docs fuzz
 
+# Train a Matryoshka projection on a small backbone with synthetic voices, and evaluate it: results in runs/demo.
 demo: $(VENV)/installed
 	rm -rf runs/demo
 	$(BIN)/python train.py --config=configs/projection_only.py:demo --workdir=runs/demo
 
-test: $(VENV)/installed-test
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
 
-# Damaged files of every kind: FUZZ="--seed=7 --count=100 --target=trials" repeats or narrows a run.
-fuzz: $(VENV)/installed-test
+# What to run before a commit. Compiled programs stay in .cache for the next time.
+check: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+check: lint
+	$(PYTEST) -m "not slow"
+
+test: $(VENV)/installed-dev
+	$(PYTEST)
+
+# All tests with the lines they miss.
+coverage: $(VENV)/installed-dev
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+
+# Read damaged files of every kind: FUZZ="--seed=7 --count=100 --target=trials" repeats or narrows a run.
+fuzz: $(VENV)/installed-dev
 	$(BIN)/python tests/fuzz/fuzz.py $(FUZZ)
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@

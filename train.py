@@ -9,7 +9,7 @@ import sys
 
 
 def leave(number: int, frame: object) -> None:
-    """Ends the process while nothing runs yet, or when nothing runs any more."""
+    """End the process while nothing runs yet, or when nothing runs any more."""
     code, word = (0, b"Stopped") if number == signal.SIGTERM else (130, b"Interrupted")
     os.write(2 if code else 1, word + b" outside of training; start the same command again.\n")
     os._exit(code)

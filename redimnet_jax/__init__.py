@@ -6,6 +6,6 @@ from redimnet_jax.checkpoints.torch_weights import from_torch
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["SpeakerModel", "UserError", "__version__", "from_torch", "load", "metrics", "scoring", "trials"]

@@ -10,6 +10,7 @@ COUNTS = {"checkpoint model_config": 10, "native description": 8, "native arrays
 SEED = 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_damaged_files(name, tmp_path):
     assert list(fuzz.failures(name, COUNTS.get(name, 15), SEED, tmp_path)) == []

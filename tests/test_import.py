@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import json, sys, time
 start = time.process_time()
@@ -17,6 +19,7 @@ print(json.dumps([third - start, own - third, sorted(before), sorted(sys.modules
 UNWANTED = {"torch", "tensorflow", "librosa", "orbax.checkpoint", "grain", "matplotlib", "scipy", "sklearn"}
 
 
+@pytest.mark.slow
 def test_import_is_quick_and_light():
     ended = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     third, own, before, after = json.loads(ended.stdout)

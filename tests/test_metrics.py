@@ -202,6 +202,7 @@ def test_det_is_a_straight_line_for_normal_scores():
     np.testing.assert_allclose((far + frr)[inside & (np.abs(frr) < 2)], -1.5, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count, grid", [(2, None), (257, 2), (3000, None)])
 def test_device_path_equals_the_host_path(count, grid):
     rng = np.random.default_rng(count)
@@ -228,6 +229,7 @@ def test_device_path_under_jit_says_nan():
     assert np.isnan(eer).all() and np.isnan(dcf).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scores, labels, word",
     [

@@ -26,6 +26,7 @@ def example(utterances=50, width=256, trials=301, seed=0):
     return embeddings.astype(np.float32), left, right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [(64, 128, 192, 256), (256, 64), (1, 7, 20), (64, 64)])
 def test_scores_are_cosines_of_the_cut_embeddings(dims):
     embeddings, left, right = example()
@@ -77,6 +78,7 @@ np.save(sys.argv[1], one)
 """
 
 
+@pytest.mark.slow
 def test_number_of_devices_does_not_matter(tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     code = EIGHT.format(tests=str(Path(__file__).parent))
@@ -132,6 +134,7 @@ def test_crops_score_the_mean_of_the_score_matrix():
     assert "crops" in refusal(scoring.score_crops, crops[0], left, right, (8,))
 
 
+@pytest.mark.slow
 def test_bad_input():
     embeddings, left, right = example(utterances=5, width=16)
     ok = np.array([0, 1])

@@ -126,6 +126,7 @@ def agree(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> None:
         assert difference < tolerance, (name, difference)
 
 
+@pytest.mark.slow
 def test_many_devices_agree_with_one(tmp_path):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     settings = {

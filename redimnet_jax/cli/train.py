@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from redimnet_jax import hosts, local_paths, names
+from redimnet_jax import hosts, local_paths, names, optional
 from redimnet_jax.cli import command, console
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import preemption
@@ -45,6 +45,11 @@ def train(arguments: Sequence[str]) -> int:
     if not {"-h", "--help", "-help"}.isdisjoint(arguments):
         print(HELP)
         return 0
+    try:
+        optional.require("train")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if "--settings" in arguments:
         from redimnet_jax.training import settings_reference
 

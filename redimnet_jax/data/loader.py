@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from redimnet_jax import optional
 from redimnet_jax.data import speaker_groups, worker_process
 from redimnet_jax.data.augment import Speed, Step
 from redimnet_jax.data.examples import UNREADABLE, Example
@@ -166,6 +167,7 @@ def train_batches(
     Where a recording cannot be read, another crop takes its place, see `examples`, and `take_unreadable` tells.
     Raises UserError for impossible numbers now, and later where nothing can be read in place of a recording.
     """
+    optional.require("train")
     import grain
 
     _check_numbers(
@@ -244,6 +246,7 @@ def crops_in_order(
     Crop r is of utterance r % len(corpus). It follows from `seed` and r alone, whatever batch it is in, so that any
     of them can be made again. Row i of the batch of process p is number i * process_count + p of the global batch.
     """
+    optional.require("train")
     import grain
 
     _check_numbers(batch_size, process_count, crop=crop, workers=workers, seed=seed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from redimnet_jax import files, metrics
+from redimnet_jax import files, metrics, optional
 from redimnet_jax.evaluation import report
 from redimnet_jax.names import one_line
 
@@ -166,6 +166,7 @@ def save(figure: "Figure", path: str | Path) -> Path:
 
 
 def _figure(width: float, height: float) -> "Figure":
+    optional.require("report")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

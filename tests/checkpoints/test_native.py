@@ -49,6 +49,7 @@ def copy(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_loads_what_was_saved(model, saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it would fail
     loaded = load(saved)
@@ -63,6 +64,7 @@ def test_loads_what_was_saved(model, saved, monkeypatch):
     np.testing.assert_array_equal(loaded.embed(audio), model.embed(audio))
 
 
+@pytest.mark.slow
 def test_dtype_at_load(model, saved):
     loaded = load(str(saved), dtype=jnp.bfloat16)
     assert loaded.network.dtype == jnp.bfloat16
@@ -252,6 +254,7 @@ def test_newer_format(copy):
     assert refusal(load, copy) == f"{path} has format 2, not 1; update redimnet_jax."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entries",
     [{"embed_dim": 48}, {"num_classes": 5}, {"C": 16}, {"pooling_func": "TSTP"}, {"block_1d_type": "att", "C": 16}],

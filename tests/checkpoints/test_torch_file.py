@@ -194,6 +194,7 @@ def test_truncated_anywhere(tmp_path, save):
             read(tmp_path / "a.pt")
 
 
+@pytest.mark.slow
 @both_savers
 def test_any_wrong_byte(tmp_path, save):
     whole = save(tmp_path / "a.pt", checkpoint()).read_bytes()
@@ -424,6 +425,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 @both_writers
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_hostile_programs(tmp_path, write, name):
@@ -475,6 +477,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @both_writers
 @pytest.mark.parametrize("name", BOMBS)
 def test_small_files_that_ask_for_much(tmp_path, write, name):
@@ -531,6 +534,7 @@ def test_a_directory_of_too_many_entries(tmp_path, monkeypatch):
         read(tf.save_zip(tmp_path / "a.pt", [BASE.copy() for _ in range(4)]))
 
 
+@pytest.mark.slow
 def test_a_training_state_of_thousands_of_tensors_is_read(tmp_path):
     state = {f"layer{i}.weight": np.zeros(1, np.float32) for i in range(2000)}
     optimizer = {i: {"step": np.array(i), "exp_avg": np.zeros(1, np.float32)} for i in range(2000)}

@@ -159,6 +159,7 @@ def test_config_at_odds_with_the_tensors():
     assert "missing (pool.linear1.weight, " in refused_tensors(changed(config={"pooling_func": "ASTP"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.names())
 def test_every_variable_is_filled_by_one_tensor(name):
     net, checkpoint = blank(name), checkpoint_files.read(name)
@@ -175,6 +176,7 @@ def test_every_variable_is_filled_by_one_tensor(name):
             assert moved.shape == tuple(slot.variable.shape), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1_fc", "v1_tstp", "v1_mhastp", "legacy", "v2_plain", "mrl"])
 def test_report(name):
     net = network(name)
@@ -446,6 +448,7 @@ def test_a_network_far_larger_than_its_file_is_never_built(tmp_path, entries, mo
     assert "asks for at least" in refusal(from_torch, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.names())
 def test_no_network_is_thought_larger_than_it_is(name):
     state, config = checkpoint_files.state_dict(name), network(name).config
@@ -470,6 +473,7 @@ def test_lightning_without_a_model_config(tmp_path):
     assert "holds no model_config (hyper_parameters, which Lightning writes, are none); give it in a JSON" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.pt", "x.PT", "x.ckpt", "x.bin", "x.pth.tar", "x.pth", "x"])
 def test_a_file_is_known_by_its_content(tmp_path, name):
     assert loading.open_model(checkpoint_files.save(tmp_path / name, "v1_fc")).source.file == name

@@ -57,6 +57,7 @@ def checkpoint(tmp_path_factory) -> Path:
     return checkpoint_files.save(tmp_path_factory.mktemp("checkpoint") / "b0-vox2-ptn.pt", "v1_fc")
 
 
+@pytest.mark.slow
 def test_report(checkpoint, tmp_path, capsys):
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     output = tmp_path / "new" / "b0"
@@ -91,6 +92,7 @@ def test_report(checkpoint, tmp_path, capsys):
     assert cli.reference_norm(model) == pytest.approx(norm, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_model_of_another_sample_rate(tmp_path, capsys):
     config = checkpoint_files.case("v1_fc").model_config | {"spec_params": {"sample_rate": 8000, "f_max": 3800}}
     parsed = parse("redimnet", config)
@@ -156,6 +158,7 @@ def test_wrong_flags(arguments, told, tmp_path, monkeypatch, capsys):
     assert out == "" and told in err and err.startswith("error: ") and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_help_of_the_script():
     ended = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")

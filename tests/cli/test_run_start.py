@@ -31,6 +31,7 @@ def flags(data: dict[str, str], workdir: Path, **settings) -> list[str]:
     return [f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in wanted.items())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
@@ -99,6 +100,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigterm_at_any_moment_ends_well(moment, data, tmp_path):
     process = begin(*flags(data, tmp_path / "run", epochs=1))
@@ -109,6 +111,7 @@ def test_sigterm_at_any_moment_ends_well(moment, data, tmp_path):
     assert re.search(r"the same command (goes on|again)", out) or "best model" in out, out
 
 
+@pytest.mark.slow
 def test_sigterm_while_the_main_thread_is_in_native_code():
     code = """
 import hashlib
@@ -127,6 +130,7 @@ with stop_request.leaving_at_once(lambda number: command.leave(0, f"left by {num
         process.kill()
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_gives_no_traceback(data, tmp_path):
     process = begin(*flags(data, tmp_path / "run"))
     wait_until((tmp_path / "run" / "config.json").exists, "the first validation")
@@ -137,6 +141,7 @@ def test_ctrl_c_twice_gives_no_traceback(data, tmp_path):
     assert "the same command goes on" in out + err
 
 
+@pytest.mark.slow
 def test_workers_and_shared_memory_end_with_a_killed_run(data, tmp_path):
     def shared() -> set[Path]:
         return set(Path("/dev/shm").glob("psm_*"))
@@ -162,16 +167,19 @@ def ends_alike(processes, *told: str) -> None:
         assert all(part in said[0] for part in told), said
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_workdirs(data, tmp_path):
     ends_alike(begin_two(*(flags(data, tmp_path / name) for name in "ab")), "Process 1 of 2", "the workdir")
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_configs(data, tmp_path):
     each = (flags(data, tmp_path / "run", epochs=epochs) for epochs in (1, 2))
     ends_alike(begin_two(*each), "The config of process 1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", ["nothing", "other"])
 def test_two_processes_that_do_not_see_the_same_data(second, data, tmp_path):
     places = tmp_path / "first", tmp_path / "second"

@@ -105,6 +105,7 @@ def test_threads_do_not_change_the_stream():
     assert_same(batches(8, steps=STEPS, threads=1), batches(8, steps=STEPS, threads=3))
 
 
+@pytest.mark.slow
 def test_resuming_is_exact():
     """Mid-epoch, over the end of the epoch, in a new iterator and in one that has begun."""
     expected, options = batches(9, steps=STEPS), OPTIONS | {"steps": STEPS}
@@ -121,6 +122,7 @@ def test_resuming_is_exact():
         iterator.close()
 
 
+@pytest.mark.slow
 def test_workers_change_neither_the_stream_nor_its_resumption():
     """Two batches from threads, four from workers, three from threads; each worker costs an import of the library."""
     expected, state = batches(9, steps=STEPS), None
@@ -203,6 +205,7 @@ def test_another_crop_takes_the_place_of_one_that_cannot_be_read():
     assert changed > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"crops_per_speaker": 2}])
 def test_what_takes_its_place_does_not_depend_on_workers_processes_or_a_restart(options):
     options = OPTIONS | {"steps": STEPS, "speed": SPEED} | options
@@ -257,6 +260,7 @@ def test_stretches_that_are_refused(bad):
         np.testing.assert_array_equal(batch["waveform"], expected["waveform"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 1}, {"crops_per_speaker": 2}])
 def test_nothing_that_can_be_read_ends_training_by_name(options):
     class Empty(FakeCorpus):

@@ -70,6 +70,7 @@ def test_neither_processes_nor_threads_change_the_stream():
     assert not same(whole, take(5, **options | {"seed": 4}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resuming_is_exact(workers):
     """In the middle of a round, in another iterator."""

@@ -53,6 +53,7 @@ def test_the_data_set_is_the_corpus_it_was_written_from(tree, data_dir, tmp_path
     assert len(list(tmp_path.glob("index-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_corpus_is_pickled_and_read_in_another_process(data_dir, tmp_path):
     corpus = opened("tfds:speaker_corpus/small:train", data_dir=data_dir, cache_dir=tmp_path)
     expected = corpus.read(4)

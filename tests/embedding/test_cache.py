@@ -56,6 +56,7 @@ def pool(recordings, folder, **more):
     return extract.pool_recordings(model(), recordings, cache=PooledCache(folder, model()), **more)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_neither_read_nor_changed(recordings, tmp_path):
     plain = extract.pool_recordings(model(), recordings)
     first = pool(recordings, tmp_path / "cache")
@@ -65,6 +66,7 @@ def test_what_is_kept_is_neither_read_nor_changed(recordings, tmp_path):
     assert recordings.reads == 0
 
 
+@pytest.mark.slow
 def test_a_changed_recording_and_other_windows_are_computed_anew(recordings, tmp_path):
     first = pool(recordings, tmp_path / "cache")
     np.save(recordings.paths[1], np.load(recordings.paths[0]))

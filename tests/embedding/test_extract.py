@@ -46,6 +46,7 @@ def embedded(batch_seconds=240.0, **windows):
     return extract.embed_pooled(model(), pooled)
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_each_signal_alone():
     alone = np.stack([np.asarray(model().embed(signal, normalize=False)) for signal in signals()])
     for batch_seconds in (240.0, 0.1):

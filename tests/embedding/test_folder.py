@@ -67,6 +67,7 @@ def whole(tmp_path_factory):
     return np.load(folder / "embeddings.npy")
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     for name, length in {"a/s/0": 8000, "a/s/1": 12000, "b/t/0": 16000}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,7 @@ def test_too_much_that_cannot_be_read_is_refused(tmp_path):
     assert not (tmp_path / "embeddings.npy").exists()
 
 
+@pytest.mark.slow
 def test_crops_have_an_axis(tmp_path):
     embed(Noises(), tmp_path, Windows(0.2, 3))
     array = np.load(tmp_path / "embeddings.npy")

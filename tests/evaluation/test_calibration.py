@@ -17,6 +17,7 @@ def normal_scores(count=40_000, targets=0.5, seed=0):
     return 0.2 + 0.1 * (rng.standard_normal(count) + np.where(labels, 1.0, -1.0)), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets, p_target", [(0.5, 0.5), (0.1, 0.5), (0.1, 0.05)])
 def test_finds_the_log_likelihood_ratio(targets, p_target):
     fitted = calibration.fit(*normal_scores(targets=targets), p_target)

@@ -50,6 +50,7 @@ def judged():
     return Validation(listed, None, ["s", "s", "t"], "3 trials")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("crops", "method", "top_k"), [(1, "z-norm", None), (2, "t-norm", None), (2, "s-norm", None), (2, "as-norm", 3)]
 )

@@ -29,6 +29,7 @@ def scores(of, noise, seed):
     return (of.labels + noise * np.random.default_rng(seed).normal(size=(2, len(of)))).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_trials_are_matched_by_name_in_any_order(of, sides, tmp_path):
     theirs, ours = scores(of, 2.0, 0), scores(of, 0.3, 1)
     order = np.random.default_rng(2).permutation(len(of))

@@ -20,6 +20,7 @@ def voices(seed, speakers=24, trials=600, spread=0.0):
     return scores.astype(np.float32), labels, left, right
 
 
+@pytest.mark.slow
 def test_a_resample_is_a_repetition_of_trials():
     """Counts on the sorted order give what the host gives for trials that are really repeated."""
     scores, labels, left, right = voices(0)
@@ -40,6 +41,7 @@ def test_a_resample_is_a_repetition_of_trials():
                 assert float(figure) == pytest.approx(metrics.min_dcf(*repeated, p), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals():
     scores, labels, left, right = voices(1)
     both = np.stack([scores, scores + labels])
@@ -67,6 +69,7 @@ def test_order_of_trials_does_not_matter():
     np.testing.assert_array_equal(first.eer, second.eer)
 
 
+@pytest.mark.slow
 def test_speakers_that_differ_widen_the_interval_and_the_truth_lies_inside():
     """Where every speaker has a voice of its own, resampling trials is far too sure of itself."""
     truth = metrics.eer(*voices(99, speakers=2000, trials=200_000, spread=1.0)[:2])
@@ -92,6 +95,7 @@ def test_plain_interval_has_the_width_of_independent_trials():
     assert high - low == pytest.approx(expected, rel=0.2)
 
 
+@pytest.mark.slow
 def test_paired_test():
     scores, labels, left, right = voices(3)
     noise = np.random.default_rng(0).standard_normal(600)
@@ -105,6 +109,7 @@ def test_paired_test():
     assert found.interval[0, 1] < 0 and 0 < found.p_value[3] <= 1
 
 
+@pytest.mark.slow
 def test_bad_input():
     scores, labels, left, right = voices(4, trials=50)
     bootstrap = confidence.bootstrap

@@ -22,6 +22,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops", [1, 3])
 def test_scores_are_of_the_mean_of_unit_embeddings(crops, folder):
     judged = enrolment.from_list(folder / "trials.txt", {"m": ["s/1.wav", "s/2.wav"]})

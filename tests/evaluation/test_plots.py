@@ -157,6 +157,7 @@ def test_save(tmp_path, results):
     assert "cannot be written" in refusal(plots.save, plots.training_curves([]), path / "inside.png")
 
 
+@pytest.mark.slow
 def test_no_global_state(tmp_path):
     """Neither importing nor drawing touches pyplot, which would choose a window system for the whole program."""
     code = """

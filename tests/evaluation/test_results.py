@@ -92,6 +92,7 @@ def raw(weights, root, names):
     return np.asarray(rj.load(weights).embed(signals, normalize=False))
 
 
+@pytest.mark.slow
 def test_results_hold_what_the_contract_names(report, weights, listed):
     results, of = read(report), trials.read(listed)
     assert list(results["dims"]) == ["4", "8"]
@@ -180,6 +181,7 @@ def test_the_comparison_is_paired(everything, report):
     assert "EER minus that of" in (folder / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_kept_calibration_is_used_where_it_fits(everything, weights, listed, tmp_path, capsys):
     folder, arguments = everything
     assert (weights / "calibration-as-norm.json").read_text() == (folder / "calibration-as-norm.json").read_text()
@@ -192,6 +194,7 @@ def test_a_kept_calibration_is_used_where_it_fits(everything, weights, listed, t
     assert "cllr" not in other["dims"]["8"]
 
 
+@pytest.mark.slow
 def test_calibration_on_the_evaluated_trials_has_to_be_said_and_is_not_kept_for_them(
     weights, listed, tmp_path, capsys
 ):
@@ -205,6 +208,7 @@ def test_calibration_on_the_evaluated_trials_has_to_be_said_and_is_not_kept_for_
     assert "is not used, it was fit on these very trials" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_models_of_several_utterances(weights, tree, tmp_path):
     files.write(tmp_path / "models", "m s0/0.wav s0/1.wav\nn s1/0.wav s1/1.wav\n")
     lines = [f"{int(a == b)} {name} s{b}/2.wav\n" for a, name in enumerate("mn") for b in range(3)]
@@ -217,6 +221,7 @@ def test_models_of_several_utterances(weights, tree, tmp_path):
     assert len(of) == 6 and scores[1, 2] == pytest.approx(units[2] @ model / np.linalg.norm(model), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_trials_can_be_made_of_a_tree(weights, tree, tmp_path, capsys):
     run(weights, f"--corpus={tree}", "--dims=4", "--count=100", "--crop_seconds=0.3", "--crops=2", output=tmp_path)
     of, dims, _ = score_file.read(tmp_path / "scores.tsv")
@@ -225,6 +230,7 @@ def test_trials_can_be_made_of_a_tree(weights, tree, tmp_path, capsys):
     assert "EER %" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_names_of_any_bytes_go_through_all_outputs(weights, tree, tmp_path, monkeypatch):
     odd = tmp_path / "caf\udce9\n$t$"
     shutil.copytree(weights, tmp_path / "_$é\n$")
@@ -253,6 +259,7 @@ def test_names_of_any_bytes_go_through_all_outputs(weights, tree, tmp_path, monk
     assert b"scores.tsv, results.json" in raw.getvalue()
 
 
+@pytest.mark.slow
 def test_speakers_and_roots_are_given_on_the_command_line(weights, tree, tmp_path):
     """The list of two roots, with a folder before the speakers, gives the scores of the plain list."""
     of = trials.read(tree / "trials.txt")
@@ -271,6 +278,7 @@ def test_speakers_and_roots_are_given_on_the_command_line(weights, tree, tmp_pat
     assert score_file.read(table / "scores.tsv")[0].names == flat.names
 
 
+@pytest.mark.slow
 def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
     judged, model = protocol.from_list(listed), rj.load(weights)
     pooled = extract.pool_recordings(model, judged.recordings, windows=extract.Windows(0.2, 2))
@@ -286,6 +294,7 @@ def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
     np.testing.assert_allclose(scores, np.mean(pairs, axis=0), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -22,6 +22,7 @@ def cohort_cosines(embeddings, table):
     return (cut / np.linalg.norm(cut, axis=1)[:, None]) @ (table / np.linalg.norm(table, axis=1)[:, None]).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k, block_size", [(None, 4), (2, 30), (7, 4), (40, 1024)])
 def test_statistics(top_k, block_size):
     embeddings, cohort = example()

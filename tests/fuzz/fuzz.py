@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
 from fuzz_targets import TARGETS, Target  # noqa: E402
 

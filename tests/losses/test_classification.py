@@ -99,6 +99,7 @@ def batch(loss):
     return jnp.asarray(embeddings, jnp.float32), jnp.asarray(labels), parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES, ids=name)
 def test_values_and_gradients(loss):
     """Gradients along random directions, against differences of the independent formula."""
@@ -135,6 +136,7 @@ def test_gradients_are_finite_at_the_ends(loss):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradients)))
 
 
+@pytest.mark.slow
 def test_angles_that_a_margin_turns():
     cosine = jnp.linspace(-1.0, 1.0, 2001)
     for angle in (0.1, 0.5, 1.4):

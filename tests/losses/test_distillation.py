@@ -50,6 +50,7 @@ def test_embeddings():
     assert float(distillation.embedding_distance(longer, TEACHER)) == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "distance", [lambda s, t: distillation.score_distance(s, t, DIMS), distillation.embedding_distance]
 )
@@ -58,6 +59,7 @@ def test_the_teacher_is_taught_nothing(distance):
     assert not np.asarray(teacher).any() and np.isfinite(student).all() and np.asarray(student).any()
 
 
+@pytest.mark.slow
 def test_no_filter_reaches_the_teacher():
     learner = TrainableModel(tiny.model().network, Heads(3, tiny.DIMS, rngs=nnx.Rngs(0)), tiny.model().network)
     names = TrainablePartition(learner, ("*",)).names
@@ -76,6 +78,7 @@ def student(data, **changes):
     return config(data, **nothing, **wanted | changes)
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_a_teacher_that_stays_as_it_is(data, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
     teacher = native.flat(rj.load(data["model.checkpoint"]).network)

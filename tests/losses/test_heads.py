@@ -52,6 +52,7 @@ def test_prototypes_are_of_each_dimension_or_one_matrix_sliced():
     assert not np.array_equal(prototypes(own, 2)[:, :2], prototypes(own, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("easy_margin", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 def test_loss_is_the_weighted_mean_over_the_prefixes(batch, shared, easy_margin):
@@ -92,6 +93,7 @@ def test_accuracy_is_of_the_nearest_prototype_without_margin(batch):
     np.testing.assert_allclose(figures["accuracy"], nearest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_gradient_reaches_every_prototype(batch, shared):
     embedding, labels = batch
@@ -108,6 +110,7 @@ def test_the_gradient_reaches_every_prototype(batch, shared):
         assert np.isfinite(leaf).all() and (np.abs(leaf) > 0).any(axis=1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_heads_start_at_the_means_of_unit_prefixes(shared):
     heads = Heads(4, (2, 3), shared=shared, rngs=nnx.Rngs(0))
@@ -148,6 +151,7 @@ def test_parameters_are_those_of_the_loss():
     assert not without.have_prototypes and jax.tree.leaves(nnx.state(without)) == []
 
 
+@pytest.mark.slow
 def test_a_loss_without_parameters(batch):
     """The state of such heads is empty; the loss is that of each prefix."""
     embedding, labels = batch[0], jnp.arange(16) // 2

@@ -12,6 +12,7 @@ from redimnet_jax.losses.pairs import GE2E, AngularPrototypical, SupervisedContr
 BATCH = {"speakers": 6, "crops": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [AAMSoftmax(), SubcenterAAM(), SphereFace2()], ids=str)
 def test_random_level_is_the_mean_over_many_embeddings_and_prototypes(loss):
     """An independent, larger sample, with prototypes drawn anew."""
@@ -32,6 +33,7 @@ def test_random_level_without_margin_and_scale_is_the_entropy():
     assert found.random == pytest.approx(np.log(50), rel=1e-3) and found.lowest == pytest.approx(np.log(50), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [AAMSoftmax(margin=0.3, scale=4.0), SphereFace2(scale=4.0)], ids=str)
 def test_nothing_is_found_below_the_lowest(loss):
     """Descent on embeddings and prototypes ends at the level, which it never passes."""
@@ -65,6 +67,7 @@ def test_lowest_of_aam_softmax_in_closed_form():
         assert loss.lowest(classes, margin, **BATCH) == pytest.approx(wanted, rel=1e-4, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_levels_of_losses_over_pairs():
     """Six speakers on the corners of a simplex have cosines of -1/5."""
     options = {"margin": 0.2, **BATCH}
@@ -81,6 +84,7 @@ def test_levels_of_losses_over_pairs():
         assert found.lowest == 0.0 and found.random == pytest.approx(np.log(6), abs=0.01)
 
 
+@pytest.mark.slow
 def test_what_the_user_reads():
     line = LossLevels(AAMSoftmax(), 1000, (16, 64), 6, 3).description()
     random = [levels(AAMSoftmax(), 1000, dim, margin=0.2, **BATCH).random for dim in (16, 64)]

@@ -104,6 +104,7 @@ def evaluated(loss, embeddings, labels, parameters):
     return jax.value_and_grad(loss, argnums=(0, 2))(embeddings, labels, parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_values_and_gradients(loss):
     """Gradients along random directions, against differences of the independent formula."""
@@ -136,6 +137,7 @@ def test_gradients_are_finite_where_embeddings_coincide(loss):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES[:3], ids=str)
 def test_triplets_at_the_edge_of_the_margin(loss):
     """Speakers whose squared distance is the margin or more cost nothing, nearer ones the difference."""
@@ -178,6 +180,7 @@ def test_a_speaker_with_one_crop_only_is_left_out_of_a_compiled_mean():
     assert float(evaluated(loss, embeddings, jnp.asarray(labels), {})[0]) == pytest.approx(np.mean(wanted), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_accuracy_is_of_the_nearest_other_crop():
     x = jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.95, 0.06]])
     assert float(Triplet().accuracy(x, jnp.array([0, 0, 1, 1, 1]), {})) == pytest.approx(2 / 5)
@@ -198,6 +201,7 @@ def test_impossible_options(make, option):
     assert f"option {option}" in refusal(make)
 
 
+@pytest.mark.slow
 def test_comparisons_reach_over_devices():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

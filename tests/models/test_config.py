@@ -309,6 +309,7 @@ def configurations(two: bool):
     return st.fixed_dictionaries(entries | {"stages_setup": st.lists(st.tuples(*parts), min_size=1, max_size=2)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", model_config.ARCHITECTURES)
 @given(st.data())
 @settings(max_examples=6)

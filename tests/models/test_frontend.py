@@ -25,6 +25,7 @@ def build(name: str) -> frontend.FrontEnd:
     return frontend.FRONT_ENDS[feat_type](mels, hop, config.spec_params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SPEC))
 def test_agrees_with_the_public_code(name):
     front_end = build(name)
@@ -54,6 +55,7 @@ def test_constants_are_those_of_the_public_code(name):
     np.testing.assert_allclose(front_end.filter_bank[...], theirs, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_filter_bank_is_librosas():
     params = SpecParams()
     theirs = librosa.filters.mel(sr=16000, n_fft=512, n_mels=72, fmin=20, fmax=7600, htk=True, norm=None)
@@ -82,6 +84,7 @@ def test_log_mel_is_librosas():
     np.testing.assert_allclose(ours[0], theirs - theirs.mean(0), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pt", "tf"])
 def test_is_differentiable(kind):
     front_end = frontend.FRONT_ENDS[kind](24, 240, SpecParams(norm_signal=True))
@@ -97,6 +100,7 @@ def test_is_differentiable(kind):
     assert slope == pytest.approx(float(numeric), rel=0.05)
 
 
+@pytest.mark.slow
 def test_spec_augment_zeroes_one_band_of_each_axis():
     params = SpecParams(freq_mask_width=(3, 4), time_mask_width=(5, 6), freq_start_bin=2)
     x = frontend.spec_augment(jnp.ones((50, 30, 20)), None, params, jax.random.key(0))
@@ -108,6 +112,7 @@ def test_spec_augment_zeroes_one_band_of_each_axis():
     assert starts.min() >= 2 and starts.max() < 20 - 3 and len(set(starts)) > 5
 
 
+@pytest.mark.slow
 def test_spec_augment_stays_inside_each_utterance():
     params = SpecParams(time_mask_width=(4, 5), freq_mask_width=(0, 1))
     lengths = jnp.array([10, 30] * 20)

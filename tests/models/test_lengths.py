@@ -18,6 +18,7 @@ from redimnet_jax.nn import normalization
 NETWORKS = ["v1_att", "v1_mqmhastp", "v1_conv", "v2_dual", "v2_offset"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_padding_does_not_reach_the_embedding(name):
     graph, state = nnx.split(checkpoint_files.network(name))
@@ -43,6 +44,7 @@ REFLECT = jax.jit(frontend.reflect, static_argnums=1)
 FRAME = jax.jit(frontend.frame, static_argnums=(1, 2, 3))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=30)
 def test_reflection_at_each_end(data):
@@ -56,6 +58,7 @@ def test_reflection_at_each_end(data):
     np.testing.assert_array_equal(ours[: length + 2 * pad], np.pad(signal, pad, mode="reflect"))
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 9))
 @settings(max_examples=50)
 def test_frames(samples, size, hop):
@@ -82,6 +85,7 @@ def test_masked_statistics(length, extra, seed):
         np.testing.assert_allclose(variance[0, 0], x[0, :length].var(0, ddof=ddof), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(pooling.POOLINGS))
 def test_poolings_of_a_masked_map(name):
     pool = pooling.POOLINGS[name](16, True, rngs=nnx.Rngs(0))

@@ -37,6 +37,7 @@ def between_energy(embeddings, labels) -> np.ndarray:
     return np.var([embeddings[labels == label].mean(axis=0) for label in np.unique(labels)], axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("emb_bn", [False, True])
 @pytest.mark.parametrize("dims", [(4, 8), (4, 12), (3, 24)])
 def test_lossless_at_the_pretrained_width(training, dims, emb_bn):

@@ -17,6 +17,7 @@ def cut(x) -> np.ndarray:
     return np.asarray(x[0].T)[::29, ::7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", golden.names())
 def test_agrees_with_pytorch(name, tmp_path):
     case = checkpoint_files.case(name)

@@ -16,6 +16,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", NETWORKS)
 def test_less_is_kept_and_nothing_else_changes(arch):
     network = SpeakerNetwork(model_config.parse(arch, NETWORKS[arch]), rngs=nnx.Rngs(0))

@@ -91,6 +91,7 @@ def test_dim_cuts_before_it_normalises(model, audio):
         assert f"dim is {dim} but must be an integer between 1 and 32" in refusal(model.embed, audio, dim=dim)
 
 
+@pytest.mark.slow
 def test_classification_head(tmp_path, audio):
     rng = np.random.default_rng(0)
     weight, bias = rng.standard_normal((11, 32)).astype(np.float32), rng.standard_normal(11).astype(np.float32)
@@ -175,6 +176,7 @@ def alone(model, signals) -> np.ndarray:
     return np.stack([model.embed(signal) for signal in signals])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [list, np.asarray, lambda x: np.asarray(x, np.uint16), jnp.asarray])
 def test_garbage_in_the_padding(model, signals, alone, kind):
     batch = 1e3 * np.random.default_rng(0).standard_normal((4, 8000)).astype(np.float32)
@@ -200,6 +202,7 @@ def test_list_of_different_lengths(model, signals, alone):
     np.testing.assert_allclose(reversed_order, result, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_matter(model, audio, embedded):
     batch = np.concatenate([audio, audio[:1]])
     expected = embedded[[0, 1, 0]]
@@ -208,6 +211,7 @@ def test_batch_size_does_not_matter(model, audio, embedded):
         np.testing.assert_allclose(model.embed(list(batch), batch_size=batch_size), expected, atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_compilations_are_bounded():
     """Their number is that of padded sizes, not that of lengths."""
     entries = {"F": 8, "C": 4, "stages_setup": [[1, 0, 1, [[3, 3]], None]], "pooling_func": "TAP", "embed_dim": 8}

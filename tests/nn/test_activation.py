@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from redimnet_jax.nn import activation
 from redimnet_jax.nn.activation import gelu
@@ -14,6 +15,7 @@ def exact_gelu(x):
     return jax.nn.gelu(x, approximate=False)
 
 
+@pytest.mark.slow
 def test_values_and_derivatives():
     rounded = X.astype(jnp.bfloat16)
     value, backward = jax.vjp(gelu, rounded)

@@ -10,6 +10,7 @@ from redimnet_jax.nn.normalization import BatchNorm, batch_statistics, normalize
 EPS = 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_derivative(masked):
     x, dy = (jax.random.normal(jax.random.key(i), (3, 7, 4, 5)) + 3 for i in range(2))

@@ -34,6 +34,7 @@ def native_2d(x, kernel, groups):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel_size", "channels_in", "channels_out", "groups"),
     [
@@ -59,6 +60,7 @@ def test_grouped_conv2d(kernel_size, channels_in, channels_out, groups):
     close(value_and_gradients(convolution._dense_2d, x, kernel), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_size", [(3, 3), (1, 5)])
 def test_convolution_of_one_channel(kernel_size):
     rng = np.random.default_rng(2)
@@ -69,6 +71,7 @@ def test_convolution_of_one_channel(kernel_size):
     close(value_and_gradients(convolution._spread_2d, x, kernel), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("taps", "frames"), [(1, 30), (7, 64), (59, 150)])
 def test_depthwise_conv1d(taps, frames):
     rng = np.random.default_rng(1)
@@ -90,6 +93,7 @@ def test_depthwise_conv1d(taps, frames):
     close(by_products, convolution._kernel_gradient_1d_by_taps(padded, dy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_patch_convolution(groups):
     from flax import nnx

@@ -67,6 +67,7 @@ def mask(batch: int, frames: int):
     return jnp.arange(frames)[None] < jnp.array([frames - 3 * i for i in range(batch)])[:, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "channels", "masked"),
     [(70, 48, False), (16, 144, True), (130, 288, True), (33, 20, True), (17, 24, False)],
@@ -98,6 +99,7 @@ def block(channels: int, *taps: int) -> list[ConvNeXtWeights]:
 GRADIENTS = ["grouped_conv2d", "grouped_conv2d", "grouped_kernel_gradient"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bins", "channels", "taps", "masked", "run"),
     [
@@ -125,6 +127,7 @@ def test_block(bins, channels, taps, masked, run, monkeypatch):
         assert sorted(names) == run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bins", "channels", "members", "shared_bytes"),
     [
@@ -146,6 +149,7 @@ def test_grouped_conv2d(bins, channels, members, shared_bytes, monkeypatch):
         assert sorted(names) == (GRADIENTS if members < 32 else GRADIENTS[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("half", "bins", "channels", "members", "masked", "shared_bytes", "kernel"),
     [
@@ -178,6 +182,7 @@ def test_half_of_a_residual_block(half, bins, channels, members, masked, shared_
     assert relative(ours, expected) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("members", "use_se"), [(32, False), (16, True)])
 def test_residual_block(members, use_se, monkeypatch):
     """In eval mode, or with frozen norms, two kernels."""
@@ -193,6 +198,7 @@ def test_residual_block(members, use_se, monkeypatch):
     assert relative(ours, expected) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "bins", "channels", "members"), [(19, 7, 48, 8), (70, 4, 16, 1)])
 def test_block_with_batch_statistics(frames, bins, channels, members, monkeypatch):
     """Convolutions whose mean is not zero; tiles of rows of which the last is not full."""
@@ -209,6 +215,7 @@ def test_block_with_batch_statistics(frames, bins, channels, members, monkeypatc
         assert sorted(names) == [*conv * 4, "grouped_kernel_gradient", "mix_channels_gradient"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "channels"), [((3, 70, 5), 32), ((2, 201), 96), ((1, 31, 3), 144)])
 def test_the_gradient_of_mixing_channels(shape, channels, monkeypatch):
     """Several programs an utterance, of several tiles; one without the kernel in registers."""
@@ -224,6 +231,7 @@ def residual_half(channels: int, key: int) -> ResidualHalf:
     return ResidualHalf(normal(key, (3, 3, 1, channels)) / 3, product, norm._replace(offset=0.1 * norm.offset))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "bins", "channels", "shared_bytes", "masked", "add"),
     [
@@ -251,6 +259,7 @@ def test_depthwise_residual(frames, bins, channels, shared_bytes, masked, add, m
     assert relative(ours, block(*exact([x]), weights)) < ROUNDING
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_depthwise_residual_is_that_of_its_plain_form(monkeypatch):
     x, dout = (normal(i, (2, 5, 3, 20), jnp.bfloat16) for i in (0, 1))
     first, second = residual_half(20, 2), residual_half(20, 8)
@@ -270,6 +279,7 @@ def test_the_gradient_of_a_depthwise_residual_is_that_of_its_plain_form(monkeypa
         assert relative(a, b) < 2 * ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "bins", "channels", "members", "out", "shared_bytes", "masked"),
     [(9, 6, 60, 3, 20, None, True), (13, 17, 40, 2, 20, 50_000, False), (7, 3, 64, 8, 32, None, False)],
@@ -287,6 +297,7 @@ def test_squeeze(frames, bins, channels, members, out, shared_bytes, masked, mon
     assert relative(ours, squeeze.squeeze(*exact([x]), counted, *weights)) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "bins", "channels", "out", "shared_bytes"),
     [(9, 6, 10, 12, None), (13, 17, 20, 60, 40_000), (37, None, 20, 20, None)],
@@ -302,6 +313,7 @@ def test_pointwise(frames, bins, channels, out, shared_bytes, monkeypatch):
     assert relative(ours, pointwise(*exact([x]), weights)) < ROUNDING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [20, 144, 1024])
 def test_layer_norm(channels, monkeypatch):
     def norm(x, scale, bias):
@@ -315,6 +327,7 @@ def test_layer_norm(channels, monkeypatch):
         assert names == ["layer_norm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "channels", "masked"), [(5, 70, False), (41, 32, True)])
 def test_attentive_statistics(frames, channels, masked, monkeypatch):
     x, logits = (1 + normal(i, (2, frames, channels), jnp.bfloat16) for i in (0, 1))
@@ -325,6 +338,7 @@ def test_attentive_statistics(frames, channels, masked, monkeypatch):
         assert names == ["attentive_statistics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "channels", "taps"), [(230, 24, 5), (41, 96, 59)])
 def test_depthwise_conv1d(frames, channels, taps, monkeypatch):
     x, dout = (normal(i, (2, frames, channels), jnp.bfloat16) for i in (0, 1))
@@ -334,6 +348,7 @@ def test_depthwise_conv1d(frames, channels, taps, monkeypatch):
         assert sorted(names) == ["depthwise_conv1d", "depthwise_conv1d", "depthwise_kernel_gradient"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "wrong", "shown"),
     [
@@ -377,6 +392,7 @@ def test_gelu():
     np.testing.assert_array_equal(y[-5:], [0, 0, 0, 1e4, np.float32(1e30)])
 
 
+@pytest.mark.slow
 def test_mixing_channels_keeps_its_gradient():
     x, y, dout = (normal(i, (2, 7, 3, c), jnp.bfloat16) for i, c in ((0, 8), (1, 24), (2, 8)))
     norm, _ = mixing(24)
@@ -389,6 +405,7 @@ def test_mixing_channels_keeps_its_gradient():
     agree(convnext.mix_channels, plain, (x, y), others, dout)
 
 
+@pytest.mark.slow
 def test_a_network_in_bfloat16(tmp_path, monkeypatch):
     case = checkpoint_files.case("v1_base")
     with cuda_forms.chosen(monkeypatch) as names:
@@ -400,6 +417,7 @@ def test_a_network_in_bfloat16(tmp_path, monkeypatch):
     assert of_all == set(names)
 
 
+@pytest.mark.slow
 def test_a_network_in_float32_holds_the_thresholds(tmp_path, monkeypatch):
     """The FFT, the convolutions as dense ones and the stem: no kernel has a part in float32."""
     case = checkpoint_files.case("v1_base")
@@ -453,6 +471,7 @@ def test_blocks_of_b2_are_lowered_for_a_gpu(bins, channels, masked, monkeypatch)
     assert dict(made[name])["MASKED"] == masked and str(made[name]) in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bins", "channels"), B2)
 def test_train_mode_of_b2_is_lowered_for_a_gpu(bins, channels, monkeypatch):
     x, (weights,) = of((2, 201, bins, channels)), shapes(channels, 3, 3, 4)
@@ -498,6 +517,7 @@ def test_attention_of_b2_is_lowered_for_a_gpu(channels, monkeypatch):
     assert [launch[:2] for launch in launches(text)] == [("attention", 2 * 4), ("attention_gradient", 2 * 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="CUDA's compiler nvcc is not there")
 def test_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
     """For shapes of b2 and b6, and keep their variables in registers."""

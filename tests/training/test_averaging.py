@@ -36,6 +36,7 @@ def test_the_mean_keeps_what_is_equal_to_the_bit():
     np.testing.assert_allclose(found["other"], np.mean([m["other"] for m in models], axis=0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_newest_models_are_kept_and_averaged(tmp_path):
     model = tiny.model()
     kernels = {}

@@ -167,6 +167,7 @@ def test_no_room_is_said_before_anything_is_written(checkpoints, monkeypatch, ca
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_best_model_is_loaded_while_it_is_replaced(tmp_path):
     """Every load gives one of the models, and nothing is left but the last one."""
     made, names = tiny.model(), ("a.pt", "b.pt")

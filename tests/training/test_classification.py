@@ -20,6 +20,7 @@ def data(tmp_path_factory):
     return training_runs.write_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_heads_over_all_rows(monkeypatch):
     rng = np.random.default_rng(0)
     heads = Heads(5, (4, 8), rngs=nnx.Rngs(0))
@@ -35,6 +36,7 @@ def test_figures_are_those_of_the_heads_over_all_rows(monkeypatch):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.slow
 def test_a_run_gives_loss_and_accuracy_beside_eer(data, tmp_path, monkeypatch, caplog):
     """Random heads learn the training speakers, so their other session is classified better at the end."""
     shown = []

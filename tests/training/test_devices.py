@@ -65,6 +65,7 @@ def resume_on_devices(workdirs: dict[str, Path], data: dict) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_other_numbers_of_devices(tmp_path, monkeypatch):
     data = training_runs.write_data(tmp_path / "data")
     workdirs = {kind: tmp_path / kind for kind in KINDS}

@@ -46,6 +46,7 @@ def outcome(workdir: Path) -> tuple:
     return training_runs.history(workdir), json.loads((workdir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_killed_at_file_operations(data, server, tmp_path):
     """Every chain is a run that is killed three times; together they spread the kills evenly over a run."""
     whole = {}

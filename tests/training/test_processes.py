@@ -89,6 +89,7 @@ def stop_after(monkeypatch, step: int) -> None:
     monkeypatch.setattr(training_run.TrainingCheckpoints, "save", save)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatch):
     settings = training_runs.SETTINGS | data | {"epochs": EPOCHS, "checkpoint.keep": 20}
     workdir = tmp_path / "two"

@@ -102,6 +102,7 @@ def test_a_frozen_backbone_of_a_run(whole, data):
     same_bits(*({name: np.asarray(arrays[name]) for name in frozen} for arrays in (before, after)))
 
 
+@pytest.mark.slow
 def test_stopped_within_an_epoch_and_resumed(whole, data, tmp_path, monkeypatch, no_plots, caplog):
     # Twice: in the first epoch, and at the very end of the second one, before its validation.
     for step in (3, 8):
@@ -124,6 +125,7 @@ SCRATCH |= {"model__checkpoint": None, "heads__init": "random"}
 SCRATCH |= {"projection__mrl_dims": (8,), "validation__dim": 8}
 
 
+@pytest.mark.slow
 def test_from_nothing_and_stopped_while_validating(data, tmp_path, monkeypatch, no_plots):
     wanted = config(data, **SCRATCH)
     training_run.train(wanted, tmp_path / "whole")
@@ -152,6 +154,7 @@ def test_from_nothing_and_stopped_while_validating(data, tmp_path, monkeypatch, 
     assert "pretrained" not in (workdir / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_killed_between_the_best_model_and_its_checkpoint(whole, data, tmp_path, monkeypatch, no_plots):
     """The next start validates again, and `best` is a whole model all the while."""
 
@@ -171,6 +174,7 @@ def test_killed_between_the_best_model_and_its_checkpoint(whole, data, tmp_path,
     assert len(list(tmp_path.glob("best-*/"))) == 1
 
 
+@pytest.mark.slow
 def test_early_stopping(data, tmp_path, no_plots, caplog):
     # No EER gets better by 100%.
     wanted = config(data, validation__patience=2, validation__min_improvement=1.0, epochs=9)
@@ -181,6 +185,7 @@ def test_early_stopping(data, tmp_path, no_plots, caplog):
     assert [entry["step"] for entry in history(tmp_path)] == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch, no_plots):
     # Warms up for an epoch, so that the first steps are still harmless; then float32 is too small.
     wanted = config(
@@ -194,6 +199,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data
         assert np.isfinite(array).all()
 
 
+@pytest.mark.slow
 def test_speakers_kept_out_where_no_trials_are_given(data, tmp_path, no_plots, caplog):
     wanted = settings(
         data,
@@ -293,6 +299,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_input_is_one_sentence_before_long_work(kind, data, tmp_path, monkeypatch):
     def long_work(*_, **__):
@@ -317,6 +324,7 @@ def copied(whole, tmp_path):
     return shutil.copytree(whole[0], tmp_path / "run", symlinks=True)
 
 
+@pytest.mark.slow
 def test_resuming_with_another_setting_or_speakers(whole, data, tmp_path):
     workdir = copied(whole, tmp_path)
     told = refusal(training_run.train, config(data, optimizer__learning_rate=1.0, seed=3), workdir)

@@ -43,6 +43,7 @@ def stop_while(monkeypatch, owner, name: str, call: int) -> None:
     monkeypatch.setattr(owner, name, stopping)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     training_run.train(config(data, **CACHED), whole)
@@ -73,6 +74,7 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_a_second_stage_on_audio(data, tmp_path):
     """The features may lie in a folder that runs share."""
     changes = CACHED | {"cache__folder": str(tmp_path / "shared"), "epochs": 2, "stage2__epoch": 1}

@@ -151,6 +151,7 @@ def test_batch_norms_are_frozen_one_by_one():
         assert not any(node.frozen for _, node in nnx.iter_graph(network) if isinstance(node, BatchNorm))
 
 
+@pytest.mark.slow
 def test_a_partly_frozen_backbone_and_the_averages_of_what_trains():
     of, decay = TrainablePartition(learner(), TOP), 0.5
     assert of.backbone_trains

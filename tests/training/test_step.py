@@ -109,6 +109,7 @@ def test_the_optimizer_knows_only_what_trains(projection_run):
     assert not any("backbone" in path or "frontend" in path or "pool" in path for path in paths)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_trains_changes(batches):
     of = split("backbone", "projection", "heads")
     step, state, frozen = compiled(of, adamw(), batches[0])
@@ -138,6 +139,7 @@ def plain_step(of, optimiser, **options):
     return jax.jit(make_step(of, optimiser, options.pop("objective", objective()), seed=0, **options))
 
 
+@pytest.mark.slow
 def test_weight_decay_spares_vectors_and_all_that_is_frozen(batches):
     """Without gradients (a loss of weight zero but for rounding) decay alone would move matrices."""
     of = split("projection", "heads")
@@ -152,6 +154,7 @@ def test_weight_decay_spares_vectors_and_all_that_is_frozen(batches):
     assert {value.ndim for value in params.values()} == {1, 2}
 
 
+@pytest.mark.slow
 def test_accumulated_pieces_that_are_equal_give_what_one_gives(batches):
     of, optimiser = split("projection", "heads"), adamw()
     # Piece k takes every second row from k on.
@@ -171,6 +174,7 @@ def test_accumulated_pieces_that_are_equal_give_what_one_gives(batches):
     )
 
 
+@pytest.mark.slow
 def test_the_margin_schedule_reaches_the_loss(batches):
     of, optimiser = split("projection", "heads"), adamw(rate=0.0)
     ramp = plain_step(of, optimiser, objective=objective(margin_schedule.ramp(0.4, 10, 20)))
@@ -219,6 +223,7 @@ def on_devices(devices: int, accumulate: int) -> dict[str, np.ndarray]:
     return numpy({**state.params, **state.stats, **figures})
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"

@@ -16,6 +16,7 @@ from redimnet_jax.nn.layers import dropout
 CASES = [name for name in golden.names() if checkpoint_files.case(name).train]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_one_step_agrees_with_pytorch(name):
     case = checkpoint_files.case(name)
@@ -50,6 +51,7 @@ def test_one_step_agrees_with_pytorch(name):
     np.testing.assert_allclose(running, arrays["train_running_l2"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_eval_mode_updates_nothing():
     network = checkpoint_files.network("v1_tstp")
     before = jax.tree.map(np.asarray, nnx.state(network))
@@ -69,6 +71,7 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     assert dropout(x, 0.25, train=False, key=None) is x
 
 
+@pytest.mark.slow
 def test_feature_aggregation_dropout_and_spec_augment_come_from_the_key():
     """`v1_tanh` has feat_agg_dropout, class_dropout and SpecAugment in its config."""
     graph, state = nnx.split(checkpoint_files.network("v1_tanh"))
@@ -81,6 +84,7 @@ def test_feature_aggregation_dropout_and_spec_augment_come_from_the_key():
         nnx.merge(graph, state, copy=True)(audio, train=True)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
     @nnx.jit
     def run(network, audio):

@@ -77,6 +77,7 @@ def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
     assert [name for name in one if one[name].tobytes() != other[name].tobytes()] == []
 
 
+@pytest.mark.slow
 def test_the_same_crops_give_what_waveforms_give(training):
     """Eight steps over two epochs, live and from features of the same crops."""
     partition, step, new_state = training

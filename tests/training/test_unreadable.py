@@ -66,6 +66,7 @@ def listed(workdir: Path) -> list[str]:
     return [line.split("\t")[0] for line in (workdir / "unreadable.txt").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [{}, CACHED])
 def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_path, monkeypatch, caplog):
     bad = recordings(data)[7]
@@ -107,6 +108,7 @@ def cut(bad: list[Path], spare: Path) -> None:
         soundfile.write(path, soundfile.read(spare / path.relative_to(path.parents[2]))[0][:5000], 16000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remedy", [remove, remove_and_index_anew, mend, cut])
 def test_too_many_stop_with_a_checkpoint_and_the_run_goes_on_when_mended(remedy, data, pristine, tmp_path):
     bad = recordings(data)[7:9]
@@ -135,6 +137,7 @@ def test_too_many_stop_with_a_checkpoint_and_the_run_goes_on_when_mended(remedy,
         )
 
 
+@pytest.mark.slow
 def test_the_limit_can_be_raised(data, tmp_path):
     start = {"heads__init": "random", "projection__init": "random"}
     index(config(data, **ONE_MAY_BE, **start), tmp_path / "run")
@@ -145,6 +148,7 @@ def test_the_limit_can_be_raised(data, tmp_path):
     assert [entry["step"] for entry in history(tmp_path / "run")] == [0, 4, 8, 12]
 
 
+@pytest.mark.slow
 def test_too_many_while_features_are_cached(data, tmp_path):
     """A run that has not begun goes on with the features of another corpus, whose labels are right."""
     bad = recordings(data)[7:9]
@@ -160,6 +164,7 @@ def test_too_many_while_features_are_cached(data, tmp_path):
     same_bits(saved(tmp_path / "run", 12)[0], saved(fresh, 12)[0])
 
 
+@pytest.mark.slow
 def test_a_cached_run_goes_on_after_recordings_were_removed(data, tmp_path, monkeypatch):
     """Its features are those from before, so it ends as if nothing had been removed."""
     wanted = config(data, **CACHED, **ONE_MAY_BE, checkpoint__every_steps=3)
@@ -172,6 +177,7 @@ def test_a_cached_run_goes_on_after_recordings_were_removed(data, tmp_path, monk
     same_runs(tmp_path / "whole", tmp_path / "run", 12)
 
 
+@pytest.mark.slow
 def test_a_validation_recording_that_goes_bad_costs_no_training(data, tmp_path, monkeypatch):
     wanted = config(data, parts=("backbone", "projection", "heads"), **ONE_MAY_BE)
     training_run.train(wanted, tmp_path / "whole")
@@ -198,6 +204,7 @@ def test_a_validation_recording_that_goes_bad_costs_no_training(data, tmp_path, 
     same_runs(tmp_path / "whole", tmp_path / "run", 12)
 
 
+@pytest.mark.slow
 def test_noise_that_goes_away_costs_no_training(data, tmp_path, monkeypatch):
     noise, aside = tmp_path / "noise", tmp_path / "aside"
     noise.mkdir()
@@ -321,6 +328,7 @@ def test_a_long_list_is_printed_in_part(tmp_path):
     assert len(found) == 30
 
 
+@pytest.mark.slow
 def test_a_small_corpus_has_enough_crops_for_a_lossless_start(pristine, data, tmp_path, caplog):
     small = tmp_path / "small"
     for path in recordings(data)[:18:3]:
