@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from redimnet_jax.cli import main as cli
+from redimnet_jax.cli import command as cli
 from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.data.index import Entries
 from redimnet_jax.errors import UserError

@@ -14,7 +14,7 @@ from redimnet_jax.data.corpus import Corpus, open_corpus
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import protocol
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.training import classification
 from redimnet_jax.training.classification import SeenSpeakers
 
@@ -27,7 +27,7 @@ class Data:
     """What a run reads; `seen`, where it is wanted, are recordings of training speakers that do not train."""
 
     corpus: Corpus | subset.Subset
-    validation: Validation
+    validation: TrialSet
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
     seen: SeenSpeakers | None = None

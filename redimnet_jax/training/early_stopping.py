@@ -12,14 +12,13 @@ import numpy as np
 from redimnet_jax import files
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import confidence
-from redimnet_jax.evaluation import results as evaluation_results
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation.protocol import TrialSet
 
 SCORES = "scores"
 
 
 def improvement(
-    scores: np.ndarray, before: np.ndarray, validation: Validation, *, resamples: int, seed: int
+    scores: np.ndarray, before: np.ndarray, validation: TrialSet, *, resamples: int, seed: int
 ) -> dict[str, Any]:
     """{"difference", "ci95", "beyond_noise"} of the EER of `scores` (trials,) minus that of `before` (trials,).
 
@@ -30,7 +29,7 @@ def improvement(
         before,
         scores,
         validation.trials.labels,
-        *evaluation_results.speaker_sides(validation),
+        *validation.speaker_numbers(),
         resamples=resamples,
         seed=seed,
     )

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from redimnet_jax.evaluation import files as evaluation_files
-from redimnet_jax.evaluation import plots, report, verdicts
+from redimnet_jax.evaluation import output, plots, report
 from redimnet_jax.training import early_stopping
 from redimnet_jax.trials import Trials
 
@@ -32,9 +31,9 @@ def write(
         systems[f"last (epoch {last['epoch']})"] = {"dims": last["dims"]}
     if averaged is not None:
         systems[f"average (epochs {averaged['epochs'][0]} to {averaged['epochs'][-1]})"] = averaged
-    tables = [report.table(systems), verdicts.table(results["verdicts"])]
+    tables = [report.table(systems)]
     scores = {"cosine": early_stopping.read_scores(workdir, best["step"])}
-    evaluation_files.write(workdir, of, dims, scores, results, systems, tables)
+    output.write(workdir, of, dims, scores, results, systems, tables)
     report.write_json(workdir / "history.json", {"history": history, "best": best, "averaged": averaged})
     plots.save(plots.training_curves(history), workdir / "training.png")
     print("\n" + "\n".join(table.text() for table in tables))
@@ -44,7 +43,6 @@ def write(
 
 
 def best_results(progress: Mapping[str, Any]) -> dict[str, Any]:
-    """What `results.json` holds: the figures of the best model, see `report`, and its verdicts."""
+    """What `results.json` holds: the figures of the best model, see `report`."""
     best = next(entry for entry in progress["history"] if entry["step"] == progress["best"]["step"])
-    results = {"score": "cosine", "dims": best["dims"]}
-    return results | {"verdicts": verdicts.verdicts(results)}
+    return {"score": "cosine", "dims": best["dims"]}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from redimnet_jax import files
-from redimnet_jax.cli.main import run
+from redimnet_jax.cli.command import run
 from redimnet_jax.data.audio import SAMPLE_RATE
 
 LONGEST, SHORTEST = 0.8, 0.15  # reverberation times, seconds
