@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("crops", [1, 3])
 def test_scores_are_of_the_mean_of_unit_embeddings(crops, folder):
-    judged = protocol.from_list(folder / "trials.txt", {"m": ["s/1.wav", "s/2.wav"]})
+    judged = protocol.from_list(folder / "trials.txt", models={"m": ["s/1.wav", "s/2.wav"]})
     assert judged.speakers == ["s", "s", "t"] and len(judged.recordings) == 4
     number = {judged.recordings.name(i): i for i in range(4)}
     embeddings = np.random.default_rng(0).normal(size=(4, crops, 6)).astype(np.float32)
@@ -67,4 +67,4 @@ def test_lists_that_are_none(text, said, tmp_path):
     ],
 )
 def test_models_that_do_not_fit_the_trials(models, said, folder):
-    assert said in refusal(protocol.from_list, folder / "trials.txt", models)
+    assert said in refusal(protocol.from_list, folder / "trials.txt", models=models)
