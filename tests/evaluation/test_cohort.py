@@ -7,10 +7,10 @@ import pytest
 from refusals import refusal
 
 from redimnet_jax import scoring, trials
-from redimnet_jax.evaluation import score_norm
 from redimnet_jax.evaluation import results as evaluation_results
-from redimnet_jax.evaluation.score_norm import Normalisation
+from redimnet_jax.evaluation import score_norm
 from redimnet_jax.evaluation.protocol import TrialSet
+from redimnet_jax.evaluation.score_norm import Normalisation
 from redimnet_jax.numerics import unit
 
 DIMS = (4, 6)

@@ -68,7 +68,7 @@ def test_trials_made_of_a_corpus_are_balanced_and_as_many_as_there_are(corpus):
 
 def test_one_utterance_a_speaker_makes_no_target_trials(corpus):
     single = subset.Subset(corpus, np.array([0, 3, 6]))
-    assert "validation.trials" in refusal(protocol.from_corpus, single, count=10, seed=0)
+    assert "no target trials" in refusal(protocol.from_corpus, single, count=10, seed=0)
 
 
 def test_training_speakers_among_the_trials_are_refused_unless_allowed(tree):
