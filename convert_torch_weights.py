@@ -1,4 +1,4 @@
-"""Converts a PyTorch ReDimNet checkpoint into a native one; see `--help`."""
+"""Convert a PyTorch ReDimNet checkpoint into a native one; see `--help`."""
 
 import signal
 import sys
@@ -7,6 +7,6 @@ if __name__ == "__main__":
     # During the imports, which take seconds, Ctrl-C ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    from redimnet_jax.cli.main import convert
+    from redimnet_jax.cli.convert import main
 
-    sys.exit(convert())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Trains a Matryoshka speaker embedding; see configs/ for experiments and redimnet_jax/training/run.py for the run.
+"""Train a Matryoshka speaker embedding; see configs/ for experiments and redimnet_jax/training/run.py for the run.
 
 python train.py --config=configs/projection_only.py --workdir=runs/b2 --config.data.train=/data/vox2
 """
@@ -21,9 +21,9 @@ if __name__ == "__main__":
         if signal.getsignal(number) is not signal.SIG_IGN:  # as Ctrl-C is by jobs in the background
             signal.signal(number, leave)
 
-    from redimnet_jax.cli import main as cli
+    from redimnet_jax.cli.train import main
 
-    code = cli.train(sys.argv)
+    code = main()
     # All is done; what ends the interpreter needs no handler, and must not change the exit code.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.embedding.extract import pool_recordings
 from redimnet_jax.evaluation import confidence, plots, protocol, report
 from redimnet_jax.evaluation import results as evaluation_results
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import SpeakerModel
 
@@ -38,7 +38,7 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_all(args: argparse.Namespace) -> tuple[SpeakerModel, Validation, np.ndarray, np.ndarray]:
+def open_all(args: argparse.Namespace) -> tuple[SpeakerModel, TrialSet, np.ndarray, np.ndarray]:
     """(model, trials, waveforms (crops, samples) and labels (crops,) of an epoch of training)."""
     model, judged = rj.load(args.checkpoint), protocol.from_list(args.trials, args.audio_root)
     corpus = open_corpus(args.train, cache_dir=args.output / "index")
@@ -71,7 +71,7 @@ def pooled_crops(network: SpeakerNetwork, waveforms: np.ndarray, size: int = 64)
 class Judge:
     """Results of one system after another, each compared with the first on the same resamples of speakers."""
 
-    def __init__(self, judged: Validation, seed: int):
+    def __init__(self, judged: TrialSet, seed: int):
         self.judged, self.seed, self.results, self.first = judged, seed, {}, None
 
     def __call__(self, name: str, model: SpeakerModel, pooled: np.ndarray | None = None) -> None:
@@ -81,7 +81,7 @@ class Judge:
             model, pooled, self.judged, DIMS, bootstrap=1000, seed=self.seed
         )
         self.first = scores if self.first is None else self.first
-        sides, labels = evaluation_results.speaker_sides(self.judged), self.judged.trials.labels
+        sides, labels = self.judged.speaker_numbers(), self.judged.trials.labels
         compared = confidence.compare(self.first, scores, labels, *sides, resamples=1000, seed=self.seed)
         for index, dim in enumerate(map(str, DIMS)):
             found["dims"][dim]["beyond_first"] = {

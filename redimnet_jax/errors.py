@@ -1,15 +1,33 @@
 """The one exception that a user is meant to read, and the parts its sentence is made of."""
 
+import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _LONGEST = 100  # characters of a value in a message
+_ARGUMENT = re.compile(r"`([a-z][a-z0-9_]*)`")
 _CUT = "\u2026"  # where a value is cut: an ellipsis, which nobody takes for the end of the sentence
 
 
 class UserError(Exception):
     """A mistake the user can mend: one sentence saying what, where, and what to do."""
+
+
+class ArgumentError(UserError):
+    """A UserError about arguments, whose names stand in backticks in `template`, as in "`top_k` is 0 but ...".
+
+    The message has the names without backticks. A caller whose users know the arguments by other names, such as
+    flags or settings, reports `renamed` in its place.
+    """
+
+    def __init__(self, template: str):
+        super().__init__(_ARGUMENT.sub(r"\1", template))
+        self.template = template
+
+    def renamed(self, names: Mapping[str, str]) -> UserError:
+        """Return the error with every argument that is a key of `names` under its name there."""
+        return UserError(_ARGUMENT.sub(lambda match: names.get(match[1], match[1]), self.template))
 
 
 def some_of(names: Iterable[Any], most: int = 5) -> str:

@@ -2,14 +2,16 @@
 
 import contextlib
 import errno
+import logging
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from redimnet_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 # What `flock` fails with where the file system has no locks.
@@ -21,7 +23,7 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
     """Holds the lock file `name` in `folder`, which is made if needed, during the block.
 
     The operating system releases the lock of a process that ends, however it ends. On a file system without locks a
-    sentence on standard error says so, and the block runs unprotected. Raises UserError when another process holds
+    warning says so, and the block runs unprotected. Raises UserError when another process holds
     the lock, or when `folder` cannot be written.
     """
     path = Path(folder) / name
@@ -59,10 +61,9 @@ def _acquire(path: Path) -> BinaryIO:
             if error.errno not in NO_LOCKS:
                 file.close()
                 raise
-            print(
+            logger.warning(
                 f"The file system of {path.parent} has no locks ({error.strerror}), so nothing prevents a second "
-                "process from writing there.",
-                file=sys.stderr,
+                "process from writing there."
             )
             return file
         # The last holder may have removed the file between the two calls above.

@@ -10,12 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from redimnet_jax import names as name_forms
-from redimnet_jax.errors import UserError, shown
+from redimnet_jax.errors import ArgumentError, UserError, shown
 
-OPTIONS = (
-    "say who the speakers are with --utt2spk=FILE or --speaker_pattern=REGEX (in training, validation.utt2spk or "
-    "validation.speaker_pattern)"
-)
+OPTIONS = "say who the speakers are with `utt2spk` or `speaker_pattern`"  # for an ArgumentError
 
 
 class Labelled(Protocol):
@@ -43,9 +40,7 @@ def rule(utt2spk: str | Path | None = None, pattern: str | None = None) -> Speak
     Raises UserError when both are given or one of them is malformed.
     """
     if utt2spk and pattern:
-        raise UserError(
-            "Both utt2spk and speaker_pattern are given, but each determines every speaker; give one of them."
-        )
+        raise ArgumentError("`utt2spk` and `speaker_pattern` both define the speakers; give one of them.")
     if utt2spk:
         return SpeakerRule(utt2spk=read_utt2spk(utt2spk), utt2spk_path=str(utt2spk))
     if not pattern:
@@ -53,12 +48,12 @@ def rule(utt2spk: str | Path | None = None, pattern: str | None = None) -> Speak
     try:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError(
-            f"speaker_pattern {shown(pattern)} is no regular expression ({error}); correct it."
+        raise ArgumentError(
+            f"`speaker_pattern` {shown(pattern)} is no regular expression ({error}); correct it."
         ) from error
     if compiled.groups != 1:
-        raise UserError(
-            f"speaker_pattern {shown(pattern)} has {compiled.groups} groups but must have one, the speaker, as in "
+        raise ArgumentError(
+            f"`speaker_pattern` {shown(pattern)} has {compiled.groups} groups but must have one, the speaker, as in "
             r"'(id\d+)'; correct it."
         )
     return SpeakerRule(pattern=compiled)
@@ -139,9 +134,9 @@ def _by_pattern(utterances: Sequence[str], pattern: re.Pattern, source: str | Pa
     speakers = [(match[1] or "") if match else "" for match in matches]
     missing = [name for name, speaker in zip(utterances, speakers, strict=True) if not speaker]
     if missing:
-        raise UserError(
-            f"speaker_pattern {shown(pattern.pattern)} finds no speaker in {len(missing)} of {len(utterances)} names "
-            f"of {source}, the first {shown(missing[0])}; correct it."
+        raise ArgumentError(
+            f"`speaker_pattern` {shown(pattern.pattern)} finds no speaker in {len(missing)} of {len(utterances)} "
+            f"names of {source}, the first {shown(missing[0])}; correct it."
         )
     return speakers
 
@@ -154,7 +149,7 @@ def _by_folder(utterances: Sequence[str], source: str | Path) -> list[str]:
     speakers = [parts[common] if 0 <= common < len(parts) else "" for parts in folders]
     without = [name for name, speaker in zip(utterances, speakers, strict=True) if not speaker]
     if without:
-        raise UserError(
+        raise ArgumentError(
             f"{len(without)} of {len(utterances)} names of {source} have no folder of a speaker, the first "
             f"{shown(without[0])}; {OPTIONS}."
         )

@@ -13,7 +13,7 @@ from refusals import refusal
 from redimnet_jax import names, trials, utterance_speakers
 from redimnet_jax.data import tree
 from redimnet_jax.data.speakers import read_sexes
-from redimnet_jax.evaluation import enrolment, plots, report, score_file
+from redimnet_jax.evaluation import plots, protocol, report, score_file
 
 ODD = [
     "caf\udce9/a.wav",  # a byte that is not UTF-8, as the names of files have it
@@ -106,7 +106,7 @@ def test_the_other_lists_hold_odd_names(separator, tmp_path):
     path, odd = tmp_path / "list", [name for name in ODD if name]
     quoted = names.quote if separator == "\t" else names.quoted
     path.write_bytes("".join(f"m{i}{separator}{quoted(name)}\n" for i, name in enumerate(odd)).encode())
-    assert enrolment.read(path) == {f"m{i}": [name] for i, name in enumerate(odd)}
+    assert protocol.read_models(path) == {f"m{i}": [name] for i, name in enumerate(odd)}
     path.write_bytes("".join(f"{quoted(name)}{separator}{quoted(name)}\n" for name in odd).encode())
     assert utterance_speakers.read_utt2spk(path) == {name: name for name in odd}
     files = [f"x{i}/{name.replace('/', '')}.wav" for i, name in enumerate(odd)]

@@ -8,7 +8,7 @@ from refusals import refusal
 
 from redimnet_jax import files, trials
 from redimnet_jax.data import audio
-from redimnet_jax.evaluation import enrolment, protocol
+from redimnet_jax.evaluation import protocol
 from redimnet_jax.utterance_speakers import rule, speakers_of
 
 BY_FOLDER = rule()
@@ -126,10 +126,10 @@ def test_models_have_speakers_by_the_rule(tmp_path, silent):
     path = listed(tmp_path, "1 test/id1-1.wav test/id1-2.wav", "0 test/id1-1.wav test/id2-1.wav")
     files.write(path, "1 m test/id1-1.wav\n0 m test/id2-1.wav\n")
     models = {"m": ["test/id1-2.wav"]}
-    judged = enrolment.from_list(path, models, speaker_rule=rule(pattern="(id.)"))
+    judged = protocol.from_list(path, models=models, speaker_rule=rule(pattern="(id.)"))
     assert judged.speakers == ["id1", "id1", "id2"]
     overlapping = {"m": ["./test//id1-1.wav"]}
-    assert "is in both" in refusal(enrolment.from_list, path, overlapping, speaker_rule=rule(pattern="(id.)"))
+    assert "is in both" in refusal(protocol.from_list, path, models=overlapping, speaker_rule=rule(pattern="(id.)"))
 
 
 def test_two_ways_of_writing_one_recording_are_one():

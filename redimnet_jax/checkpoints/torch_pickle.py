@@ -81,6 +81,7 @@ class _Global(NamedTuple):
 
 
 def not_allowed(what: str) -> Refused:
+    """Return the refusal of a file that asks for something other than tensors and plain data."""
     advice = "load it with torch from a copy you trust and torch.save only its state dict"
     return Refused(f"asks for {what}, which is refused as only tensors and plain data are read", advice)
 
@@ -207,6 +208,7 @@ class Machine(pickle._Unpickler):
 
 
 def show(text: str) -> str:
+    """Return a name from the file as it may stand in a message."""
     return repr(text[:80])  # a hostile name may be long, or hold line ends and terminal codes
 
 
@@ -216,6 +218,7 @@ def _is_simple(value: Any) -> bool:
 
 
 def is_count(number: Any) -> bool:
+    """Return whether `number` can be a number of elements or an offset."""
     return type(number) is int and 0 <= number < _MAX_INTEGER
 
 

@@ -1,1 +1,1 @@
-"""The commands; each file is one."""
+"""The command lines of the package; every command has a file of its own."""

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=300, help="number of rooms (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random rooms (default: %(default)s)")
     args = parser.parse_args(arguments)
-    return run(lambda: _write(args))
+    return run(lambda: _write(args), parser.flags())
 
 
 def _write(args: argparse.Namespace) -> None:

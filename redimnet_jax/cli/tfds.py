@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--beam_options", metavar="A=B,...", help="write with Apache Beam and these options, such as runner=..."
     )
     args = parser.parse_args(arguments)
-    return run(lambda: _write(args))
+    return run(lambda: _write(args), parser.flags())
 
 
 def _write(args: argparse.Namespace) -> None:

@@ -38,9 +38,13 @@ and exit 0.
 """
 
 
-def train(arguments: Sequence[str]) -> int:
-    """Runs `train.py` with `sys.argv`; returns the exit code, 0 also after a SIGTERM, when everything is saved."""
-    from absl import flags
+@command.closes_quietly
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with its `arguments`, by default those of the process; return the exit code.
+
+    The exit code is also 0 after a SIGTERM, when everything is saved.
+    """
+    arguments = ["train.py", *(sys.argv[1:] if arguments is None else arguments)]
 
     if not {"-h", "--help", "-help"}.isdisjoint(arguments):
         print(HELP)
@@ -55,6 +59,8 @@ def train(arguments: Sequence[str]) -> int:
 
         print(settings_reference.text(), end="")
         return 0
+    from absl import flags
+
     ending = _Ending()
     with preemption.leaving_at_once(ending.on_signal):
         values = _flags()

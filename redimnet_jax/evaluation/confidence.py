@@ -1,8 +1,8 @@
-"""How sure a figure is: bootstrap intervals of EER and minDCF, and a paired test of two systems.
+"""Bootstrap confidence intervals of EER and minDCF, and a paired test of two systems.
 
-The trials of a speaker share that speaker, so they are not independent, and resampling trials makes intervals too
-narrow. Resampling speakers does not: a resample draws as many speakers as there are, with replacement; a target trial
-then occurs as often as its speaker was drawn, a non-target trial once for every pairing of its two speakers' copies.
+Trials that share a speaker are not independent, so resampling trials makes intervals too narrow. This module
+resamples speakers: a resample draws as many speakers as there are, with replacement. A target trial then occurs as
+often as its speaker was drawn, a non-target trial once for every pairing of its two speakers' copies.
 """
 
 import dataclasses
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import ArgumentError, UserError
 from redimnet_jax.evaluation import device_metrics
 from redimnet_jax.metrics import checked_labels
 
 Array = jax.Array
 
-# Resamples that run side by side: a multiple of every vector width, little memory.
+# Resamples that are computed side by side: a multiple of every vector width that takes little memory.
 BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Intervals:
-    """Percentile intervals, lower and upper end last: `eer` (rows, 2), `min_dcf` (rows, p_targets, 2), float64.
+    """Percentile intervals, float64, (lower, upper) last: `eer` (rows, 2), `min_dcf` (rows, p_targets, 2).
 
-    `resamples` is how many of those drawn had both classes; the others have no error rates and are left out.
+    `resamples` counts the resamples with both classes; the others have no error rates and are left out.
     """
 
     eer: np.ndarray
@@ -37,10 +37,10 @@ class Intervals:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """EER of a second system minus that of the first, all float64, a value a row.
+    """The EER of a second system minus that of the first, for every row of scores.
 
-    `difference` (rows,) on all trials; `interval` (rows, 2) its percentile interval; `p_value` (rows,) two-sided;
-    `differs` (rows,) bool, whether the interval excludes 0.
+    `difference`, float64 (rows,), is that on all trials; `interval`, float64 (rows, 2), its percentile interval;
+    `p_value`, float64 (rows,), two-sided; `differs`, bool (rows,), says whether the interval excludes 0.
     """
 
     difference: np.ndarray
@@ -63,18 +63,18 @@ def bootstrap(
     c_miss: float = 1.0,
     c_fa: float = 1.0,
 ) -> Intervals:
-    """Intervals of EER and minDCF for every row of `scores` (rows, trials), or (trials,) for one row.
+    """Return intervals of EER and minDCF for every row of `scores` (rows, trials), or (trials,) for one row.
 
-    `left` and `right` (trials,) are the numbers of each trial's speakers, as `trials.speakers` gives them; without
+    `left` and `right` (trials,) are the numbers of each trial's speakers, as `trials.speakers` gives them. Without
     them trials are resampled as if they were independent. The same seed gives the same resamples for any scores.
-    Raises UserError on what `metrics.roc` refuses, labels at odds with the speakers, and speakers so few that most
-    resamples lack a class.
+    Raise UserError for what `metrics.roc` refuses, for labels at odds with the speakers, and for so few speakers that
+    most resamples lack a class.
     """
     _check_numbers(resamples, level)
     scores, labels, first, second = _checked(scores, labels, left, right)
     costs = device_metrics.normalised_costs(p_targets, c_miss, c_fa)
-    equal, least = _resampled(scores, labels, first, second, resamples, seed, costs)
-    return Intervals(_interval(equal, level), _interval(np.swapaxes(least, 0, 1), level), equal.shape[-1])
+    eers, min_dcfs = _resampled(scores, labels, first, second, resamples, seed, costs)
+    return Intervals(_interval(eers, level), _interval(np.swapaxes(min_dcfs, 0, 1), level), eers.shape[-1])
 
 
 def compare(
@@ -88,34 +88,36 @@ def compare(
     level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Whether the EER of `others` differs from that of `scores`, both (rows, trials) or (trials,) of the same trials.
+    """Test whether the EER of `others` differs from that of `scores`, both (rows, trials) or (trials,).
 
-    A paired test: every resample (see `bootstrap`) serves both systems. The p-value is twice the smaller share of
-    resamples on either side of no difference, with the observation counted in, so it is never 0.
+    The test is paired: every resample (see `bootstrap`) serves both systems, which have the same trials. The p-value
+    is twice the smaller share of resamples on either side of no difference; the observation counts as one of them, so
+    the p-value is never 0.
     """
     _check_numbers(resamples, level)
     scores, labels, first, second = _checked(scores, labels, left, right)
     others, *_ = _checked(others, labels, left, right)
     if scores.shape != others.shape:
         raise UserError(f"The scores to compare have shapes {scores.shape} and {others.shape}; give the same trials.")
-    both, rows = jnp.concatenate([scores, others]), len(scores)
+    both = jnp.concatenate([scores, others])
+    rows = len(scores)
     no_costs = np.zeros((0, 2), np.float32)
     observed, _ = device_metrics.eer_and_min_dcf(both, labels, ())
-    equal, _ = _resampled(both, labels, first, second, resamples, seed, no_costs)
-    differences = equal[rows:] - equal[:rows]
-    sides = np.minimum((differences <= 0).sum(axis=1), (differences >= 0).sum(axis=1))
+    eers, _ = _resampled(both, labels, first, second, resamples, seed, no_costs)
+    differences = eers[rows:] - eers[:rows]
+    smaller_side = np.minimum((differences <= 0).sum(axis=1), (differences >= 0).sum(axis=1))
     interval = _interval(differences, level)
     return Comparison(
         np.asarray(observed[rows:] - observed[:rows], np.float64),
         interval,
-        np.minimum(1.0, 2 * (sides + 1) / (differences.shape[1] + 1)),
+        np.minimum(1.0, 2 * (smaller_side + 1) / (differences.shape[1] + 1)),
         (interval[:, 0] > 0) | (interval[:, 1] < 0),
         differences.shape[1],
     )
 
 
 def _interval(samples: np.ndarray, level: float) -> np.ndarray:
-    """The middle `level` of `samples` (..., resamples): (..., 2)."""
+    """Return the bounds, (..., 2), of the middle share `level` of `samples` (..., resamples)."""
     tail = (1 - level) / 2
     return np.moveaxis(np.quantile(samples.astype(np.float64), [tail, 1 - tail], axis=-1), 0, -1)
 
@@ -123,24 +125,28 @@ def _interval(samples: np.ndarray, level: float) -> np.ndarray:
 def _resampled(
     scores: Array, labels: Array, first: Array, second: Array, resamples: int, seed: int, costs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """EER (rows, resamples) and minDCF (costs, rows, resamples) of the resamples with both classes."""
+    """Return EER (rows, resamples) and minDCF (costs, rows, resamples) of the resamples with both classes."""
     batch = min(BATCH, resamples)
     batches = -(-resamples // batch)
     keys = jax.random.split(jax.random.key(seed), batches * batch).reshape(batches, batch)
     units = 1 + int(jnp.maximum(first.max(), second.max()))
-    equal, least = _bootstrap(scores, labels, first, second, keys, costs, units)
-    equal, least = np.asarray(equal)[..., :resamples], np.asarray(least)[..., :resamples]
-    whole = ~np.isnan(equal[0])
-    if 2 * whole.sum() < resamples:
+    device_eers, device_min_dcfs = _bootstrap(scores, labels, first, second, keys, costs, units)
+    eers = np.asarray(device_eers)[..., :resamples]
+    min_dcfs = np.asarray(device_min_dcfs)[..., :resamples]
+    with_both = ~np.isnan(eers[0])
+    if 2 * with_both.sum() < resamples:
         raise UserError(
-            f"Only {whole.sum()} of {resamples} resamples of {units} speakers have target and non-target trials; "
+            f"Only {with_both.sum()} of {resamples} resamples of {units} speakers have target and non-target trials; "
             "give trials of more speakers."
         )
-    return equal[:, whole], least[..., whole]
+    return eers[:, with_both], min_dcfs[..., with_both]
 
 
 @functools.partial(jax.jit, static_argnums=6)
-def _bootstrap(scores, labels, first, second, keys, costs, units: int) -> tuple[Array, Array]:
+def _bootstrap(
+    scores: Array, labels: Array, first: Array, second: Array, keys: Array, costs: Array, units: int
+) -> tuple[Array, Array]:
+    """Return EER (rows, resamples) and minDCF (costs, rows, resamples); `keys` has one random key a resample."""
     ranking = device_metrics.rank(scores, labels, first, second, units)
 
     def draw(key: Array) -> Array:
@@ -155,36 +161,49 @@ def _bootstrap(scores, labels, first, second, keys, costs, units: int) -> tuple[
 
 def _check_numbers(resamples: int, level: float) -> None:
     if resamples < 1:
-        raise UserError(f"resamples is {resamples} but must be at least 1.")
+        raise ArgumentError(f"`resamples` is {resamples} but must be at least 1.")
     if not 0 < level < 1:
-        raise UserError(f"level is {level} but must be a share between 0 and 1, such as 0.95.")
+        raise ArgumentError(f"`level` is {level} but must be a share between 0 and 1, such as 0.95.")
 
 
-def _checked(scores, labels, left, right) -> tuple[Array, Array, Array, Array]:
+def _checked(
+    scores: ArrayLike, labels: ArrayLike, left: ArrayLike | None, right: ArrayLike | None
+) -> tuple[Array, Array, Array, Array]:
+    """Return scores, float32 (rows, trials), labels, and speaker numbers without gaps, int32; raise UserError."""
     scores = jnp.atleast_2d(jnp.asarray(scores, jnp.float32))
-    if scores.ndim != 2 or np.ndim(labels) != 1 or scores.shape[1] != len(labels):
-        raise UserError(f"Scores have shape {scores.shape} but labels {np.shape(labels)}; give one label a trial.")
+    labels = np.asarray(labels)
+    if scores.ndim != 2 or labels.ndim != 1 or scores.shape[1] != len(labels):
+        raise UserError(f"Scores have shape {scores.shape} but labels {labels.shape}; give one label a trial.")
     if 0 in scores.shape:
         raise UserError("There are no trials; give at least one target and one non-target trial.")
     if bool(jnp.isnan(scores).any()):
         raise UserError("Some scores are NaN; find the utterance whose embedding is not finite.")
-    labels = checked_labels(labels)
+    is_target = checked_labels(labels)
+    first, second = _checked_speakers(is_target, left, right)
+    return scores, jnp.asarray(is_target), jnp.asarray(first, jnp.int32), jnp.asarray(second, jnp.int32)
+
+
+def _checked_speakers(
+    labels: np.ndarray, left: ArrayLike | None, right: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the speakers of both sides as numbers without gaps, or a number for every trial when none are given."""
     if left is None and right is None:
-        left = right = np.arange(len(labels))
-    elif left is None or right is None:
-        raise UserError("Only one side's speakers are given; give left and right, or neither.")
-    else:
-        left, right = np.asarray(left), np.asarray(right)
-        if left.shape != labels.shape or right.shape != labels.shape:
-            raise UserError(
-                f"The speakers have shapes {left.shape} and {right.shape} but there are {len(labels)} trials."
-            )
-        odd = (left == right) != labels
-        if odd.any():
-            raise UserError(
-                f"{int(odd.sum())} of {len(labels)} labels are at odds with the speakers, the first that of trial "
-                f"{int(np.argmax(odd))}; correct the list or the speakers."
-            )
-        # Numbers without gaps: only speakers that occur are drawn.
-        left, right = np.unique(np.stack([left, right]), return_inverse=True)[1].reshape(2, -1)
-    return scores, jnp.asarray(labels), jnp.asarray(left, jnp.int32), jnp.asarray(right, jnp.int32)
+        return np.arange(len(labels)), np.arange(len(labels))
+    if left is None or right is None:
+        raise ArgumentError(
+            "Only one of `left` and `right`, the speakers of both sides, is given; give both or none."
+        )
+    sides = np.asarray(left), np.asarray(right)
+    if sides[0].shape != labels.shape or sides[1].shape != labels.shape:
+        raise UserError(
+            f"The speakers have shapes {sides[0].shape} and {sides[1].shape} but there are {len(labels)} trials."
+        )
+    odd = (sides[0] == sides[1]) != labels
+    if odd.any():
+        raise UserError(
+            f"{int(odd.sum())} of {len(labels)} labels are at odds with the speakers, the first that of trial "
+            f"{int(np.argmax(odd))}; correct the list or the speakers."
+        )
+    # Without gaps, only speakers that occur are drawn.
+    numbers = np.unique(np.stack(sides), return_inverse=True)[1].reshape(2, -1)
+    return numbers[0], numbers[1]

@@ -1,8 +1,8 @@
-"""Figures of an evaluation and of a training run.
+"""Plots of an evaluation and of a training run.
 
-Every function returns a Matplotlib Figure, which belongs to no window and no global state; `save` writes it as PNG.
-Colours are those of Okabe and Ito (2008), which readers of any colour vision tell apart; line styles and markers say
-the same again.
+Every function returns a Matplotlib Figure that belongs to no window and no global state; `save` writes it as PNG. The
+colours are those of Okabe and Ito (2008), which readers of any colour vision can tell apart; line styles and markers
+repeat the distinction.
 """
 
 import io
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vP*X"
-PLATE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-# Where error rates are marked, in percent.
-RATES = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95)
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+# Ticks of error rates, in percent.
+RATE_TICKS = (0.001, 0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80, 95)
 
 
 def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "Figure":
-    """False rejections against false acceptances on normal-deviate axes (Martin et al., Eurospeech 1997).
+    """Plot false rejections against false acceptances on normal-deviate axes (Martin et al., Eurospeech 1997).
 
-    `scores` (dims, trials) with `labels` (trials,), 1 for a target; a marker shows the EER of each dimension. A
-    dimension whose thresholds all make one of the errors never or always has no curve and says so. Errors as in
-    `metrics.roc`.
+    `scores` has shape (dims, trials), `labels` (trials,) with 1 for a target trial. A marker shows the EER of each
+    dimension. A dimension with one of the two errors at 0 or 1 for every threshold has no curve; its label says so.
+    Raise the errors of `metrics.roc`.
     """
+    figure = _figure(6.0, 7.0)
     from scipy.special import ndtr, ndtri
 
-    figure = _figure(6.0, 7.0)
     axes = figure.add_subplot()
-    rates, eers = [], []
+    rates: list[float] = []
+    eers: list[float] = []
     for index, (dim, row) in enumerate(zip(dims, scores, strict=True)):
         points = metrics.roc(row, labels)
         far, frr = points.corners().det()
@@ -50,18 +51,18 @@ def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "
         eers.append(eer)
         rates.extend(ndtr(np.concatenate([far, frr])))
     targets = int(np.sum(labels))
-    # Beyond one error in all trials of a class there is nothing to draw.
+    # Below one error in all trials of a class there is nothing to draw.
     lowest = min(0.5 / max(targets, len(labels) - targets), 0.01)
     low = ndtri(np.clip(min(rates, default=lowest) * 0.8, max(lowest, 1e-5), 0.01))
     high = ndtri(np.clip(max(rates, default=0.5), 0.1, np.clip(2 * max(eers), 0.6, 0.95)))
-    ticks = [rate for rate in RATES if low <= ndtri(rate / 100) <= high]
+    ticks = [rate for rate in RATE_TICKS if low <= ndtri(rate / 100) <= high]
     for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
         limits(low, high)
         axis.set_ticks(ndtri(np.array(ticks) / 100), [f"{rate:g}" for rate in ticks])
     axes.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
     axes.set(xlabel="false acceptance rate (%)", ylabel="false rejection rate (%)", aspect="equal")
     axes.set_title(f"DET curves: {targets:,} target, {len(labels) - targets:,} non-target trials")
-    # Outside, where it covers no curve, good or bad.
+    # Outside the axes the legend covers no curve.
     figure.legend(title="dimension", loc="outside lower center", ncols=2)
     return _gridded(figure)
 
@@ -69,9 +70,9 @@ def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "
 def score_histograms(
     scores: np.ndarray, labels: np.ndarray, dims: Sequence[int], results: report.Results
 ) -> "Figure":
-    """Densities of target and non-target scores, a panel a dimension, with the EER thresholds of `results`.
+    """Plot the densities of target and non-target scores, a panel for each dimension, with the EER thresholds.
 
-    `scores` (dims, trials) with `labels` (trials,), 1 for a target.
+    `scores` has shape (dims, trials), `labels` (trials,) with 1 for a target trial; `results` has the thresholds.
     """
     labels = metrics.checked_labels(labels)
     figure = _figure(6.5, 1.2 + 1.7 * len(dims))
@@ -93,7 +94,7 @@ def score_histograms(
 
 
 def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
-    """EER with its 95% interval against the dimension, and so against the storage, for each named system."""
+    """Plot the EER with its 95% interval against the dimension and the storage, a line for each named system."""
     figure = _figure(6.5, 4.5)
     axes = figure.add_subplot()
     ticks = set()
@@ -102,13 +103,13 @@ def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
         ticks.update(dims)
         eers = 100 * np.array([entry["eer"] for entry in entries])
         bounds = 100 * np.array([entry["eer_ci95"] for entry in entries]).T
-        # The interval of resampled trials need not hold the EER itself when there are few.
+        # With few trials the bootstrap interval need not contain the EER itself.
         sizes = np.maximum([eers - bounds[0], bounds[1] - eers], 0)
         style = _style(index, markersize=6, capsize=4)
         axes.errorbar(dims, eers, sizes, label=_plain(system), **style)
         if len(results) == 1:
             for dim, eer in zip(dims, eers, strict=True):
-                axes.annotate(f"{eer:.2f}", (dim, eer), (7, 5), textcoords="offset points", bbox=PLATE)
+                axes.annotate(f"{eer:.2f}", (dim, eer), (7, 5), textcoords="offset points", bbox=LABEL_BOX)
     axes.set_xticks(sorted(ticks))
     axes.set(xlabel="dimension of the embedding", ylabel="EER (%), with 95% interval", ylim=(0, None))
     axes.margins(x=0.1)
@@ -120,10 +121,11 @@ def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Losses and, for each dimension, EER with its 95% interval over the epochs.
+    """Plot the losses, and for each dimension the EER with its 95% interval, over the epochs.
 
-    `history`: entries {"step", "epoch", "loss", "dims": as in results, "classification": {"loss"}}; an entry may lack
-    all but the first two. The classification loss is that of seen speakers' recordings that do not train.
+    `history` has entries {"step", "epoch", "loss", "dims": as in results, "classification": {"loss"}}, of which all
+    but the first two may be missing. The classification loss is that of recordings of training speakers that are not
+    trained on.
     """
     figure = _figure(6.5, 7.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -148,7 +150,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
         )
     known = [(entry["epoch"], entry["classification"]["loss"]) for entry in history if entry.get("classification")]
     if known:
-        lower.plot(*zip(*known, strict=True), label="the same speakers, kept out", **_style(1, markersize=4))
+        lower.plot(*zip(*known, strict=True), label="recordings kept out of training", **_style(1, markersize=4))
         lower.legend()
     lower.set(xlabel="epoch", ylabel="loss")
     lower.set_title("classification" if known else "training")
@@ -156,7 +158,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def save(figure: "Figure", path: str | Path) -> Path:
-    """Writes `figure` as PNG, whole or not at all; returns the path; raises UserError when it cannot be written."""
+    """Write `figure` as PNG, whole or not at all; return the path; raise UserError when it cannot be written."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
@@ -173,7 +175,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _plain(name: str) -> str:
-    """Returns a name as a legend shows it: dollars are no mathematics, and a leading underscore does not hide it."""
+    """Return a name that a legend shows: dollars start no mathematics, a leading underscore hides no entry."""
     shown = one_line(name).replace("$", "\\$")
     return f" {shown}" if shown.startswith("_") else shown
 

@@ -1,6 +1,6 @@
-"""Scores of trials as a text file: a header `label left right DIM...`, then a trial a line, columns apart by tabs.
+"""Score files: text with a header `label left right DIM...`, then a line for every trial; tabs separate columns.
 
-Names are written as `names.quote` does. Beside the file FILE lies FILE.sha256, its checksum as `sha256sum` writes it.
+Names are written as by `names.quote`. The checksum of FILE is in FILE.sha256, in the format of `sha256sum`.
 """
 
 import hashlib
@@ -9,31 +9,32 @@ from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax import files, names, trials
+from redimnet_jax import files, names
 from redimnet_jax.errors import UserError
-from redimnet_jax.trials import Trials
+from redimnet_jax.trials import Trials, from_pairs
 
 
 def checksum_path(path: str | Path) -> Path:
-    """Returns where the checksum of the scores in `path` lies."""
+    """Return the path of the checksum of the scores in `path`."""
     path = Path(path)
     return path.with_name(f"{path.name}.sha256")
 
 
-def write(path: str | Path, of: Trials, dims: Sequence[int], scores: np.ndarray) -> Path:
-    """Writes `scores` (dims, trials), with as many digits as float32 has, and their checksum; returns the path.
+def write(path: str | Path, trials: Trials, dims: Sequence[int], scores: np.ndarray) -> Path:
+    """Write `scores` (dims, trials), with as many digits as float32 has, and their checksum; return the path.
 
-    Each file is written whole or not at all. Raises UserError when one cannot be written.
+    Each file is written whole or not at all. Raise UserError when one cannot be written.
     """
     path = Path(path)
-    shown = list(map(names.quote, of.names))
-    rows = zip(of.labels.astype(int).tolist(), of.left.tolist(), of.right.tolist(), scores.T.tolist(), strict=True)
+    quoted = list(map(names.quote, trials.names))
+    labels = trials.labels.astype(int).tolist()
+    rows = zip(labels, trials.left.tolist(), trials.right.tolist(), scores.T.tolist(), strict=True)
     lines = ["\t".join(["label", "left", "right", *map(str, dims)])]
     for label, left, right, values in rows:
-        lines.append("\t".join([str(label), shown[left], shown[right], *(f"{value:.9g}" for value in values)]))
+        lines.append("\t".join([str(label), quoted[left], quoted[right], *(f"{value:.9g}" for value in values)]))
     data = "\n".join([*lines, ""]).encode()
     try:
-        # Scores without a checksum can be read; those beside the checksum of others cannot.
+        # Scores without a checksum can be read; scores beside the checksum of other scores cannot.
         checksum_path(path).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another output.") from error
@@ -43,9 +44,10 @@ def write(path: str | Path, of: Trials, dims: Sequence[int], scores: np.ndarray)
 
 
 def read(path: str | Path) -> tuple[Trials, tuple[int, ...], np.ndarray]:
-    """Returns (trials, dims, scores float32 (dims, trials)) of a file that `write` wrote.
+    """Return (trials, dims, scores float32 (dims, trials)) of a file that `write` wrote.
 
-    Raises UserError when it is none, does not match the checksum beside it (if there is one), or holds NaN or Inf.
+    Raise UserError when it is something else, does not match the checksum beside it (if there is one), or holds NaN
+    or Inf.
     """
     path = Path(path)
     lines = names.read_lines(path, "The file of scores")
@@ -63,15 +65,17 @@ def read(path: str | Path) -> tuple[Trials, tuple[int, ...], np.ndarray]:
             raise UserError(f"Line {number} of {path} has no label and {len(dims)} scores; write the file anew.")
     labels, left, right, *values = zip(*rows, strict=True) if rows else ((),) * len(header)
     try:
-        with np.errstate(over="ignore"):  # An infinity is told below.
+        with np.errstate(over="ignore"):  # Infinities are refused below.
             scores = np.array([list(map(float, column)) for column in values]).astype(np.float32)
     except ValueError as error:
         raise UserError(f"{path} holds a score that is no number ({error}); write the file anew.") from error
     if not np.isfinite(scores).all():
         line = 2 + int(np.argmax(~np.isfinite(scores).all(axis=0)))
         raise UserError(f"Line {line} of {path} holds a score that is not finite; write the file anew.")
-    both = (list(map(names.unquote, side)) for side in (left, right))
-    return trials.from_pairs(*both, (label == "1" for label in labels)), tuple(map(int, dims)), scores
+    listed = from_pairs(
+        list(map(names.unquote, left)), list(map(names.unquote, right)), [label == "1" for label in labels]
+    )
+    return listed, tuple(map(int, dims)), scores
 
 
 def _is_dim(cell: str) -> bool:
@@ -79,16 +83,16 @@ def _is_dim(cell: str) -> bool:
 
 
 def _verify(path: Path) -> None:
-    """Raises UserError unless the scores in `path` match the checksum beside them, if there is one."""
+    """Raise UserError unless the scores in `path` match the checksum beside them, if there is one."""
     beside = checksum_path(path)
     if not beside.exists():
         return
     try:
-        wanted = beside.read_bytes().split(maxsplit=1)[:1]
-        found = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+        expected = beside.read_bytes().split(maxsplit=1)[:1]
+        actual = hashlib.sha256(path.read_bytes()).hexdigest().encode()
     except OSError as error:
         raise UserError(f"{beside} cannot be read ({error.strerror or error}); check its permissions.") from error
-    if wanted != [found]:
+    if expected != [actual]:
         raise UserError(
             f"{path} does not match its checksum in {beside.name}; write the scores anew, or remove {beside.name} if "
             "they were changed on purpose."

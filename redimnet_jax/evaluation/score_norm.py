@@ -1,10 +1,11 @@
 """Score normalisation against a cohort: Z, T, S and adaptive S, for every dimension.
 
-A trial's score is compared with what its two utterances score against speakers that neither of them is. Statistics
-are per utterance, so a million trials need no more than those of their utterances. docs/metrics.md gives definitions
-and sources.
+The score of a trial is compared with the scores of its two utterances against speakers who are neither of them. The
+statistics belong to utterances, so a million trials need no more of them than their utterances do. docs/metrics.md
+gives definitions and sources.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -13,12 +14,85 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from redimnet_jax import scoring
-from redimnet_jax.errors import UserError
+from redimnet_jax.data.corpus import Corpus
+from redimnet_jax.data.subset import Subset
+from redimnet_jax.errors import ArgumentError, UserError, shown
+from redimnet_jax.evaluation.protocol import TrialSet, side_embeddings
+from redimnet_jax.evaluation.settings import METHODS
 from redimnet_jax.numerics import unit
 
 Array = jax.Array
 
-METHODS = ("z-norm", "t-norm", "s-norm", "as-norm")
+
+def choose_cohort(corpus: Corpus, cohort_utterances: int, seed: int, top_k: int | None = None) -> Subset:
+    """Return at most `cohort_utterances` random utterances of every speaker of `corpus`, drawn with `seed`.
+
+    Raise ArgumentError when `top_k`, the number of cohort speakers that count, is not between 2 and the number of
+    speakers.
+    """
+    if top_k is not None and not 2 <= top_k <= len(corpus.speakers):
+        raise ArgumentError(
+            f"`top_k` is {top_k} but must be at least 2 and at most {len(corpus.speakers)}, the number of cohort "
+            "speakers; change it or give a larger cohort."
+        )
+    if cohort_utterances < 1:
+        raise ArgumentError(f"`cohort_utterances` is {cohort_utterances} but must be at least 1.")
+    order = np.random.default_rng(seed).permutation(len(corpus))
+    order = order[np.argsort(corpus.labels[order], kind="stable")]
+    labels = corpus.labels[order]
+    position = np.arange(len(order)) - np.searchsorted(labels, labels)
+    return Subset(corpus, np.sort(order[position < cohort_utterances]))
+
+
+def check_cohort(cohort: Corpus | Subset, trial_set: TrialSet) -> None:
+    """Raise UserError when a speaker of the trials is in the cohort, who would be scored against themselves."""
+    shared = sorted(set(trial_set.speakers) & set(cohort.speakers))
+    if shared:
+        raise UserError(
+            f"{len(shared)} of {len(set(trial_set.speakers))} speakers of {trial_set.description} are in the cohort "
+            f"too, the first {shown(shared[0])}; give a cohort of other speakers, such as those of training."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalisation:
+    """A score normalisation by `method`, one of `METHODS`, against the cohort.
+
+    `means` has for every dimension the cohort speakers' embeddings, (speakers, dim). The `top_k` speakers nearest to
+    an utterance count for it, or all where it is None.
+    """
+
+    method: str
+    means: tuple[jax.Array, ...]
+    top_k: int | None
+
+    @classmethod
+    def from_embeddings(
+        cls, method: str, embeddings: np.ndarray, labels: np.ndarray, dims: Sequence[int], top_k: int | None
+    ) -> "Normalisation":
+        """Return the normalisation of raw cohort `embeddings` (utterances, crops, embed_dim) of `labels`."""
+        crops = embeddings.shape[1]
+        rows = embeddings.reshape(-1, embeddings.shape[-1])
+        return cls(method, scoring.speaker_means(rows, np.repeat(labels, crops), dims), top_k)
+
+    def __call__(self, scores: np.ndarray, embeddings: np.ndarray, trial_set: TrialSet) -> np.ndarray:
+        """Return normalised `scores` (dims, trials); `embeddings` (recordings, crops, embed_dim) are the raw ones."""
+        statistics = [self._statistics(embeddings, trial_set, means) for means in self.means]
+        mean, deviation = (jnp.concatenate(column) for column in zip(*statistics, strict=True))
+        trials = trial_set.trials
+        return np.asarray(normalise(scores, trials.left, trials.right, mean, deviation, self.method))
+
+    def _statistics(
+        self, embeddings: np.ndarray, trial_set: TrialSet, means: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return mean and deviation, (1, names) each, of the cohort scores of every name of the trials.
+
+        The score with a cohort speaker is the mean of the crops' cosines, as in a trial.
+        """
+        sides = unit(jnp.asarray(side_embeddings(embeddings, trial_set, means.shape[1]))).mean(axis=1)
+        lengths = jnp.linalg.norm(sides, axis=1)
+        mean, deviation = cohort_statistics(sides, (means,), top_k=self.top_k)
+        return mean * lengths, deviation * lengths
 
 
 def cohort_statistics(
@@ -29,13 +103,14 @@ def cohort_statistics(
     block_size: int = 1024,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Array, Array]:
-    """Mean and standard deviation of every utterance's cosines with the cohort, both float32 (dims, utterances).
+    """Return mean and standard deviation of every utterance's cosines with the cohort, float32 (dims, utterances).
 
-    `embeddings` (utterances, width); `cohort`: for every dimension (speakers, dim), as `scoring.speaker_means` gives
-    them. With `top_k` only the largest cosines count (adaptive normalisation); the deviation is that of the whole
-    set, divided by its size. Cosines exist for `block_size` utterances at a time: block_size x speakers float32.
-    Raises UserError on a cohort of less than two speakers or than `top_k`, on a dimension beyond the embedding, and
-    on an utterance to which all of the cohort scores alike.
+    `embeddings` has shape (utterances, width). `cohort` has for every dimension the speakers' embeddings,
+    (speakers, dim), as `scoring.speaker_means` gives them. With `top_k` only the largest cosines count (adaptive
+    normalisation). The deviation divides by the number of cosines. Cosines exist for `block_size` utterances at a
+    time: block_size x speakers float32.
+    Raise UserError for a cohort of fewer than two speakers or than `top_k`, for a dimension beyond the embedding, and
+    for an utterance that has the same cosine with all of the cohort.
     """
     embeddings = scoring.checked_embeddings(embeddings)
     means, deviations = [], []
@@ -44,9 +119,9 @@ def cohort_statistics(
         scoring.checked_dims((table.shape[1],), embeddings.shape[1])
         count = len(table) if top_k is None else top_k
         if not 2 <= count <= len(table):
-            raise UserError(
-                f"The cohort has {len(table)} speakers and top_k is {top_k} but at least two of them must count; "
-                "change top_k or the cohort."
+            raise ArgumentError(
+                f"The cohort has {len(table)} speakers and `top_k` is {top_k} but at least two of them must count; "
+                "change one of the two."
             )
         table = unit(jnp.asarray(table, jnp.float32))
         rows = jnp.asarray(embeddings[:, : table.shape[1]], jnp.float32)
@@ -69,10 +144,10 @@ def normalise(
     deviation: ArrayLike,
     method: str = "as-norm",
 ) -> Array:
-    """Normalised `scores` (dims, trials), float32, from the statistics (dims, utterances) of `cohort_statistics`.
+    """Return normalised `scores` (dims, trials), float32, from the `cohort_statistics` (dims, utterances).
 
-    "z-norm" takes those of the enrolment utterance, `left` (trials,); "t-norm" those of the test utterance, `right`;
-    "s-norm" and "as-norm" the mean of both normalised scores. What makes it adaptive is `top_k` of the statistics.
+    "z-norm" uses the statistics of the enrolment utterance, `left` (trials,); "t-norm" those of the test utterance,
+    `right`; "s-norm" and "as-norm" average both normalised scores. Statistics with `top_k` make it adaptive.
     """
     if method not in METHODS:
         raise UserError(f"The score normalisation {method!r} is unknown; choose one of {', '.join(METHODS)}.")
@@ -91,35 +166,36 @@ def normalise(
 
 
 def _statistics(count: int, tables: tuple[Array], rows: tuple[Array]) -> Array:
-    """Mean and deviation (rows, 2) of the `count` largest cosines of every row with the cohort."""
+    """Return mean and deviation (rows, 2) of the `count` largest cosines of every row with the cohort."""
     cosines = jnp.matmul(unit(rows[0]), tables[0].T, precision=jax.lax.Precision.HIGHEST)
     if count == cosines.shape[1]:
         mean = cosines.mean(axis=1, keepdims=True)
         variance = jnp.square(cosines - mean).mean(axis=1, keepdims=True)
     else:
-        least = kth_largest(cosines, count)[:, None]
-        above = cosines > least
-        # Cosines equal to the least one fill the places that those above it leave.
+        smallest = kth_largest(cosines, count)[:, None]
+        above = cosines > smallest
+        # Cosines equal to the smallest one fill the places that those above it leave.
         ties = count - above.sum(axis=1, keepdims=True)
-        mean = (jnp.where(above, cosines, 0.0).sum(axis=1, keepdims=True) + ties * least) / count
+        mean = (jnp.where(above, cosines, 0.0).sum(axis=1, keepdims=True) + ties * smallest) / count
         squares = jnp.where(above, jnp.square(cosines - mean), 0.0).sum(axis=1, keepdims=True)
-        variance = (squares + ties * jnp.square(least - mean)) / count
+        variance = (squares + ties * jnp.square(smallest - mean)) / count
     return jnp.concatenate([mean, jnp.sqrt(variance)], axis=1)
 
 
 def kth_largest(x: Array, k: int) -> Array:
-    """The k-th largest of every row of `x` (rows, columns), float32 without NaN: (rows,).
+    """Return the k-th largest value, (rows,), of every row of `x` (rows, columns), float32 without NaN.
 
-    Found bit by bit by counting, which is several times faster than a sort of every row and needs no room for one.
+    The value is found bit by bit by counting, which is several times faster than sorting every row and takes no
+    memory for sorted copies.
     """
     bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32)  # + 0.0 makes one zero of both
     sign = jnp.uint32(1 << 31)
-    # As unsigned integers in the order of the floats: negative ones upside down, below the others.
+    # Unsigned integers in the order of the floats: the bits of negative ones are inverted, which puts them below.
     keys = jnp.where(bits & sign, ~bits, bits | sign)
 
-    def refine(step, found):
-        candidate = found | (sign >> step.astype(jnp.uint32))
-        return jnp.where((keys >= candidate[:, None]).sum(axis=1) >= k, candidate, found)
+    def refine(step: Array, prefix: Array) -> Array:
+        candidate = prefix | (sign >> step.astype(jnp.uint32))
+        return jnp.where((keys >= candidate[:, None]).sum(axis=1) >= k, candidate, prefix)
 
-    found = jax.lax.fori_loop(0, 32, refine, jnp.zeros(len(x), jnp.uint32))
-    return jax.lax.bitcast_convert_type(jnp.where(found & sign, found ^ sign, ~found), jnp.float32)
+    kth = jax.lax.fori_loop(0, 32, refine, jnp.zeros(len(x), jnp.uint32))
+    return jax.lax.bitcast_convert_type(jnp.where(kth & sign, kth ^ sign, ~kth), jnp.float32)

@@ -1,94 +1,129 @@
-"""The steps of `eval.py`; `cli.py` has its flags and puts the steps together."""
+"""An evaluation from its settings to its results: open the data, build the system, score the trials."""
 
-import argparse
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from redimnet_jax import scoring, utterance_speakers
+from redimnet_jax import optional, scoring, utterance_speakers
 from redimnet_jax.checkpoints import native
+from redimnet_jax.checkpoints.open import open_model
 from redimnet_jax.data.corpus import Corpus, open_corpus
 from redimnet_jax.data.recordings import Recordings, Subset
 from redimnet_jax.embedding.cache import PooledCache
 from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
-from redimnet_jax.errors import UserError
-from redimnet_jax.evaluation import cohort, comparison, enrolment, protocol, report, transfer, verdicts
-from redimnet_jax.evaluation import results as evaluation_results
-from redimnet_jax.evaluation.cohort import Normalisation
-from redimnet_jax.evaluation.comparison import Other
-from redimnet_jax.evaluation.enrolment import Enrolled
-from redimnet_jax.evaluation.protocol import Validation
-from redimnet_jax.evaluation.transfer import Transfer
+from redimnet_jax.errors import ArgumentError
+from redimnet_jax.evaluation import calibration, comparison, protocol, report, score_norm
+from redimnet_jax.evaluation.calibration import SystemCalibration
+from redimnet_jax.evaluation.comparison import SystemScores
+from redimnet_jax.evaluation.protocol import TrialSet
+from redimnet_jax.evaluation.results import P_TARGETS, cosine_scores, error_rates
+from redimnet_jax.evaluation.score_norm import Normalisation
+from redimnet_jax.evaluation.settings import CROPS, EvaluationSettings
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 COSINE = "cosine"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """The trials that are evaluated, those that are calibrated on, the cohort, and another system's scores."""
+class Evaluation:
+    """The result of an evaluation.
 
-    judged: Validation
-    calibration: Validation | None
+    `scores` has (dims, trials) by kind, the final one last. `results` is the content of `results.json`. `systems` has
+    the results of every kind of score by the system's name, and `tables` show all figures.
+    """
+
+    trial_set: TrialSet
+    dims: tuple[int, ...]
+    scores: dict[str, np.ndarray]
+    results: dict[str, Any]
+    systems: dict[str, report.Results]
+    tables: list[report.Table]
+
+
+def evaluate(settings: EvaluationSettings) -> Evaluation:
+    """Evaluate the system that `settings` describe; raise UserError when it cannot be evaluated."""
+    model = open_model(settings.checkpoint, dtype=jnp.dtype(settings.dtype))
+    data = open_data(settings)
+    trial_set = data.trial_set
+    recordings = len(trial_set.recordings)
+    speakers = len(set(trial_set.speakers))
+    logger.info(f"{trial_set.description}, {recordings:,} recordings of {speakers:,} speakers")
+    system = open_system(settings, model, data)
+    system_calibration = find_calibration(settings, system, data)
+    scores = system.scores(trial_set)
+    return summarise(settings, system, data, scores, system_calibration)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationData:
+    """The trials to evaluate, the trials to calibrate on, the cohort, and the scores to compare with."""
+
+    trial_set: TrialSet
+    calibration_set: TrialSet | None
     cohort: Subset | None
-    other: Other | None
+    other: SystemScores | None
 
 
-def open_data(args: argparse.Namespace) -> Data:
-    """All that is read, checked before any long work."""
+def open_data(settings: EvaluationSettings) -> EvaluationData:
+    """Read and check everything but the model, so that errors show before any long work."""
+    optional.require("report")  # for the calibration and the plots, which come last
 
     def opened(source: str) -> Corpus:
-        return open_corpus(source, cache_dir=args.output / "index", data_dir=args.data_dir)
+        return open_corpus(source, cache_dir=settings.output / "index", data_dir=settings.data_dir)
 
-    models = None if args.enrolment is None else enrolment.read(args.enrolment)
-    rule = utterance_speakers.rule(args.utt2spk, args.speaker_pattern)
-    corpus = None if args.corpus is None else opened(args.corpus)
-
-    def listed(path: Path, audio_root: list[Path] | None, corpus: Corpus | None) -> Validation:
-        if models is None:
-            return protocol.from_list(path, audio_root, corpus, rule)
-        return enrolment.from_list(path, models, audio_root, corpus, rule)
-
-    if args.trials is None:
-        judged = protocol.from_corpus(corpus, count=args.count, seed=args.seed, description=args.corpus)
+    models = None if settings.enrolment is None else protocol.read_models(settings.enrolment)
+    rule = utterance_speakers.rule(settings.utt2spk, settings.speaker_pattern)
+    corpus = None if settings.corpus is None else opened(settings.corpus)
+    if settings.trials is not None:
+        trial_set = protocol.from_list(settings.trials, settings.audio_root, corpus, rule, models)
     else:
-        judged = listed(args.trials, args.audio_root, corpus)
-    protocol.check(judged, (), allow_shared=True)
-    protocol.warn_of_no_signal(judged)
+        assert corpus is not None
+        description = str(settings.corpus)
+        trial_set = protocol.from_corpus(corpus, count=settings.count, seed=settings.seed, description=description)
+    protocol.check(trial_set)
+    protocol.warn_of_no_signal(trial_set)
 
-    calibration = chosen = None
-    if args.calibrate is not None:
-        own_root = args.calibrate_root is not None
-        calibration = listed(args.calibrate, args.calibrate_root or args.audio_root, None if own_root else corpus)
-        protocol.check(calibration, (), allow_shared=True)
-        if not args.allow_same_trials:
-            _check_calibration(calibration, judged)
-    if args.score_norm is not None:
-        chosen = cohort.choose(opened(args.cohort), args.cohort_utterances, args.seed, args.top_k)
-        for each in filter(None, (judged, calibration)):
-            cohort.check(chosen, each)
-    other = None if args.compare is None else comparison.read(args.compare, judged.trials)
-    return Data(judged, calibration, chosen, other)
+    calibration_set = None
+    if settings.calibrate is not None:
+        roots = settings.calibrate_root or settings.audio_root
+        source = corpus if settings.calibrate_root is None else None
+        calibration_set = protocol.from_list(settings.calibrate, roots, source, rule, models)
+        protocol.check(calibration_set)
+        if not settings.allow_same_trials:
+            _check_different_trials(calibration_set, trial_set)
+    cohort = None
+    if settings.cohort is not None:
+        candidates = opened(settings.cohort)
+        top_k = settings.cohort_size()
+        cohort = score_norm.choose_cohort(candidates, settings.cohort_utterances, settings.seed, top_k)
+        for each in filter(None, (trial_set, calibration_set)):
+            score_norm.check_cohort(cohort, each)
+    other = None if settings.compare is None else comparison.read(settings.compare, trial_set.trials)
+    return EvaluationData(trial_set, calibration_set, cohort, other)
 
 
-def _check_calibration(calibration: Validation, judged: Validation) -> None:
-    shared = transfer.pairs(calibration.trials) & transfer.pairs(judged.trials)
+def _check_different_trials(calibration_set: TrialSet, trial_set: TrialSet) -> None:
+    shared = calibration.pairs(calibration_set.trials) & calibration.pairs(trial_set.trials)
     if shared:
-        raise UserError(
-            f"{len(shared):,} of the {calibration.description} are evaluated too, so the calibration would be judged "
-            "by what it was fit on; give other trials, or say --allow_same_trials."
+        raise ArgumentError(
+            f"{len(shared):,} of the {calibration_set.description} are evaluated too, so the calibration would be "
+            "judged on the trials it was fitted on; give other trials, or set `allow_same_trials`."
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """What gives scores: a model's `dims`, how recordings are pooled, and a score normalisation.
+    """A system that scores trials: a model, the dimensions, how recordings are pooled, and a score normalisation.
 
-    `description` is what a calibration of the scores depends on.
+    `description` has everything that a calibration of the scores depends on.
     """
 
     model: SpeakerModel
@@ -99,109 +134,132 @@ class System:
 
     @property
     def kind(self) -> str:
-        """What the final scores are."""
+        """The kind of the final scores: `COSINE` or the method of the normalisation."""
         return COSINE if self.normalisation is None else self.normalisation.method
 
-    def scores(self, judged: Validation) -> dict[str, np.ndarray]:
-        """Scores (dims, trials) by kind: the cosine, then the normalised ones."""
-        embeddings = embed_pooled(self.model, self.pool(judged.recordings))
-        found = {COSINE: evaluation_results.cosines(embeddings, judged, self.dims)}
+    def scores(self, trial_set: TrialSet) -> dict[str, np.ndarray]:
+        """Return the scores (dims, trials) by kind: the cosines, then the normalised ones if there are any."""
+        embeddings = embed_pooled(self.model, self.pool(trial_set.recordings))
+        scores = {COSINE: cosine_scores(embeddings, trial_set, self.dims)}
         if self.normalisation is not None:
-            found[self.kind] = self.normalisation(found[COSINE], embeddings, judged)
-        return found
+            scores[self.kind] = self.normalisation(scores[COSINE], embeddings, trial_set)
+        return scores
 
 
-def open_system(args: argparse.Namespace, model: SpeakerModel, data: Data) -> System:
-    """The system of the flags; embeds the cohort."""
-    dims = scoring.checked_dims(args.dims or model.mrl_dims or (model.embed_dim,), model.embed_dim)
+def open_system(settings: EvaluationSettings, model: SpeakerModel, data: EvaluationData) -> System:
+    """Return the system of the settings; embed the cohort if there is one."""
+    dims = scoring.checked_dims(settings.dims or model.mrl_dims or (model.embed_dim,), model.embed_dim)
     if data.other is not None:
         comparison.common_dims(data.other, dims)
-    windows = Windows(args.crop_seconds, args.crops, args.max_seconds)
+    windows = Windows(settings.crop_seconds, settings.crops or CROPS, settings.max_seconds)
     pool = functools.partial(
         pool_recordings,
         model,
         windows=windows,
-        batch_seconds=args.batch_seconds,
+        batch_seconds=settings.batch_seconds,
         progress="embedding",
-        cache=None if args.cache is None else PooledCache(args.cache, model),
+        cache=None if settings.cache is None else PooledCache(settings.cache, model),
     )
     description = {
         "weights": native.checksum(native.flat(model.network)),
         "configuration": native.config_checksum(model.arch, model.model_config),
-        "dtype": args.dtype,
+        "dtype": settings.dtype,
         "windows": dataclasses.asdict(windows),
-        "enrolment": isinstance(data.judged, Enrolled),
-        "score": args.score_norm or COSINE,
+        "enrolment": data.trial_set.enrolment is not None,
+        "score": settings.score_norm or COSINE,
     }
     normalisation = None
     if data.cohort is not None:
+        assert settings.score_norm is not None
         embeddings = embed_pooled(model, pool(data.cohort))
-        normalisation = Normalisation.of(args.score_norm, embeddings, data.cohort.labels, dims, args.top_k)
-        description |= {"cohort": data.cohort.digest, "top_k": args.top_k}
+        labels = data.cohort.labels
+        top_k = settings.cohort_size()
+        normalisation = Normalisation.from_embeddings(settings.score_norm, embeddings, labels, dims, top_k)
+        description |= {"cohort": data.cohort.digest, "top_k": top_k}
     return System(model, dims, pool, normalisation, description)
 
 
-def fixed_before(args: argparse.Namespace, system: System, data: Data) -> Transfer | None:
-    """Calibrations and thresholds: of --calibrate, which are then kept, or kept beside the checkpoint; or None."""
+def find_calibration(settings: EvaluationSettings, system: System, data: EvaluationData) -> SystemCalibration | None:
+    """Return the calibration for the scores of `system`, or None.
+
+    With trials to calibrate on, the calibration is fitted on them and saved in the output folder and beside the
+    checkpoint. Without them, the one that lies beside the checkpoint is used if it suits the system and the trials.
+    """
     name = f"calibration-{system.kind}.json"
-    beside = checkpoint_folder(args.checkpoint)
-    if data.calibration is not None:
-        scores = system.scores(data.calibration)[system.kind]
-        found = transfer.fit(scores, data.calibration, system.dims, system.description)
-        for folder in filter(None, (args.output, beside)):
-            print(f"calibration: {transfer.save(found, folder / name)}")
-        return found
+    beside = checkpoint_folder(settings.checkpoint)
+    if data.calibration_set is not None:
+        scores = system.scores(data.calibration_set)[system.kind]
+        fitted = calibration.fit_system(scores, data.calibration_set, system.dims, system.description)
+        for folder in filter(None, (settings.output, beside)):
+            logger.info(f"calibration: {calibration.save(fitted, folder / name)}")
+        return fitted
     if beside is None or not (beside / name).exists():
         return None
-    found = transfer.load(beside / name)
-    refusal = found.refusal(system.description, system.dims, data.judged.trials)
-    print(f"calibration: {beside / name}" + (f" is not used, {refusal}" if refusal else ""))
-    return None if refusal else found
+    stored = calibration.load(beside / name)
+    reason = stored.reason_against(system.description, system.dims, data.trial_set.trials)
+    logger.info(f"calibration: {beside / name}" + (f" is not used, {reason}" if reason else ""))
+    return None if reason else stored
 
 
 def checkpoint_folder(path: Path) -> Path | None:
-    """The folder of the native checkpoint that `path` opens, or None of a file."""
+    """Return the folder of the native checkpoint that `path` opens, or None when it is a file."""
     folders = (path, path / native.BEST)
     return next((folder for folder in folders if (folder / native.DESCRIPTION).exists()), None)
 
 
-def results(
-    args: argparse.Namespace,
+def summarise(
+    settings: EvaluationSettings,
     system: System,
-    data: Data,
+    data: EvaluationData,
     scores: dict[str, np.ndarray],
-    fixed: Transfer | None,
-) -> tuple[dict[str, Any], dict[str, report.Results], list[report.Table]]:
-    """(what `results.json` holds, the results of every kind of score by system, all of it as tables)."""
-    judged = data.judged
+    system_calibration: SystemCalibration | None,
+) -> Evaluation:
+    """Compute all figures of `scores`, (dims, trials) by kind, and show them as tables."""
+    trial_set = data.trial_set
     by_kind = {
-        kind: evaluation_results.results_of(each, judged, system.dims, bootstrap=args.bootstrap, seed=args.seed)
+        kind: error_rates(each, trial_set, system.dims, bootstrap=settings.bootstrap, seed=settings.seed)
         for kind, each in scores.items()
     }
-    name, final = args.checkpoint.resolve().name, scores[system.kind]
-    systems = {name if len(by_kind) == 1 else f"{name}, {kind}": each for kind, each in by_kind.items()}
-    whole = {"score": system.kind, **by_kind[system.kind], "verdicts": verdicts.verdicts(by_kind[COSINE])}
-    no_signal = protocol.find_no_signal(judged)
+    name = settings.checkpoint.resolve().name
+    final = scores[system.kind]
+    systems: dict[str, report.Results] = {
+        name if len(by_kind) == 1 else f"{name}, {kind}": each for kind, each in by_kind.items()
+    }
+    results = {"score": system.kind, **by_kind[system.kind]}
+    no_signal = protocol.find_no_signal(trial_set)
     if no_signal is not None:
-        whole["no_signal"] = no_signal
-    tables = [report.table(systems), verdicts.table(whole["verdicts"])]
+        results["no_signal"] = no_signal
+    tables = [report.table(systems)]
     if system.kind != COSINE:
-        whole[COSINE] = by_kind[COSINE]
-    if fixed is not None:
-        _add_transfer(whole, fixed, system.dims, final, judged)
-        tables.append(transfer.table(whole))
+        results[COSINE] = by_kind[COSINE]
+    if system_calibration is not None:
+        _add_calibration(results, system_calibration, system, final, trial_set)
+        tables.append(calibration.table(results))
     if data.other is not None:
-        sides, labels = evaluation_results.speaker_sides(judged), judged.trials.labels
-        whole["comparison"] = comparison.compare(
-            data.other, final, labels, system.dims, sides, resamples=args.bootstrap, seed=args.seed
+        results["comparison"] = comparison.compare(
+            data.other,
+            final,
+            trial_set.trials.labels,
+            system.dims,
+            trial_set.speaker_numbers(),
+            resamples=settings.bootstrap,
+            seed=settings.seed,
         )
-        tables.append(comparison.table(whole["comparison"]))
-    return whole, systems, tables
+        tables.append(comparison.table(results["comparison"]))
+    return Evaluation(trial_set, system.dims, scores, results, systems, tables)
 
 
-def _add_transfer(
-    whole: dict[str, Any], fixed: Transfer, dims: Sequence[int], scores: np.ndarray, judged: Validation
+def _add_calibration(
+    results: dict[str, Any],
+    system_calibration: SystemCalibration,
+    system: System,
+    scores: np.ndarray,
+    trial_set: TrialSet,
 ) -> None:
-    whole["calibration"] = {"trials": fixed.trials["from"], "shared_speakers": fixed.shared_speakers(judged)}
-    for dim, row in zip(dims, scores, strict=True):
-        whole["dims"][str(dim)] |= fixed.figures(dim, row, judged.trials.labels, evaluation_results.P_TARGETS)
+    """Add the figures of the calibrated `scores` (dims, trials) to `results`."""
+    results["calibration"] = {
+        "trials": system_calibration.trials["from"],
+        "shared_speakers": system_calibration.shared_speakers(trial_set),
+    }
+    for dim, row in zip(system.dims, scores, strict=True):
+        results["dims"][str(dim)] |= system_calibration.figures(dim, row, trial_set.trials.labels, P_TARGETS)

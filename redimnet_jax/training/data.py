@@ -14,7 +14,7 @@ from redimnet_jax.data.recordings import Subset
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import protocol
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.training import classification
 from redimnet_jax.training.classification import SeenSpeakers
 from redimnet_jax.training.log import shows_progress
@@ -35,7 +35,7 @@ class Data:
     """
 
     corpus: Corpus | Subset
-    validation: Validation
+    validation: TrialSet
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
     seen: SeenSpeakers | None = None
@@ -128,9 +128,7 @@ class _Corpora:
         )
 
 
-def _generated_trials(
-    corpus: Corpus | Subset, settings: ValidationSettings, seed: int, description: str
-) -> Validation:
+def _generated_trials(corpus: Corpus | Subset, settings: ValidationSettings, seed: int, description: str) -> TrialSet:
     sexes = read_sexes(settings.metadata) if settings.same_sex else None
     return protocol.from_corpus(
         corpus, description=description, count=settings.generated_trials, seed=seed, sexes=sexes

@@ -19,7 +19,6 @@ import numpy as np
 from redimnet_jax import files
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import confidence
-from redimnet_jax.evaluation import results as evaluation_results
 from redimnet_jax.evaluation.protocol import Validation
 
 # The latest validations that are looked at, and the fewest that say anything.
@@ -79,7 +78,7 @@ def improvement(
         reference,
         scores,
         validation.trials.labels,
-        *evaluation_results.speaker_sides(validation),
+        *validation.speaker_numbers(),
         resamples=resamples,
         seed=seed,
     )

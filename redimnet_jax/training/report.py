@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from redimnet_jax.evaluation import files as evaluation_files
-from redimnet_jax.evaluation import plots, report, verdicts
+from redimnet_jax.evaluation import output, plots, report
 from redimnet_jax.training import monitoring
 from redimnet_jax.training.progress import Progress
 from redimnet_jax.trials import Trials
@@ -39,9 +38,9 @@ def write(
         systems[f"last (epoch {last['epoch']})"] = {"dims": last["dims"]}
     if averaged is not None:
         systems[f"average (epochs {averaged['epochs'][0]} to {averaged['epochs'][-1]})"] = averaged
-    tables = [report.table(systems), verdicts.table(results["verdicts"])]
+    tables = [report.table(systems)]
     scores = {"cosine": monitoring.read_scores(workdir, best.step)}
-    evaluation_files.write(workdir, trials, dims, scores, results, systems, tables)
+    output.write(workdir, trials, dims, scores, results, systems, tables)
     entries = {"history": history, "best": dataclasses.asdict(best), "averaged": averaged}
     report.write_json(workdir / "history.json", entries)
     plots.save(plots.training_curves(history), workdir / "training.png")
@@ -51,6 +50,5 @@ def write(
 
 
 def best_results(progress: Progress) -> dict[str, Any]:
-    """Return what `results.json` holds: the figures of the best model, see `report`, and its verdicts."""
-    results = {"score": "cosine", "dims": progress.best_entry()["dims"]}
-    return results | {"verdicts": verdicts.verdicts(results)}
+    """Return what `results.json` holds: the figures of the best model, see `report`."""
+    return {"score": "cosine", "dims": progress.best_entry()["dims"]}

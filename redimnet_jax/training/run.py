@@ -32,7 +32,7 @@ LEFTOVERS = ("index", monitoring.SCORES, averaging.SNAPSHOTS)
 
 
 def train(settings: Settings | ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Train, or resume training, in `workdir`; return the results of the best model (see `results.results_of`).
+    """Train, or resume training, in `workdir`; return the results of the best model (see `results.error_rates`).
 
     `settings` may be a ConfigDict, such as `config.default()` with changes. Raise UserError for what the user can
     mend, before any long work where that can be known, and Preempted after a SIGTERM, when everything is saved.

@@ -18,7 +18,7 @@ import torch_format
 
 from redimnet_jax import load
 from redimnet_jax.checkpoints import download
-from redimnet_jax.cli import main as cli
+from redimnet_jax.cli import convert as cli
 from redimnet_jax.models.config import parse
 from redimnet_jax.models.frontend import TorchMel
 
@@ -27,7 +27,7 @@ FLAGS = ("checkpoint", "model", "train_type", "dataset", "download_dir", "output
 
 
 def run(*arguments, **flags) -> int:
-    return cli.convert([*arguments, *(f"--{name}={value}" for name, value in flags.items())])
+    return cli.main([*arguments, *(f"--{name}={value}" for name, value in flags.items())])
 
 
 def fails(capsys, *told, **flags) -> None:
@@ -152,7 +152,7 @@ def test_bare_state_dict_with_a_config(tmp_path, capsys, quick):
 def test_wrong_flags(arguments, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        cli.convert(arguments)
+        cli.main(arguments)
     assert ended.value.code == 2 and list(tmp_path.iterdir()) == []
     out, err = capsys.readouterr()
     assert out == "" and told in err and err.startswith("error: ") and err.count("\n") == 1

@@ -13,7 +13,7 @@ from refusals import refusal
 from run_commands import begin, begin_two, end, wait_until
 
 from redimnet_jax import locks
-from redimnet_jax.cli import main as cli
+from redimnet_jax.cli import convert, evaluate
 from redimnet_jax.cli import train as train_command
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import run as training_run
@@ -48,7 +48,7 @@ def test_an_early_error_is_all_that_is_said(wrong, told, data, tmp_path):
 def test_without_a_workdir_there_is_a_new_one(data, tmp_path, monkeypatch, capsys):
     told = []
     monkeypatch.setattr(training_run, "train", lambda config, workdir: told.append(workdir))
-    assert cli.train(["train.py", f"--config={run_commands.CONFIG}:demo"]) == 0
+    assert train_command.main([f"--config={run_commands.CONFIG}:demo"]) == 0
     assert re.fullmatch(r"runs/projection_only-demo-\d{8}-\d{6}", str(told[0]))
     assert str(told[0]) in capsys.readouterr().out and not told[0].exists()
 
@@ -79,7 +79,7 @@ def test_the_lock_of_a_killed_process_does_not_stay(tmp_path):
     assert not path.exists()
 
 
-def test_without_locks_the_user_is_told(tmp_path, monkeypatch, capsys):
+def test_without_locks_the_user_is_told(tmp_path, monkeypatch, caplog):
     import fcntl
 
     def flock(*_):
@@ -87,7 +87,7 @@ def test_without_locks_the_user_is_told(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with locks.locked(tmp_path / "new"):
-        assert "has no locks" in capsys.readouterr().err
+        assert "has no locks" in caplog.text
     assert not (tmp_path / "new").exists()
 
 
@@ -116,8 +116,8 @@ def test_sigterm_while_the_main_thread_is_in_native_code():
     code = """
 import hashlib
 from redimnet_jax.cli import command
-from redimnet_jax.training import preemption as stop_request
-with stop_request.leaving_at_once(lambda number: command.leave(0, f"left by {number}")):
+from redimnet_jax.training import preemption
+with preemption.leaving_at_once(lambda number: command.leave(0, f"left by {number}")):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
 """
@@ -202,9 +202,9 @@ def test_addresses_are_no_paths(address, data, tmp_path, monkeypatch, capsys):
         changed = train_config.default()
         changed.update_from_flattened_dict({"data.train": "voices", key: address})
         assert f"config.{key}" in refusal(training_run.train, changed, tmp_path / "run")
-    for command in (cli.evaluate, cli.convert):
+    for command in (evaluate.main, convert.main):
         with pytest.raises(SystemExit):
-            command(["--checkpoint=a.pt", "--trials=x"][: 1 + (command is cli.evaluate)] + [f"--output={address}"])
+            command(["--checkpoint=a.pt", "--trials=x"][: 1 + (command is evaluate.main)] + [f"--output={address}"])
         assert "--output" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -219,5 +219,5 @@ def test_addresses_are_no_paths(address, data, tmp_path, monkeypatch, capsys):
 )
 def test_the_nearest_setting_is_named(key, found, capsys):
     config = Path(__file__).parents[2] / "configs/projection_only.py"
-    assert train_command.train(["train.py", f"--config={config}", f"--config.{key}=1"]) == 2
+    assert train_command.main([f"--config={config}", f"--config.{key}=1"]) == 2
     assert f"no setting '{key}'; the nearest" in (error := capsys.readouterr().err) and found in error

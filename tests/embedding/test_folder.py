@@ -15,6 +15,7 @@ from refusals import refusal
 
 from redimnet_jax import file_checksums, files, names
 from redimnet_jax.checkpoints import native
+from redimnet_jax.cli import embed as embed_command
 from redimnet_jax.cli import main as cli
 from redimnet_jax.embedding import extract
 from redimnet_jax.embedding import folder as embedding_folder
@@ -77,7 +78,7 @@ def test_command(tmp_path, capsys):
     (tmp_path / "tree").mkdir()
     for speaker in "ab":
         (tmp_path / speaker).rename(tmp_path / "tree" / speaker)
-    command = ["cli.py", "embed", str(tmp_path / "tree"), f"--checkpoint={tmp_path / 'weights'}"]
+    command = ["embed", str(tmp_path / "tree"), f"--checkpoint={tmp_path / 'weights'}"]
     command += [f"--output={tmp_path / 'out'}", "--dim=4"]
     assert cli.main(command) == 0
     out = capsys.readouterr().out
@@ -312,12 +313,12 @@ def test_a_model_of_another_rate_is_refused():
 
 
 def test_unknown_commands_are_refused(capsys):
-    assert cli.main(["cli.py", "embeds"]) == 2 and "embeds" in capsys.readouterr().err
-    assert cli.main(["cli.py", "--help"]) == 0 and "embed " in capsys.readouterr().out
+    assert cli.main(["embeds"]) == 2 and "embeds" in capsys.readouterr().err
+    assert cli.main(["--help"]) == 0 and "embed " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [["--crops=3"], ["--max_seconds=0"], ["--workers=x"], ["--batch_seconds=inf"]])
 def test_flags_that_make_no_sense_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.embed(["tree", "--checkpoint=x", "--output=y", *flags])
+        embed_command.main(["tree", "--checkpoint=x", "--output=y", *flags])
     assert stop.value.code == 2 and "error" in capsys.readouterr().err

@@ -43,12 +43,6 @@ def test_calibrated_scores_have_the_cost_they_could_have():
     assert metrics.eer(llrs, labels) == metrics.eer(scores, labels)
 
 
-def test_file(tmp_path):
-    both = {64: calibration.Calibration(20.5, -4.25), 256: calibration.Calibration(1 / 3, 1e-9)}
-    calibration.save(both, tmp_path / "calibration.json")
-    assert calibration.load(tmp_path / "calibration.json") == both
-
-
 @pytest.mark.parametrize(
     "text",
     [

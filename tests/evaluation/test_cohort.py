@@ -7,10 +7,10 @@ import pytest
 from refusals import refusal
 
 from redimnet_jax import scoring, trials
-from redimnet_jax.evaluation import cohort, score_norm
 from redimnet_jax.evaluation import results as evaluation_results
-from redimnet_jax.evaluation.cohort import Normalisation
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation import score_norm
+from redimnet_jax.evaluation.protocol import TrialSet
+from redimnet_jax.evaluation.score_norm import Normalisation
 from redimnet_jax.numerics import unit
 
 DIMS = (4, 6)
@@ -30,24 +30,24 @@ def corpus(labels):
 def test_a_cohort_has_so_many_utterances_of_every_speaker():
     whole = corpus([0, 1, 0, 2, 0, 1, 0, 2, 0, 0])
     for seed in range(5):
-        chosen = cohort.choose(whole, 2, seed)
+        chosen = score_norm.choose_cohort(whole, 2, seed)
         assert np.bincount(chosen.labels).tolist() == [2, 2, 2] and chosen.speakers == ("a", "b", "c")
-    assert len(cohort.choose(whole, 5, 0)) == 9
-    assert len({cohort.choose(whole, 1, seed).digest for seed in range(20)}) > 1
-    assert "--cohort_utterances" in refusal(cohort.choose, whole, 0, 0)
-    assert "at most 3" in refusal(cohort.choose, whole, 2, 0, 4)
+    assert len(score_norm.choose_cohort(whole, 5, 0)) == 9
+    assert len({score_norm.choose_cohort(whole, 1, seed).digest for seed in range(20)}) > 1
+    assert "cohort_utterances is 0" in refusal(score_norm.choose_cohort, whole, 0, 0)
+    assert "at most 3" in refusal(score_norm.choose_cohort, whole, 2, 0, 4)
 
 
 def test_trial_speakers_in_the_cohort_are_refused():
-    judged = Validation(None, None, ["z", "c", "c"], "3 trials")
-    assert "'c'" in refusal(cohort.check, corpus([0, 1, 2]), judged)
-    cohort.check(corpus([0, 1]), judged)
+    judged = TrialSet(None, None, ["z", "c", "c"], "3 trials")
+    assert "'c'" in refusal(score_norm.check_cohort, corpus([0, 1, 2]), judged)
+    score_norm.check_cohort(corpus([0, 1]), judged)
 
 
 @pytest.fixture
 def judged():
     listed = trials.from_pairs(["a", "a", "b"], ["b", "c", "c"], [True, False, False])
-    return Validation(listed, None, ["s", "s", "t"], "3 trials")
+    return TrialSet(listed, None, ["s", "s", "t"], "3 trials")
 
 
 @pytest.mark.slow
@@ -59,8 +59,8 @@ def test_a_side_scores_with_the_cohort_as_with_the_other_side(crops, method, top
     embeddings = rng.normal(size=(3, crops, 6)).astype(np.float32)
     others = rng.normal(size=(8, crops, 6)).astype(np.float32)
     labels = np.arange(8) // 2
-    normalise = Normalisation.of(method, others, labels, DIMS, top_k)
-    found = normalise(evaluation_results.cosines(embeddings, judged, DIMS), embeddings, judged)
+    normalise = Normalisation.from_embeddings(method, others, labels, DIMS, top_k)
+    found = normalise(evaluation_results.cosine_scores(embeddings, judged, DIMS), embeddings, judged)
     for dim, row in zip(DIMS, found, strict=True):
         units = np.asarray(unit(embeddings[..., :dim]))
         members = np.asarray(unit(others[..., :dim])).reshape(4, -1, dim).mean(axis=1)
@@ -78,8 +78,8 @@ def test_of_one_crop_it_is_score_norm(judged):
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(3, 1, 6)).astype(np.float32)
     others = rng.normal(size=(8, 1, 6)).astype(np.float32)
-    scores = evaluation_results.cosines(embeddings, judged, DIMS)
-    found = Normalisation.of("s-norm", others, np.arange(8) // 2, DIMS, None)(scores, embeddings, judged)
+    scores = evaluation_results.cosine_scores(embeddings, judged, DIMS)
+    found = Normalisation.from_embeddings("s-norm", others, np.arange(8) // 2, DIMS, None)(scores, embeddings, judged)
     statistics = score_norm.cohort_statistics(
         embeddings[:, 0], scoring.speaker_means(others[:, 0], np.arange(8) // 2, DIMS)
     )

@@ -6,7 +6,7 @@ from refusals import refusal
 
 from redimnet_jax import files
 from redimnet_jax.data import audio
-from redimnet_jax.evaluation import enrolment
+from redimnet_jax.evaluation import protocol
 from redimnet_jax.evaluation import results as evaluation_results
 from redimnet_jax.numerics import unit
 
@@ -25,11 +25,11 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("crops", [1, 3])
 def test_scores_are_of_the_mean_of_unit_embeddings(crops, folder):
-    judged = enrolment.from_list(folder / "trials.txt", {"m": ["s/1.wav", "s/2.wav"]})
+    judged = protocol.from_list(folder / "trials.txt", models={"m": ["s/1.wav", "s/2.wav"]})
     assert judged.speakers == ["s", "s", "t"] and len(judged.recordings) == 4
     number = {judged.recordings.name(i): i for i in range(4)}
     embeddings = np.random.default_rng(0).normal(size=(4, crops, 6)).astype(np.float32)
-    scores = evaluation_results.cosines(embeddings, judged, (4, 6))
+    scores = evaluation_results.cosine_scores(embeddings, judged, (4, 6))
     for dim, row in zip((4, 6), scores, strict=True):
         units = {name: np.asarray(unit(embeddings[i, :, :dim])) for name, i in number.items()}
         model = np.concatenate([units["s/1.wav"], units["s/2.wav"]]).mean(axis=0)
@@ -41,7 +41,7 @@ def test_scores_are_of_the_mean_of_unit_embeddings(crops, folder):
 
 def test_the_list(tmp_path):
     files.write(tmp_path / "list", "m a.wav b.wav\n\nn\tc d.wav\n")
-    assert enrolment.read(tmp_path / "list") == {"m": ["a.wav", "b.wav"], "n": ["c d.wav"]}
+    assert protocol.read_models(tmp_path / "list") == {"m": ["a.wav", "b.wav"], "n": ["c d.wav"]}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_the_list(tmp_path):
 )
 def test_lists_that_are_none(text, said, tmp_path):
     files.write(tmp_path / "list", text)
-    assert said in refusal(enrolment.read, tmp_path / "list")
+    assert said in refusal(protocol.read_models, tmp_path / "list")
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_lists_that_are_none(text, said, tmp_path):
     ],
 )
 def test_models_that_do_not_fit_the_trials(models, said, folder):
-    assert said in refusal(enrolment.from_list, folder / "trials.txt", models)
+    assert said in refusal(protocol.from_list, folder / "trials.txt", models=models)

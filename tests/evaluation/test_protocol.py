@@ -11,7 +11,7 @@ from redimnet_jax import files, trials
 from redimnet_jax.data import splits
 from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.data.recordings import Subset
-from redimnet_jax.evaluation import enrolment, protocol
+from redimnet_jax.evaluation import protocol
 from redimnet_jax.training import config as train_config
 
 
@@ -60,7 +60,7 @@ def test_recordings_without_signal_are_named_with_the_number_of_their_trials(tre
     protocol.warn_of_no_signal(judged)
     assert "1 of 4 recordings" in caplog.text and "2 trials" in caplog.text and "c/silent.wav" in caplog.text
     path = listed(tree, "1 model c/0.wav", "0 model b/2.wav", "1 a/0.wav a/1.wav")
-    judged = enrolment.from_list(path, {"model": ["c/1.wav", "c/silent.wav"]})
+    judged = protocol.from_list(path, models={"model": ["c/1.wav", "c/silent.wav"]})
     assert protocol.find_no_signal(judged) == {"recordings": ["c/silent.wav"], "trials": 2}
     (tree / "c" / "silent.wav").unlink()
     assert protocol.find_no_signal(protocol.from_list(listed(tree, "1 a/0.wav a/1.wav"))) is None
@@ -83,7 +83,7 @@ def test_trials_made_of_a_corpus_are_balanced_and_as_many_as_there_are(corpus):
 
 def test_one_utterance_a_speaker_makes_no_target_trials(corpus):
     single = Subset(corpus, np.array([0, 3, 6]))
-    assert "validation.trials" in refusal(protocol.from_corpus, single, count=10, seed=0)
+    assert "no target trials" in refusal(protocol.from_corpus, single, count=10, seed=0)
 
 
 def test_training_speakers_among_the_trials_are_refused_unless_allowed(tree):

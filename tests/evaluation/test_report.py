@@ -31,7 +31,7 @@ FIGURES = ["10.00", "9.00 to 12.00", "0.1234", "0.0500", "0.3123", "98.76", "0.6
 
 
 def test_markdown_table():
-    lines = report.markdown_table(RESULTS).splitlines()
+    lines = report.table(RESULTS).markdown().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     assert cells[0] == list(report.HEADER)
     assert cells[1] == ["-"] + ["-:"] * 10
@@ -42,7 +42,7 @@ def test_markdown_table():
 
 
 def test_text_table():
-    lines = report.text_table(RESULTS).splitlines()
+    lines = report.table(RESULTS).text().splitlines()
     assert len({len(line) for line in lines}) == 1 and len(lines) == 5
     assert lines[2].split()[:2] == ["a|b", "64"]
     for figure in FIGURES:
@@ -56,7 +56,7 @@ def test_text_table():
 def test_a_missing_entry_is_named(key):
     broken = entry(0.1)
     del broken[key]
-    text = refusal(report.markdown_table, {"mine": {"dims": {"64": broken}}})
+    text = refusal(report.table, {"mine": {"dims": {"64": broken}}})
     assert "mine" in text and "dimension 64" in text and f"'{key}'" in text
 
 
@@ -64,7 +64,7 @@ def test_json_round_trip(tmp_path):
     path = tmp_path / "report" / "results.json"
     given = {"dims": {"64": entry(np.float32(0.25), trials=np.int64(7), eer_ci95=np.array([0.125, 0.5]))}}
     assert report.write_json(path, given) == path
-    assert report.read_json(path) == {"dims": {"64": entry(0.25, trials=7, eer_ci95=[0.125, 0.5])}}
+    assert json.loads(path.read_text()) == {"dims": {"64": entry(0.25, trials=7, eer_ci95=[0.125, 0.5])}}
     report.write_json(path, RESULTS["longer name"])  # Over what was there.
     assert json.loads(path.read_text()) == RESULTS["longer name"]
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
@@ -74,8 +74,3 @@ def test_json_refusals(tmp_path):
     path = tmp_path / "results.json"
     assert "NaN or Inf" in refusal(report.write_json, path, {"dims": {"64": entry(float("nan"))}})
     assert not path.exists()
-    assert "cannot be read as results (No such file" in refusal(report.read_json, path)
-    path.write_text("[1, 2")
-    assert "cannot be read as results" in refusal(report.read_json, path)
-    path.write_text("[1, 2]")
-    assert "no entry 'dims'" in refusal(report.read_json, path)

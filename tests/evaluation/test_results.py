@@ -16,7 +16,7 @@ from refusals import refusal
 import redimnet_jax as rj
 from redimnet_jax import files, metrics, scoring, trials
 from redimnet_jax.checkpoints import native
-from redimnet_jax.cli import main as cli
+from redimnet_jax.cli import evaluate as cli
 from redimnet_jax.embedding import extract
 from redimnet_jax.evaluation import protocol, score_file, score_norm
 from redimnet_jax.evaluation import results as evaluation_results
@@ -79,7 +79,7 @@ def report(weights, listed, tmp_path_factory):
 
 
 def run(weights, *arguments, output):
-    assert cli.evaluate([f"--checkpoint={weights}", f"--output={output}", "--bootstrap=50", *arguments]) == 0
+    assert cli.main([f"--checkpoint={weights}", f"--output={output}", "--bootstrap=50", *arguments]) == 0
     return output
 
 
@@ -109,10 +109,6 @@ def test_results_hold_what_the_contract_names(report, weights, listed):
         low, high = figures["eer_ci95"]
         assert 0 <= low <= high <= 1
         assert figures["accuracy"] == pytest.approx(np.mean((scores >= figures["threshold"]) == of.labels), abs=0.03)
-        verdict = results["verdicts"][dim]
-        assert verdict["target_mean"]["value"] == figures["target_mean"]
-        assert verdict["target_mean"]["holds"] == (figures["target_mean"] > 0.7)
-        assert verdict["eer"] == {"value": figures["eer"], "expected": "< 0.02", "holds": figures["eer"] < 0.02}
 
 
 def test_scores_are_written_and_read(report, listed):
@@ -126,7 +122,7 @@ def test_plots_and_tables_are_there(report):
     for name in ("det.png", "scores.png", "dimensions.png"):
         assert (report / name).read_bytes().startswith(b"\x89PNG")
     text = (report / "results.md").read_text()
-    assert "| tiny | 8 |" in text and "Verdicts" in text
+    assert "| tiny | 8 |" in text
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +140,6 @@ def test_normalised_scores_stand_beside_the_cosines(everything, report, weights,
     folder, _ = everything
     results, of = read(folder), trials.read(listed)
     assert results["score"] == "as-norm" and results["cosine"]["dims"] == read(report)["dims"]
-    assert results["verdicts"] == read(report)["verdicts"]
     assert (folder / "cosine.tsv").read_text() == (report / "scores.tsv").read_text()
     _, _, scores = score_file.read(folder / "scores.tsv")
     names = [str(path.relative_to(others)) for path in sorted(others.glob("*/*.wav"))]
@@ -315,7 +310,7 @@ def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
 )
 def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, capsys):
     arguments = [a.format(tree=tree) for a in arguments]
-    assert cli.evaluate([f"--checkpoint={weights}", f"--output={tmp_path / 'out'}", *arguments]) == 1
+    assert cli.main([f"--checkpoint={weights}", f"--output={tmp_path / 'out'}", *arguments]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and said in error
     assert not (tmp_path / "out" / "results.json").exists()
@@ -337,7 +332,7 @@ def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, cap
 )
 def test_flags_that_make_no_sense_together_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.evaluate(["--checkpoint=x", "--output=y", *flags])
+        cli.main(["--checkpoint=x", "--output=y", *flags])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
 

@@ -7,8 +7,8 @@ import pytest
 from refusals import refusal
 
 from redimnet_jax import metrics, trials
-from redimnet_jax.evaluation import calibration, transfer
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation import calibration
+from redimnet_jax.evaluation.protocol import TrialSet
 
 DIMS, SYSTEM = (4, 8), {"weights": "w", "score": "cosine"}
 
@@ -21,13 +21,13 @@ def listed(seed, count=400):
 
 
 def judged(of):
-    return Validation(of, None, [trials.speaker_of_path(name) for name in of.names], "a list")
+    return TrialSet(of, None, [trials.speaker_of_path(name) for name in of.names], "a list")
 
 
 @pytest.fixture(scope="module")
 def fixed():
     of, scores = listed(0)
-    return transfer.fit(scores, judged(of), DIMS, SYSTEM)
+    return calibration.fit_system(scores, judged(of), DIMS, SYSTEM)
 
 
 def test_figures_are_those_of_the_other_list(fixed):
@@ -44,33 +44,32 @@ def test_figures_are_those_of_the_other_list(fixed):
 
 
 def test_it_is_read_as_it_was_written(fixed, tmp_path):
-    path = transfer.save(fixed, tmp_path / "calibration.json")
-    assert transfer.load(path) == fixed
-    assert calibration.load(path) == fixed.calibrations
+    path = calibration.save(fixed, tmp_path / "calibration.json")
+    assert calibration.load(path) == fixed
 
 
 def test_it_is_of_use_only_for_the_same_system_and_other_trials(fixed):
     same, other = listed(0)[0], listed(1)[0]
-    assert fixed.refusal(SYSTEM, DIMS, other) is None
-    assert "other score, windows" in fixed.refusal(SYSTEM | {"score": "as-norm", "windows": 1}, DIMS, other)
-    assert "no dimension 16" in fixed.refusal(SYSTEM, (4, 16), other)
+    assert fixed.reason_against(SYSTEM, DIMS, other) is None
+    assert "other score, windows" in fixed.reason_against(SYSTEM | {"score": "as-norm", "windows": 1}, DIMS, other)
+    assert "no dimension 16" in fixed.reason_against(SYSTEM, (4, 16), other)
     turned = trials.Trials(same.names, same.right[::-1], same.left[::-1], same.labels[::-1])
     for each in (same, turned):
-        assert "these very trials" in fixed.refusal(SYSTEM, DIMS, each)
+        assert "these very trials" in fixed.reason_against(SYSTEM, DIMS, each)
 
 
 @pytest.mark.parametrize("key", ["system", "trials", "threshold"])
 def test_files_that_lack_something_are_refused(key, fixed, tmp_path):
-    path = transfer.save(fixed, tmp_path / "calibration.json")
+    path = calibration.save(fixed, tmp_path / "calibration.json")
     content = json.loads(path.read_text())
     (content["dims"]["4"] if key == "threshold" else content).pop(key)
     path.write_text(json.dumps(content))
-    assert key in refusal(transfer.load, path)
+    assert key in refusal(calibration.load, path)
 
 
 def test_what_cannot_be_fit_names_the_list(fixed):
     of, scores = listed(0)
-    assert "a list" in refusal(transfer.fit, -scores, judged(of), DIMS, SYSTEM)
+    assert "a list" in refusal(calibration.fit_system, -scores, judged(of), DIMS, SYSTEM)
 
 
 def test_shared_speakers_are_counted_and_said(fixed):
@@ -80,5 +79,5 @@ def test_shared_speakers_are_counted_and_said(fixed):
         figures = {
             str(d): fixed.figures(d, row, of.labels, (0.01, 0.05)) for d, row in zip(DIMS, scores, strict=True)
         }
-        table = transfer.table({"dims": figures, "calibration": {"trials": "a list", "shared_speakers": shared}})
+        table = calibration.table({"dims": figures, "calibration": {"trials": "a list", "shared_speakers": shared}})
         assert table.title == f"Calibrated on {said}" and [row[0] for row in table.rows] == ["4", "8"]

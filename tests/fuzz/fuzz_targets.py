@@ -21,7 +21,7 @@ from redimnet_jax.data import audio, tree
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data import speakers as speaker_table
 from redimnet_jax.embedding import folder as embedding_folder
-from redimnet_jax.evaluation import calibration, enrolment, report, score_file, transfer
+from redimnet_jax.evaluation import calibration, protocol, score_file
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
@@ -200,12 +200,6 @@ def _embeddings(rng: random.Random, folder: Path) -> Path:
     return folder
 
 
-def _results(path: Path) -> None:
-    results = report.read_json(path)
-    if results["dims"]:
-        report.dims(results)
-
-
 TRIALS = b"1 a/x.wav a/y.wav\n0 a/x.wav b/z.wav\n1 b/z.wav b/w.wav\n"
 SCORES = b"label\tleft\tright\t8\t16\n1\ta/x.wav\ta/y.wav\t0.5\t0.25\n0\ta/x.wav\tb/z.wav\t-0.1\t0.125\n"
 SEXES = b"id\tname\tgender\nid1\tx\tm\nid2\ty\tf\n"
@@ -233,7 +227,7 @@ TARGETS: dict[str, Target] = {
         _bytes("mutant.txt", b"a/x.wav a\na/y.wav a\nb/z.wav b\n", _text),
         lambda path: tree.FileList(path, path.parent).entries(1, False),
     ),
-    "enrolment list": Target(_bytes("mutant.txt", b"m1 a/x.wav a/y.wav\nm2 b/z.wav\n", _text), enrolment.read),
+    "enrolment list": Target(_bytes("mutant.txt", b"m1 a/x.wav a/y.wav\nm2 b/z.wav\n", _text), protocol.read_models),
     "scores": Target(
         _bytes("scores.tsv", SCORES.replace(b"\t", b" "), lambda r, d: _text(r, d).replace(b" ", b"\t")),
         score_file.read,
@@ -243,8 +237,6 @@ TARGETS: dict[str, Target] = {
         speaker_table.read_sexes,
     ),
     "calibration": Target(_json_file(_CALIBRATION), calibration.load),
-    "transfer": Target(_json_file(_CALIBRATION), transfer.load),
-    "results": Target(_json_file({"dims": {"8": {"eer": 0.1}, "16": {"eer": 0.05}}}), _results),
     "index": Target(_index, corpus_index.load),
     "embeddings description": Target(_embeddings, lambda folder: embedding_folder.check(folder, _WANTED)),
     "json": Target(_json_file(_CALIBRATION), lambda path: _parsed(path)),

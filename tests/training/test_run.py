@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from training_runs import config, history, same_bits, same_runs, saved, settings
 
 import redimnet_jax as rj
 from redimnet_jax.checkpoints import native
-from redimnet_jax.cli import main as cli
+from redimnet_jax.cli import train as train_command
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import data as training_data
 from redimnet_jax.training import preemption, trainer, validator
@@ -54,7 +53,7 @@ def test_a_run_to_the_end(whole, data):
         assert all(0 <= share <= 1 for share in entry["accuracies"].values())
     assert entries[-1]["loss"] < entries[1]["loss"]
     best = min(entries, key=lambda entry: entry["dims"]["12"]["eer"])
-    assert results["dims"] == best["dims"] and set(results["verdicts"]) == set(results["dims"])
+    assert results["dims"] == best["dims"]
     assert entries[1]["overfitting"] == {}
     assert f"last (epoch {entries[-1]['epoch']})" in (workdir / "results.md").read_text() or best is entries[-1]
     assert (workdir / "best").resolve().name == f"best-{best['step']}"
@@ -384,8 +383,8 @@ def test_a_workdir_that_is_a_file(data, tmp_path):
     ],
 )
 def test_flags_that_are_wrong(flags, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])
-    assert cli.train(["train.py", *(flag.format(tmp_path / "run") for flag in flags)]) == 2
+    monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+    assert train_command.main([*(flag.format(tmp_path / "run") for flag in flags)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and told in err
     assert not (tmp_path / "run").exists()

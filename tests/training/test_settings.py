@@ -10,7 +10,7 @@ import yaml
 from refusals import refusal
 
 from redimnet_jax import setting_values, settings
-from redimnet_jax.cli import main as cli
+from redimnet_jax.cli import train as train_command
 from redimnet_jax.data import augment
 from redimnet_jax.losses.objective import LOSSES
 from redimnet_jax.training import config as train_config
@@ -289,6 +289,6 @@ def test_the_page_is_what_is_generated():
 
 
 def test_the_command_prints_all_settings(capsys):
-    assert cli.train(["train.py", "--settings"]) == 0
+    assert train_command.main(["--settings"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{leaf.key} = " in "\n" + out for leaf in LEAVES)

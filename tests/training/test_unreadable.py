@@ -13,7 +13,7 @@ from fake_corpus import FakeCorpus
 from refusals import refusal
 from training_runs import config, history, same_bits, same_runs, saved, stop_at
 
-from redimnet_jax.cli import main as cli
+from redimnet_jax.cli import train as train_command
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import data as training_data
@@ -240,7 +240,7 @@ def test_check_decodes_everything(data, tmp_path, capsys, monkeypatch):
 
     def check(*more: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *more])
-        return cli.train(sys.argv), *capsys.readouterr()
+        return train_command.main(), *capsys.readouterr()
 
     code, out, err = check()
     assert code == 1 and "training: 2 of 36" in out and "validation: 0 of 24" in out

@@ -1,0 +1,156 @@
+"""The settings of an evaluation. No numerical library is imported, so that command lines start quickly."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from redimnet_jax.errors import ArgumentError, shown
+
+METHODS = ("z-norm", "t-norm", "s-norm", "as-norm")  # of score normalisation
+DTYPES = ("float32", "bfloat16")
+TOP_K = 300  # cohort speakers that count in as-norm
+CROPS = 10  # crops of a recording, where it is cropped
+COHORT_UTTERANCES = 20
+COUNT = 10_000  # generated trials
+MAX_SECONDS = 60.0
+BATCH_SECONDS = 240.0
+BOOTSTRAP = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What is evaluated and how; raise ArgumentError for values and combinations that no evaluation can have.
+
+    checkpoint: a native checkpoint, the workdir of a run, or a PyTorch file.
+    output: the folder for indices of corpora and for a new calibration.
+    trials: a trial list in VoxCeleb's format; without it, `count` trials are generated from `corpus`.
+    audio_root: folders that the paths in `trials` are relative to; by default the folder of the list.
+    utt2spk, speaker_pattern: see `utterance_speakers.rule`.
+    corpus, data_dir: see `data.corpus.open_corpus`; the corpus replaces `audio_root`.
+    enrolment: a list of enrolment models, see `protocol.read_models`.
+    cache: a folder for pooled features.
+    score_norm: one of `METHODS`, against `cohort`, a corpus of which `cohort_utterances` of every speaker are used
+        and, with as-norm, the `top_k` nearest speakers.
+    calibrate, calibrate_root: a trial list to calibrate on, and the folders of its recordings; trials that are
+        evaluated too are an error unless `allow_same_trials`.
+    compare: a score file of another system.
+    dims: dimensions to score; by default those that the model was trained for.
+    crop_seconds, crops, max_seconds: see `embedding.extract.Windows`.
+    bootstrap: the number of resamples of the speakers; `seed` is also that of generated trials and of the cohort.
+    dtype: the type of the network's arithmetic; batch_seconds: seconds of audio in a batch on each device.
+    """
+
+    checkpoint: Path
+    output: Path
+    trials: Path | None = None
+    audio_root: tuple[Path, ...] | None = None
+    utt2spk: Path | None = None
+    speaker_pattern: str | None = None
+    corpus: str | None = None
+    data_dir: Path | None = None
+    count: int = COUNT
+    enrolment: Path | None = None
+    cache: Path | None = None
+    score_norm: str | None = None
+    cohort: str | None = None
+    cohort_utterances: int = COHORT_UTTERANCES
+    top_k: int | None = None
+    calibrate: Path | None = None
+    calibrate_root: tuple[Path, ...] | None = None
+    allow_same_trials: bool = False
+    compare: Path | None = None
+    dims: tuple[int, ...] | None = None
+    crop_seconds: float | None = None
+    crops: int | None = None
+    max_seconds: float = MAX_SECONDS
+    bootstrap: int = BOOTSTRAP
+    dtype: str = "float32"
+    batch_seconds: float = BATCH_SECONDS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_values()
+        self._check_combinations()
+
+    def cohort_size(self) -> int | None:
+        """Return how many cohort speakers count for an utterance, or None where all do."""
+        if self.score_norm != "as-norm":
+            return None
+        return TOP_K if self.top_k is None else self.top_k
+
+    def _check_values(self) -> None:
+        for name in ("count", "cohort_utterances", "bootstrap"):
+            check_number(name, getattr(self, name), minimum=1)
+        check_number("seed", self.seed, minimum=0)
+        if self.top_k is not None:
+            check_number("top_k", self.top_k, minimum=2)
+        check_choice("score_norm", self.score_norm, (None, *METHODS))
+        for dim in self.dims or ():
+            check_number("dims", dim, minimum=1)
+        if self.dims == ():
+            raise ArgumentError("`dims` is empty; give at least one dimension, or leave it out.")
+        check_windows(self.crop_seconds, self.crops, self.max_seconds)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_positive("batch_seconds", self.batch_seconds)
+
+    def _check_combinations(self) -> None:
+        for wrong, problem in self._combinations():
+            if wrong:
+                raise ArgumentError(problem)
+
+    def _combinations(self) -> Iterator[tuple[bool, str]]:
+        """Yield (whether arguments do not go together, what is wrong with them)."""
+        listed = self.trials is not None
+        corpus = self.corpus is not None
+        utt2spk = self.utt2spk is not None
+        pattern = self.speaker_pattern is not None
+        missing = "`trials` is missing; give a trial list, or `corpus` to generate trials from."
+        yield not listed and not corpus, missing
+        yield self.enrolment is not None and not listed, "`enrolment` needs `trials`, whose trials name its models."
+        yield bool(self.audio_root) and not listed, "`audio_root` needs `trials`, whose paths it is for."
+        no_root = "`audio_root` has no effect with `corpus`, which has the recordings; leave one of them out."
+        yield bool(self.audio_root) and corpus, no_root
+        yield utt2spk and pattern, "`utt2spk` and `speaker_pattern` both define the speakers; give one of them."
+        yield utt2spk and not listed, "`utt2spk` needs `trials`, whose utterances it is for."
+        no_pattern = (
+            "`speaker_pattern` has no effect with `corpus`, which defines the speakers; leave one of them out."
+        )
+        yield pattern and corpus and self.calibrate_root is None, no_pattern
+        normalised = self.score_norm is not None
+        yield normalised != (self.cohort is not None), "`score_norm` and `cohort` need each other; give both or none."
+        no_list = self.calibrate_root is not None and self.calibrate is None
+        yield no_list, "`calibrate_root` needs `calibrate`, whose paths it is for."
+        no_top_k = self.top_k is not None and self.score_norm != "as-norm"
+        yield no_top_k, "`top_k` has no effect without `score_norm` as-norm; leave it out."
+
+
+def check_number(name: str, value: Any, minimum: int) -> None:
+    """Raise ArgumentError unless `value`, the argument `name`, is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ArgumentError(f"`{name}` is {shown(value)} but must be a whole number of at least {minimum}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raise ArgumentError unless `value`, the argument `name`, is a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ArgumentError(f"`{name}` is {shown(value)} but must be a positive number.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise ArgumentError unless `value`, the argument `name`, is one of `choices`."""
+    if value not in choices:
+        words = ", ".join(str(choice) for choice in choices if choice is not None)
+        raise ArgumentError(f"`{name}` is {shown(value)} but must be one of {words}.")
+
+
+def check_windows(crop_seconds: float | None, crops: int | None, max_seconds: float) -> None:
+    """Raise ArgumentError unless the arguments define windows of recordings, see `embedding.extract.Windows`."""
+    check_positive("max_seconds", max_seconds)
+    if crop_seconds is not None:
+        check_positive("crop_seconds", crop_seconds)
+    if crops is not None:
+        check_number("crops", crops, minimum=1)
+        if crop_seconds is None and crops > 1:
+            raise ArgumentError("`crops` needs `crop_seconds`, the length of a crop.")
