@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 
 from redimnet_jax import files
-from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
+from redimnet_jax.embedding.extract import embed_pooled, pool_recordings
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.evaluation import plots, protocol, report
 from redimnet_jax.losses import objective
 from redimnet_jax.losses.heads import Heads
@@ -117,7 +118,7 @@ def main() -> None:
             continue
         learner, model, config = learner_at(folders[entry["step"]])
         # Crops as long as those that train, so that all losses are of the same task.
-        pooled = pool_recordings(model, judged.recordings, windows=Windows(config["data"]["crop_seconds"]))
+        pooled = pool_recordings(model, judged.recordings, crop_policy=CropPolicy(config["data"]["crop_seconds"]))
         embeddings = embed_pooled(model, pooled)[:, 0]
         losses = invalid_losses(learner.heads, embeddings, speakers, args.mappings, args.seed)
         dims = list(entry["dims"])

@@ -257,11 +257,11 @@ def _embed(args: argparse.Namespace) -> None:
     from redimnet_jax.checkpoints.open import open_model
     from redimnet_jax.data.corpus import open_corpus
     from redimnet_jax.embedding import folder as embedding_folder
-    from redimnet_jax.embedding.extract import Windows
+    from redimnet_jax.embedding.segments import CropPolicy
 
     model = open_model(args.checkpoint, dtype=jnp.dtype(args.dtype))
     (dim,) = scoring.checked_dims((args.dim or model.embed_dim,), model.embed_dim)
-    windows = Windows(args.crop_seconds, args.crops, args.max_seconds)
+    windows = CropPolicy(args.crop_seconds, args.crops, args.max_seconds)
     wanted = embedding_folder.settings(model, windows, dim)
     embedding_folder.check(args.output, wanted, verify=False)  # Before the corpus is indexed, which can take long.
     corpus = open_corpus(
@@ -281,7 +281,7 @@ def _embed(args: argparse.Namespace) -> None:
         corpus,
         args.output,
         wanted,
-        windows=windows,
+        crop_policy=windows,
         batch_seconds=args.batch_seconds,
         workers=args.workers,
         max_bad=args.max_bad,

@@ -14,7 +14,8 @@ from redimnet_jax.checkpoints import native
 from redimnet_jax.data import subset
 from redimnet_jax.data.corpus import Corpus, open_corpus
 from redimnet_jax.embedding.cache import PooledCache
-from redimnet_jax.embedding.extract import Recordings, Windows, embed_pooled, pool_recordings
+from redimnet_jax.embedding.extract import Recordings, embed_pooled, pool_recordings
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import cohort, comparison, enrolment, protocol, report, transfer, verdicts
 from redimnet_jax.evaluation import results as evaluation_results
@@ -115,11 +116,11 @@ def open_system(args: argparse.Namespace, model: SpeakerModel, data: Data) -> Sy
     dims = scoring.checked_dims(args.dims or model.mrl_dims or (model.embed_dim,), model.embed_dim)
     if data.other is not None:
         comparison.common_dims(data.other, dims)
-    windows = Windows(args.crop_seconds, args.crops, args.max_seconds)
+    windows = CropPolicy(args.crop_seconds, args.crops, args.max_seconds)
     pool = functools.partial(
         pool_recordings,
         model,
-        windows=windows,
+        crop_policy=windows,
         batch_seconds=args.batch_seconds,
         progress="embedding",
         cache=None if args.cache is None else PooledCache(args.cache, model),

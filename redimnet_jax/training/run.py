@@ -27,7 +27,8 @@ from flax import nnx
 from redimnet_jax import class_sharding, files, hosts, local_paths, locks, sharding
 from redimnet_jax.checkpoints import native
 from redimnet_jax.data import loader
-from redimnet_jax.embedding.extract import Recordings, Windows, embed_pooled, pool_recordings
+from redimnet_jax.embedding.extract import Recordings, embed_pooled, pool_recordings
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import results as evaluation_results
 from redimnet_jax.losses import objective
@@ -516,11 +517,11 @@ class _Run:
 
     def _pooled_validation(self, model: SpeakerModel) -> np.ndarray:
         wanted = self.config.validation
-        windows = Windows(wanted.crop_seconds, wanted.crops, wanted.max_seconds)
+        windows = CropPolicy(wanted.crop_seconds, wanted.crops, wanted.max_seconds)
         return self._pooled_recordings("validation", model, self.data.validation.recordings, windows)
 
     def _pooled_recordings(
-        self, name: str, model: SpeakerModel, recordings: Recordings, windows: Windows
+        self, name: str, model: SpeakerModel, recordings: Recordings, windows: CropPolicy
     ) -> np.ndarray:
         """Pooled features of the recordings called `name`; a frozen backbone needs to give them only once."""
         if name not in self.pooled or self.split.backbone_trains:
@@ -528,7 +529,7 @@ class _Run:
                 self.pooled[name] = pool_recordings(
                     model,
                     recordings,
-                    windows=windows,
+                    crop_policy=windows,
                     batch_seconds=self.config.validation.batch_seconds,
                     progress=name if self.first else None,
                     check=self._check_stop,
@@ -539,7 +540,7 @@ class _Run:
         """Loss and accuracy of the heads on recordings of training speakers that do not train."""
         seen = self.data.seen
         # As long as the crops that train, so that both losses are of the same task.
-        crops = Windows(self.config.data.crop_seconds)
+        crops = CropPolicy(self.config.data.crop_seconds)
         pooled = self._pooled_recordings("seen speakers", model, seen.recordings, crops)
         return classification.figures(
             self._learner().heads,

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -12,8 +11,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import sharding
 from redimnet_jax.checkpoints.open import open_model
-from redimnet_jax.compilation import jit
-from redimnet_jax.embedding.extract import embed_pooled
+from redimnet_jax.embedding.extract import PooledFeatures, embed_pooled
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models import config as model_config
@@ -92,18 +90,12 @@ def pooled_crops(
     model: SpeakerModel, batches: Iterator, count: int, mesh: Mesh, log: TrainingLog
 ) -> tuple[np.ndarray, np.ndarray]:
     """(pooled features, labels) of `count` batches, which are then closed; the same on every process."""
-    graph, state = nnx.split(model.network)
-
-    def pooled(state, batch):
-        network = nnx.merge(graph, state, copy=True)
-        return network.pooled(*network.features(batch["waveform"])), batch["label"]
-
-    whole = sharding.whole(mesh)
-    compiled = jit(pooled, in_shardings=(whole, sharding.by_rows(mesh)), out_shardings=whole)
-    state, found = sharding.replicate(state, mesh), []
+    pooled_features = PooledFeatures(model.network, mesh, replicated=True)
+    found = []
     with contextlib.closing(batches), log.bar("features", count) as bar:
         for _ in range(count):
-            found.append(jax.tree.map(np.asarray, compiled(state, sharding.deal_rows(next(batches), mesh))))
+            features, rest = pooled_features(sharding.deal_rows(next(batches), mesh))
+            found.append((np.asarray(features), np.asarray(rest["label"])))
             bar.update()
     features, labels = (np.concatenate(column) for column in zip(*found, strict=True))
     return features, labels
