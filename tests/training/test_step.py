@@ -219,6 +219,7 @@ def on_devices(devices: int, accumulate: int) -> dict[str, np.ndarray]:
     return numpy({**state.params, **state.stats, **figures})
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
