@@ -38,8 +38,6 @@ FOLDER, ARRAYS, PROGRESS = "checkpoints", "arrays", "progress/metadata"
 PART, REMOVED, REPLACED = ".part", ".removed", ".replaced"
 # Entries of a `progress`; the last two are its checksums, which checkpoints of earlier versions lack.
 ENTRIES, CHECKSUMS = {"config", "speakers", "model", "batches", "progress"}, {"arrays", "sha256"}
-# Of the training speech and other corpora; earlier versions did not write them.
-OPTIONAL_ENTRIES = {"corpora"}
 # What Orbax and TensorStore raise for files that are damaged or absent; a lack of memory is none of it.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RecursionError)
 
@@ -156,7 +154,7 @@ class TrainingCheckpoints:
             if entries.keys() == ENTRIES:
                 return entries, None
             found = entries.pop("sha256", None)
-        if entries.keys() - OPTIONAL_ENTRIES != ENTRIES | CHECKSUMS - {"sha256"} or found != _sha256(entries):
+        if entries.keys() - {"corpora"} != ENTRIES | CHECKSUMS - {"sha256"} or found != _sha256(entries):
             raise _damaged(path, "its progress does not match its checksum")
         return entries, entries.pop("arrays")
 

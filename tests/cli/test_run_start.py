@@ -112,7 +112,8 @@ def test_sigterm_at_any_moment_ends_well(moment, data, tmp_path):
 def test_sigterm_while_the_main_thread_is_in_native_code():
     code = """
 import hashlib
-from redimnet_jax import command, stop_request
+from redimnet_jax.cli import command
+from redimnet_jax.training import preemption as stop_request
 with stop_request.leaving_at_once(lambda number: command.leave(0, f"left by {number}")):
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
