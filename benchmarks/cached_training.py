@@ -30,6 +30,7 @@ from tqdm import tqdm, trange
 from redimnet_jax import sharding
 from redimnet_jax.checkpoints import pretrained
 from redimnet_jax.checkpoints.open import open_model
+from redimnet_jax.embedding.extract import PooledFeatures
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models import config as model_config
@@ -38,7 +39,7 @@ from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.training import optimizer
-from redimnet_jax.training.feature_cache import Crops, FeatureCache, keep, pooled_program
+from redimnet_jax.training.feature_cache import Crops, FeatureCache, keep
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.partition import TrainableModel, TrainablePartition
 from redimnet_jax.training.sampler import EpochSampler, choose_strata
@@ -163,9 +164,9 @@ def main() -> None:
         label = jax.random.randint(speakers, (size,), 0, args.speakers)
         return {"waveform": 0.1 * jax.random.normal(noise, (size, samples)), "label": label}
 
-    pooled = pooled_program(model, dtype, mesh)
-    variables, crops = sharding.replicate(nnx.state(model.network), mesh), batch(0, args.extraction_batch)
-    extraction = best(lambda: pooled(variables, crops), args.repeats)
+    pooled = PooledFeatures(model.network, mesh, replicated=True)
+    crops = batch(0, args.extraction_batch)
+    extraction = best(lambda: pooled(crops), args.repeats)
     results["extraction_crops_per_s"] = round(args.extraction_batch / extraction, 1)
     if args.live:
         audio = batch(0, args.batch_size)
@@ -185,9 +186,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             cache = FeatureCache(folder, model, Crops(Noise(args.utterances), samples, seed=0), dtype)
             times = [time.perf_counter()]
-            batches = (pooled(variables, batch(number, args.extraction_batch)) for number in itertools.count(1))
+            crops = (pooled(batch(number, args.extraction_batch)) for number in itertools.count(1))
+            batches = ((features, rest["label"]) for features, rest in crops)
             with tqdm(total=rows, desc="features", unit="crop") as bar, cache.writer() as writer:
-                keep(writer, batches, 0, rows, batch_size=args.extraction_batch, name=str, done=bar.update)
+                keep(cache, writer, batches, 0, rows, batch_size=args.extraction_batch, name=str, done=bar.update)
             times.append(time.perf_counter())
             steps = on_devices(cache.read_features(rows), cache.read_labels(rows))
             times.append(time.perf_counter())

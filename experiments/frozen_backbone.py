@@ -5,14 +5,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
 
 import redimnet_jax as rj
-from redimnet_jax import files
+from redimnet_jax import files, sharding
 from redimnet_jax.checkpoints import pretrained
 from redimnet_jax.data import loader
 from redimnet_jax.data.corpus import open_corpus
-from redimnet_jax.embedding.extract import pool_recordings
+from redimnet_jax.embedding.extract import PooledFeatures, pool_recordings
 from redimnet_jax.evaluation import confidence, plots, protocol, report
 from redimnet_jax.evaluation import results as evaluation_results
 from redimnet_jax.evaluation.protocol import TrialSet
@@ -58,14 +58,9 @@ def open_all(args: argparse.Namespace) -> tuple[SpeakerModel, TrialSet, np.ndarr
 
 def pooled_crops(network: SpeakerNetwork, waveforms: np.ndarray, size: int = 64) -> np.ndarray:
     """Pooled features (crops, width) of the crops, in eval mode."""
-    graph, state = nnx.split(network)
-
-    @jax.jit
-    def pooled(state, waveform):
-        of = nnx.merge(graph, state)
-        return of.pooled(*of.features(waveform))
-
-    return np.concatenate([pooled(state, waveforms[i : i + size]) for i in range(0, len(waveforms), size)])
+    pooled = PooledFeatures(network, Mesh(np.array(jax.devices()[:1]), (sharding.AXIS,)))
+    blocks = (waveforms[i : i + size] for i in range(0, len(waveforms), size))
+    return np.concatenate([pooled({"waveform": block})[0] for block in blocks])
 
 
 class Judge:

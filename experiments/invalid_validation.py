@@ -22,7 +22,8 @@ from flax import nnx
 from scipy.stats import spearmanr
 
 from redimnet_jax import files
-from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
+from redimnet_jax.embedding.extract import embed_pooled, pool_recordings
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.evaluation import plots, protocol, report
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.training.saved_run import open_run, saved_steps
@@ -90,7 +91,7 @@ def main() -> None:
             continue
         run = open_run(args.run, entry["step"], averaged=False)
         # Crops as long as those that train, so that all losses are of the same task.
-        pooled = pool_recordings(run.model, judged.recordings, windows=Windows(run.settings.data.crop_seconds))
+        pooled = pool_recordings(run.model, judged.recordings, crop_policy=CropPolicy(run.settings.data.crop_seconds))
         embeddings = embed_pooled(run.model, pooled)[:, 0]
         losses = invalid_losses(run.heads, embeddings, speakers, args.mappings, args.seed)
         dims = list(entry["dims"])

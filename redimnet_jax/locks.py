@@ -19,7 +19,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
+def locked(folder: str | Path, *, name: str = LOCK, wait: bool = False) -> Iterator[None]:
     """Holds the lock file `name` in `folder`, which is made if needed, during the block.
 
     The operating system releases the lock of a process that ends, however it ends. On a file system without locks a
@@ -30,7 +30,7 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
     new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquire(path)
+        file = _acquire(path, wait)
     except BlockingIOError as error:
         raise UserError(
             f"{folder} is being written by another process{_holder(path)}; wait until it has ended, or choose "
@@ -49,14 +49,14 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
         file.close()
 
 
-def _acquire(path: Path) -> BinaryIO:
-    """Returns the open, locked file; BlockingIOError when another process has it."""
+def _acquire(path: Path, wait: bool) -> BinaryIO:
+    """Returns the open, locked file; BlockingIOError when another process has it and `wait` is False."""
     import fcntl
 
     while True:
         file = open(path, "a+b")  # noqa: SIM115 (it stays open as long as the lock is held)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 file.close()

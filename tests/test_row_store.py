@@ -59,7 +59,7 @@ def test_more_rows_than_are_complete(store):
 
 def test_a_second_writer_is_refused(store):
     with store.appender():
-        assert "another run" in refusal(store.appender().__enter__)
+        assert "another process" in refusal(store.appender().__enter__)
 
 
 def test_rows_of_a_failed_batch_are_not_counted(tmp_path, monkeypatch):

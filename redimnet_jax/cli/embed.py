@@ -102,11 +102,11 @@ def _embed(settings: EmbedSettings) -> None:
     from redimnet_jax.checkpoints.open import open_model
     from redimnet_jax.data.corpus import open_corpus
     from redimnet_jax.embedding import folder as embedding_folder
-    from redimnet_jax.embedding.extract import Windows
+    from redimnet_jax.embedding.segments import CropPolicy
 
     model = open_model(settings.checkpoint, dtype=jnp.dtype(settings.dtype))
     (dim,) = scoring.checked_dims((settings.dim or model.embed_dim,), model.embed_dim)
-    windows = Windows(settings.crop_seconds, settings.crops or 1, settings.max_seconds)
+    windows = CropPolicy(settings.crop_seconds, settings.crops or 1, settings.max_seconds)
     description = embedding_folder.settings(model, windows, dim)
     embedding_folder.check(
         settings.output, description, verify=False
@@ -128,7 +128,7 @@ def _embed(settings: EmbedSettings) -> None:
         corpus,
         settings.output,
         description,
-        windows=windows,
+        crop_policy=windows,
         batch_seconds=settings.batch_seconds,
         workers=settings.workers,
         max_bad=settings.max_bad,

@@ -1,18 +1,14 @@
-"""Pooled features kept on disk: every window of every recording once for a backbone, however often work is stopped.
+"""A cache of pooled features on disk: every segment of every recording is computed once for a backbone.
 
-A folder for each backbone holds two files that only grow: `rows`, the features, and `keys`, for every row what it is
-of and its checksum. A row is on the disk before its key is, so a row that was cut short has no key; one that does not
-match its checksum is computed anew.
+Each backbone has a folder of `KeyedRows`. The key of a row says which recording and which segment of it the features
+belong to, so that work that is stopped goes on where it was.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import sys
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,18 +16,21 @@ from typing import Any
 import numpy as np
 
 from redimnet_jax.checkpoints import native
+from redimnet_jax.embedding.keyed_rows import KeyedRows
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 KEY_BYTES = 16
-ENTRY = np.dtype([("key", "u1", KEY_BYTES), ("checksum", "<u4")])
-# What of a configuration and of the variables comes after pooling.
+# The settings of a configuration that concern what follows pooling, and the modules that precede it.
 EMBEDDING_SETTINGS = ("embed_dim", "emb_bn", "mrl_dims", "num_classes", "class_dropout", "head_activation")
 POOLED_PARTS = ("frontend", "backbone", "pool")
 
 
 def backbone_digest(model: SpeakerModel) -> str:
-    """SHA-256 of all that pooled features depend on but the recording; projections on one backbone share it."""
+    """Return the SHA-256, in hex, of all that pooled features depend on except the recording.
+
+    Models that share a backbone and differ in the projection have the same digest.
+    """
     config = dataclasses.asdict(model.network.config)
     settings = {name: value for name, value in config.items() if name not in EMBEDDING_SETTINGS}
     arrays = native.flat(model.network)
@@ -41,7 +40,10 @@ def backbone_digest(model: SpeakerModel) -> str:
 
 
 def identity(recordings: Any, index: int) -> bytes:
-    """What changes when recording `index` becomes another: path, size and time of change of a file, or its bytes."""
+    """Return bytes that change when recording `index` changes: path, size and time of change of a file, or its hash.
+
+    Raises UserError when the file cannot be found.
+    """
     source = recordings.source(index)
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
@@ -53,90 +55,28 @@ def identity(recordings: Any, index: int) -> bytes:
 
 
 def key(identity: bytes, start: int, length: int) -> bytes:
-    """The key of the window of `length` samples from `start` on."""
+    """Return the key of the segment of `length` samples from `start` on."""
     return hashlib.blake2b(f"{start} {length} ".encode() + identity, digest_size=KEY_BYTES).digest()
 
 
 class PooledCache:
-    """The rows of one backbone below `folder`. Several processes may write at once; none waits for long.
+    """The pooled features of one backbone in a folder below `folder`. Several processes may write to it in turn.
 
     Raises UserError when the folder cannot be used.
     """
 
     def __init__(self, folder: str | Path, model: SpeakerModel):
         self.folder = Path(folder) / f"pooled-{backbone_digest(model)[:16]}"
-        self.features = model.network.pool.features
-        with self._usable():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._rows, self._keys = self.folder / "rows", self.folder / "keys"
-            for path in (self._rows, self._keys):
-                path.touch()
-            count = self._whole()
-            entries = np.fromfile(self._keys, ENTRY, count)
-        names = entries["key"].tobytes()
-        self._checksums = entries["checksum"].tolist()
-        self._numbers = {names[KEY_BYTES * i : KEY_BYTES * (i + 1)]: i for i in range(count)}
+        self._rows = KeyedRows(self.folder, KEY_BYTES, model.network.pool.features, "cache folder")
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._rows)
 
     def read(self, keys: Sequence[bytes], out: np.ndarray) -> np.ndarray:
-        """Fills the rows of `out` (keys, features) that are kept; returns which they are, bool (keys,)."""
-        known, damaged = np.zeros(len(keys), bool), 0
-        if not self._numbers:
-            return known
-        with self._usable():
-            rows = np.memmap(self._rows, "<f4", "r", shape=(len(self._checksums), self.features))
-        for place, number in enumerate(map(self._numbers.get, keys)):
-            if number is None:
-                continue
-            out[place] = rows[number]
-            known[place] = zlib.crc32(out[place]) == self._checksums[number]
-            damaged += not known[place]
-        if damaged:
-            print(f"{damaged:,} damaged rows in {self.folder} are computed anew", file=sys.stderr)
-        return known
+        """Fill the rows of `out` (keys, features) that are in the cache; return which they are, bool (keys,)."""
+        return self._rows.read(keys, out)
 
     def append(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
-        """Keeps `rows` (keys, features), float32, under `keys`; when this returns they are on the disk."""
-        rows = np.ascontiguousarray(rows, "<f4")
-        entries = np.zeros(len(keys), ENTRY)
-        entries["key"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        entries["checksum"] = [zlib.crc32(row) for row in rows]
-        with self._usable(), self._locked():
-            count = self._whole()
-            _append(self._rows, count * rows.itemsize * self.features, rows)
-            _append(self._keys, count * ENTRY.itemsize, entries)
-        # Others may have written in between: their rows have places but no keys here.
-        self._checksums += [0] * (count - len(self._checksums)) + entries["checksum"].tolist()
-        self._numbers |= {key: count + i for i, key in enumerate(keys)}
-
-    def _whole(self) -> int:
-        """How many rows are there with their keys; what lies beyond was cut short."""
-        return min(self._rows.stat().st_size // (4 * self.features), self._keys.stat().st_size // ENTRY.itemsize)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        import fcntl
-
-        with open(self._keys, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # A file that is too short for its rows is a ValueError.
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"The cache {self.folder} cannot be used ({reason}); choose another folder.") from error
-
-
-def _append(path: Path, end: int, data: np.ndarray) -> None:
-    """Writes `data` to `path` from byte `end` on, in place of what was there."""
-    with open(path, "r+b") as file:
-        file.truncate(end)
-        file.seek(end)
-        file.write(data.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+        """Store `rows` (keys, features), float32, under `keys`; when this returns they are on the disk."""
+        with self._rows.writer(wait=True) as writer:
+            writer.append(keys, rows)

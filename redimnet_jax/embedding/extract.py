@@ -1,8 +1,8 @@
-"""Embeddings of many recordings: each decoded once, in a few static shapes, on all devices of all processes.
+"""Embed many recordings: decode each once, in a few static shapes, on all devices of all processes.
 
-In two steps, since the first is nearly all the work and the same for every projection on one backbone: pooled
-features of the recordings, and embeddings of the pooled features. While the devices compute a batch, threads decode
-the ones after it.
+There are two steps: pooled features of the recordings, and embeddings of the pooled features. The first is nearly all
+the work, and is the same for every projection on one backbone. While the devices compute a batch, threads decode the
+ones after it.
 """
 
 import collections
@@ -15,110 +15,39 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from redimnet_jax import sharding
 from redimnet_jax.compilation import jit
-from redimnet_jax.data import audio
-from redimnet_jax.data.recordings import Recordings
 from redimnet_jax.embedding import cache as embedding_cache
 from redimnet_jax.embedding.cache import PooledCache
-from redimnet_jax.errors import UserError
+from redimnet_jax.embedding.segments import WHOLE_RECORDINGS, CropPolicy, Recordings, Segments
 from redimnet_jax.models import buckets
+from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
-    """What of a recording is embedded.
-
-    All of it, up to `max_seconds` from its start; or, where `crop_seconds` is given, `crops` windows of that length
-    at even distances (one: the middle). A recording shorter than the window is used whole.
-    """
-
-    crop_seconds: float | None = None
-    crops: int = 1
-    max_seconds: float = 60.0
-
-    def of(self, samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-        """(starts, lengths), each (recordings, crops) in samples."""
-        seconds = self.max_seconds if self.crop_seconds is None else self.crop_seconds
-        crops = 1 if self.crop_seconds is None else self.crops
-        lengths = np.minimum(samples, round(seconds * sample_rate))[:, None].repeat(crops, axis=1)
-        room = samples[:, None] - lengths
-        if self.crop_seconds is None:
-            return np.zeros_like(room), lengths
-        share = np.array([0.5]) if crops == 1 else np.linspace(0.0, 1.0, crops)
-        return np.floor(room * share).astype(np.int64), lengths
-
-
-@dataclasses.dataclass(frozen=True)
-class Pieces:
-    """What is embedded of `recordings`: `crops` pieces of each, one recording after another.
-
-    `starts` and `lengths` (pieces,) are in samples.
-    """
-
-    recordings: Recordings
-    crops: int
-    starts: np.ndarray
-    lengths: np.ndarray
-
-    @classmethod
-    def of(cls, model: SpeakerModel, recordings: Recordings, windows: Windows) -> "Pieces":
-        """Raises UserError when `model` is of another sample rate, and when a recording is too short for it."""
-        if model.sample_rate != audio.SAMPLE_RATE:
-            raise UserError(
-                f"The model was trained at {model.sample_rate} Hz but recordings are read at {audio.SAMPLE_RATE} Hz; "
-                "embed signals of its rate with model.embed."
-            )
-        starts, lengths = windows.of(np.asarray(recordings.samples), model.sample_rate)
-        pieces = cls(recordings, starts.shape[1], starts.reshape(-1), lengths.reshape(-1))
-        short = np.flatnonzero(pieces.lengths < model.min_samples)
-        if len(short):
-            raise UserError(
-                f"{pieces.name(short[0])} has {pieces.lengths[short[0]]} samples, too short for an embedding "
-                f"(at least {model.min_samples}); leave it out of the list."
-            )
-        return pieces
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def name(self, piece: int) -> str:
-        """The name of its recording."""
-        return self.recordings.name(int(piece) // self.crops)
-
-    def read(self, piece: int) -> np.ndarray:
-        """The waveform, float32; UserError when it cannot be read or is not finite."""
-        start, length = int(self.starts[piece]), int(self.lengths[piece])
-        signal = self.recordings.read(int(piece) // self.crops, start, length)
-        if not np.isfinite(signal).all():
-            raise UserError(f"{self.name(piece)} has NaN or Inf; repair it or leave it out.")
-        return signal
-
-
-@dataclasses.dataclass(frozen=True)
 class Batch:
-    """Pieces of nearly one length, that run as `rows` rows of `size` samples; `samples` in them all."""
+    """Segments of similar length, which run as `rows` rows of `size` samples; they have `samples` in all."""
 
-    pieces: np.ndarray
+    segments: np.ndarray
     rows: int
     size: int
     samples: int
 
 
-def plan(lengths: np.ndarray, pieces: np.ndarray, budget: int, devices: int) -> list[Batch]:
-    """Batches of `pieces`, indices of `lengths`, the longest first: what needs most memory fails at once.
+def plan(lengths: np.ndarray, segments: np.ndarray, budget: int, devices: int) -> list[Batch]:
+    """Return batches of `segments`, indices of `lengths`, the longest first, so that lack of memory shows at once.
 
-    `budget` bounds the samples in a batch on each device, unless a single piece has more. All batches of a size have
-    the same number of rows: one program for each size.
+    `budget` bounds the samples in a batch on each device, unless a single segment has more. All batches of a size
+    have the same number of rows, so that there is one program for each size.
     """
-    padded = np.array([buckets.samples(int(length)) for length in lengths[pieces]], np.int64)
+    padded = np.array([buckets.samples(int(length)) for length in lengths[segments]], np.int64)
     budget = max(budget, padded.max(initial=1))
     batches = []
     for size in np.unique(padded)[::-1].tolist():
-        members = pieces[padded == size]
+        members = segments[padded == size]
         # As many batches as the budget asks for, evenly filled: the last one is not mostly repetition.
         count = -(-len(members) // (budget // size * devices))
         rows = buckets.round_up(-(-len(members) // (count * devices))) * devices
@@ -137,15 +66,14 @@ def pooled_batches(
     progress: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(pieces, their pooled features (pieces, pool.features), float32) batch by batch, on the local devices.
+    """Yield (segments, pooled features (segments, pool.features) float32) batch by batch, from the local devices.
 
-    `read` gives the signal of a piece, or None where there is to be none; `workers` threads call it ahead of time.
+    `read` gives the signal of a segment, or None where there is to be none; `workers` threads call it ahead of time.
     `progress` names a progress bar, in seconds of audio; `check` is called before every batch and may raise to stop.
     """
     mesh = Mesh(np.array(jax.local_devices()), ("data",))
-    rows_sharding = NamedSharding(mesh, PartitionSpec("data"))
-    graph, state = nnx.split(model.network)
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    by_rows = sharding.by_rows(mesh)
+    pooled_features = PooledFeatures(model.network, mesh)
     pending: collections.deque = collections.deque()
     workers = workers or min(32, (os.cpu_count() or 1) + 4)
     pool = ThreadPoolExecutor(workers)
@@ -153,19 +81,19 @@ def pooled_batches(
         with _bar(progress, sum(batch.samples for batch in batches) / model.sample_rate) as bar:
 
             def collect():
-                batch, pieces, rows = pending.popleft()
-                rows = np.asarray(rows)[: len(pieces)]
+                batch, segments, rows = pending.popleft()
+                rows = np.asarray(rows)[: len(segments)]
                 bar.update(batch.samples / model.sample_rate)
-                return pieces, rows
+                return segments, rows
 
-            loads = _ahead(pool, read, [batch.pieces for batch in batches], 2 * workers)
+            loads = _ahead(pool, read, [batch.segments for batch in batches], 2 * workers)
             for batch, signals in zip(batches, loads, strict=True):
                 check()
                 there = [signal is not None for signal in signals]
                 if any(there):
                     padded, sizes = _padded([signal for signal in signals if signal is not None], batch)
-                    inputs = jax.device_put((padded, sizes), rows_sharding)
-                    pending.append((batch, batch.pieces[there], _pooled(graph, state, *inputs)))
+                    features, _ = pooled_features(jax.device_put({"waveform": padded, "lengths": sizes}, by_rows))
+                    pending.append((batch, batch.segments[there], features))
                 if len(pending) > 1:
                     yield collect()
             while pending:
@@ -175,11 +103,11 @@ def pooled_batches(
 
 
 def _padded(signals: Sequence[np.ndarray], batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """(zero-padded signals (rows, size), their lengths (rows,))."""
+    """Return (zero-padded signals (rows, size) float32, their lengths (rows,) int32)."""
     padded = np.zeros((batch.rows, batch.size), np.float32)
     for row, signal in enumerate(signals):
         padded[row, : len(signal)] = signal
-    # Rows that nobody asked for repeat the first: silence would only make NaN.
+    # Surplus rows repeat the first, since silence would make NaN.
     padded[len(signals) :] = padded[0]
     sizes = np.full(batch.rows, len(signals[0]), np.int32)
     sizes[: len(signals)] = [len(signal) for signal in signals]
@@ -190,49 +118,78 @@ def pool_recordings(
     model: SpeakerModel,
     recordings: Recordings,
     *,
-    windows: Windows = Windows(),
+    crop_policy: CropPolicy = WHOLE_RECORDINGS,
     batch_seconds: float = 240.0,
     progress: str | None = None,
     check: Callable[[], None] = lambda: None,
     cache: PooledCache | None = None,
 ) -> np.ndarray:
-    """Pooled features (recordings, crops, pool.features), float32, the same on every process.
+    """Return pooled features (recordings, crops, pool.features), float32, the same on every process.
 
     `batch_seconds` bounds the audio in a batch on each device. Every process embeds its share on its own devices.
     `progress` names a progress bar; `check` is called before every batch and may raise to stop. What is in `cache` is
-    not computed again, and what is computed is kept there batch by batch.
+    not computed again, and what is computed is stored there batch by batch.
     Raises UserError naming the recording that is too short, cannot be read, or is not finite.
     """
-    pieces = Pieces.of(model, recordings, windows)
+    segments = Segments.of_recordings(model, recordings, crop_policy)
     share = jax.process_count()
-    mine = np.arange(len(pieces))[jax.process_index() :: share]
+    mine = np.arange(len(segments))[jax.process_index() :: share]
     pooled = np.zeros((len(mine), model.network.pool.features), np.float32)
     missing = mine
+    keys: list[bytes] = []
     if cache is not None:
         identity = functools.cache(functools.partial(embedding_cache.identity, recordings))
         keys = [
-            embedding_cache.key(identity(piece // pieces.crops), pieces.starts[piece], pieces.lengths[piece])
-            for piece in mine
+            embedding_cache.key(
+                identity(each // segments.crops), int(segments.starts[each]), int(segments.lengths[each])
+            )
+            for each in mine.tolist()
         ]
         missing = mine[~cache.read(keys, pooled)]
-    batches = plan(pieces.lengths, missing, round(batch_seconds * model.sample_rate), jax.local_device_count())
+    batches = plan(segments.lengths, missing, round(batch_seconds * model.sample_rate), jax.local_device_count())
     with sharding.raise_on_all_processes():
-        for found, rows in pooled_batches(model, batches, pieces.read, progress=progress, check=check):
+        for found, rows in pooled_batches(model, batches, segments.read, progress=progress, check=check):
             places = found // share
             pooled[places] = rows
             if cache is not None:
                 cache.append([keys[place] for place in places], rows)
-    return _gathered(pooled, len(pieces)).reshape(len(recordings), pieces.crops, -1)
+    return _gathered(pooled, len(segments)).reshape(len(recordings), segments.crops, -1)
 
 
-@functools.partial(jit, static_argnums=0)
-def _pooled(graph, state, waveform, lengths):
-    network = nnx.merge(graph, state)
-    return network.pooled(*network.features(waveform, lengths))
+class PooledFeatures:
+    """The program for the pooled features of batches of waveforms on the devices of `mesh`, compiled once a shape.
+
+    With `replicated` every device gets the whole result; all processes must then make the object, and call it,
+    together.
+    """
+
+    def __init__(self, network: SpeakerNetwork, mesh: Mesh, *, replicated: bool = False):
+        self._graph, state = nnx.split(network)
+        whole = sharding.replicated(mesh)
+        self._state = sharding.replicate(state, mesh) if replicated else jax.device_put(state, whole)
+        self._program = _pooling_program(whole if replicated else None)
+
+    def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return (pooled features (batch, pool.features) float32, the other arrays of `batch`).
+
+        `batch` holds `waveform` (batch, samples) float32, and `lengths` (batch,) int32 where rows are padded.
+        """
+        return self._program(self._graph, self._state, batch)
+
+
+@functools.cache
+def _pooling_program(output: NamedSharding | None) -> Callable:
+    def pool(graph, state, batch):
+        network = nnx.merge(graph, state, copy=True)
+        rest = {name: array for name, array in batch.items() if name not in ("waveform", "lengths")}
+        return network.pooled(*network.features(batch["waveform"], batch.get("lengths"))), rest
+
+    options = {} if output is None else {"out_shardings": output}
+    return jit(pool, static_argnums=0, **options)
 
 
 def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8192) -> np.ndarray:
-    """Raw embeddings (..., embed_dim), float32, of pooled features (..., pool.features)."""
+    """Return raw embeddings (..., embed_dim), float32, of pooled features (..., pool.features)."""
     graph, state = nnx.split(model.network)
     rows = pooled.reshape(-1, pooled.shape[-1])
     # Filled up to one of a few numbers of rows: a bounded number of programs.
@@ -250,20 +207,20 @@ def _embedded(graph, state, pooled):
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, read: Callable, groups: Sequence[Sequence[int]], least: int
+    pool: ThreadPoolExecutor, read: Callable, groups: Sequence[np.ndarray], min_items: int
 ) -> Iterator[list[np.ndarray | None]]:
-    """What `read` gives for each group, while one group more, and `least` items or more, are on their way."""
+    """Yield what `read` returns for each group, while threads read the next group and at least `min_items` items."""
     waiting: collections.deque = collections.deque()
     for group in groups:
         waiting.append([pool.submit(read, item) for item in group])
-        if sum(map(len, waiting)) - len(waiting[0]) >= least and len(waiting) > 1:
+        if sum(map(len, waiting)) - len(waiting[0]) >= min_items and len(waiting) > 1:
             yield [future.result() for future in waiting.popleft()]
     while waiting:
         yield [future.result() for future in waiting.popleft()]
 
 
 def _gathered(mine: np.ndarray, count: int) -> np.ndarray:
-    """All rows, of which every process has each `process_count`-th."""
+    """Return all `count` rows, of which each process has every `process_count`-th."""
     processes = jax.process_count()
     if processes == 1:
         return mine

@@ -1,25 +1,24 @@
-"""The embeddings of a corpus in a folder, to be memory-mapped; a run that was stopped goes on where it was.
+"""Write the embeddings of a corpus to a folder, to be memory-mapped; a run that was stopped goes on where it was.
 
     embeddings.npy   float32 (utterances, dim) or (utterances, crops, dim), every row of length one
     index.tsv        utterance, speaker, session and seconds of each row
     embeddings.json  what they are made with, and the checksums of all files
 
-`load` reads a finished folder. Until all is done, the array has another name, and a journal beside it has the
-checksum of every row that is there. A row that does not match its checksum is computed anew, so it does not matter
-when a run was stopped. Batches do not depend on what is there already, so neither does the result.
+`load` reads a finished folder. Until all is done, the rows are in `embeddings.partial` (see `keyed_rows`), from where
+they are copied in order in the end. Batches do not depend on the rows that are there already, so neither does the
+result.
 """
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
-import sys
+import shutil
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,24 @@ from redimnet_jax import file_checksums, files, names
 from redimnet_jax.checkpoints import native
 from redimnet_jax.data import audio
 from redimnet_jax.data.corpus import Corpus
-from redimnet_jax.embedding.extract import Pieces, Windows, embed_pooled, plan, pooled_batches
+from redimnet_jax.embedding.extract import embed_pooled, plan, pooled_batches
+from redimnet_jax.embedding.keyed_rows import KeyedRows
+from redimnet_jax.embedding.segments import CropPolicy, Segments
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 ARRAY, INDEX, DESCRIPTION, UNREADABLE = "embeddings.npy", "index.tsv", "embeddings.json", "unreadable.txt"
-PARTIAL, JOURNAL = "embeddings.partial.npy", "embeddings.partial.crc32"
+PARTIAL = "embeddings.partial"
+# The files of an unfinished folder of earlier versions.
+EARLIER = ("embeddings.partial.npy", "embeddings.partial.crc32")
+# The key of an unfinished row: the number of its segment.
+KEY = np.dtype("<i8")
+WRITE_ROWS = 8192
 COLUMNS = ("utterance", "speaker", "session", "seconds")
 FORMAT = 2
 MEND = "restore it, or remove the folder and embed again"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Done:
     total: int
 
 
-def settings(model: SpeakerModel, windows: Windows, dim: int) -> dict[str, Any]:
+def settings(model: SpeakerModel, crop_policy: CropPolicy, dim: int) -> dict[str, Any]:
     """What embeddings depend on but the recordings, as JSON."""
     return {
         "format": FORMAT,
@@ -79,7 +87,7 @@ def settings(model: SpeakerModel, windows: Windows, dim: int) -> dict[str, Any]:
         "weights_sha256": native.checksum(native.flat(model.network)),
         "config_sha256": native.config_checksum(model.arch, model.model_config),
         "dtype": str(model.network.dtype),
-        "windows": dataclasses.asdict(windows),
+        "windows": dataclasses.asdict(crop_policy),
         "dim": dim,
     }
 
@@ -90,7 +98,7 @@ def check(folder: Path, wanted: Mapping[str, Any], verify: bool = True) -> bool:
     Raises UserError when it holds embeddings that differ in anything of `wanted`, and when a file of a finished
     folder is damaged. `verify` False leaves out the checksum of the array, which takes a pass over all of it.
     """
-    arrays = [folder / name for name in (ARRAY, PARTIAL) if (folder / name).exists()]
+    arrays = [folder / name for name in (ARRAY, PARTIAL, *EARLIER) if (folder / name).exists()]
     if not arrays and not (folder / DESCRIPTION).exists():
         return False
     if not (folder / DESCRIPTION).exists():
@@ -101,7 +109,7 @@ def check(folder: Path, wanted: Mapping[str, Any], verify: bool = True) -> bool:
         raise UserError(
             f"{folder} holds embeddings with other {', '.join(other)}; choose another output, or remove the folder."
         )
-    # Of a run that was stopped at its very end, the description is complete and the array still has its other name.
+    # A run that was stopped at its very end left a complete description without the array.
     finished = folder / ARRAY in arrays or ("files" in found and not arrays)
     if finished:
         _verify(folder, found, verify)
@@ -126,7 +134,7 @@ def load(folder: str | Path, verify: bool = True) -> Embeddings:
         sessions = np.array([row[2] for row in rows], np.int64)
         seconds = np.array([row[3] for row in rows], np.float64)
         shape = tuple(found["shape"])
-        array = _mapped(folder / ARRAY, shape, "r")
+        array = _mapped(folder / ARRAY, shape)
         if tuple(header) != COLUMNS or len(rows) != len(array):
             raise ValueError(f"{len(rows)} rows of {header} for {len(array)} embeddings")
     except (ValueError, IndexError, KeyError, TypeError, OSError, csv.Error) as error:
@@ -166,161 +174,145 @@ def embed(
     model: SpeakerModel,
     corpus: Corpus,
     folder: Path,
-    wanted: Mapping[str, Any],
+    description: Mapping[str, Any],
     *,
-    windows: Windows,
+    crop_policy: CropPolicy,
     batch_seconds: float = 240.0,
     workers: int | None = None,
     max_bad: float = 0.01,
 ) -> Done:
-    """Embeds what of `corpus` is not in `folder` yet, and finishes the folder.
+    """Embed the recordings of `corpus` that are not in `folder` yet, and finish the folder.
 
-    `wanted` is what `check` was asked, and is kept as the description. Recordings that cannot be decoded are counted
-    and listed in `unreadable.txt`, and have no row.
-    Raises UserError when they are more than the fraction `max_bad`, and when the folder cannot be written.
+    `description` is what `check` was called with, and is stored. Recordings that cannot be decoded are counted and
+    listed in `unreadable.txt`, and have no row. Raises UserError when they are more than the fraction `max_bad`, when
+    the folder cannot be written, and when another process writes to it.
     """
-    pieces = Pieces.of(model, corpus, windows)
-    shape = (len(corpus), wanted["dim"]) if pieces.crops == 1 else (len(corpus), pieces.crops, wanted["dim"])
-    with _partial(folder, shape, len(pieces)) as (array, journal):
-        files.write(folder / DESCRIPTION, json.dumps(wanted, indent=2) + "\n")
-        rows = array.reshape(len(pieces), -1)
-        missing = _missing(rows, journal)
-        budget = round(batch_seconds * model.sample_rate)
-        batches = plan(pieces.lengths, np.arange(len(pieces)), budget, jax.local_device_count())
-        batches = [batch for batch in batches if missing[batch.pieces].any()]
-        unreadable: dict[int, str] = {}
-
-        def read(piece: int) -> np.ndarray | None:
-            try:
-                return pieces.read(piece)
-            except UserError as error:
-                unreadable[int(piece) // pieces.crops] = str(error)
-                return None
-
-        def check_unreadable() -> None:
-            if len(unreadable) > max_bad * len(corpus):
-                raise UserError(
-                    f"{len(unreadable):,} of {len(corpus):,} recordings cannot be read, too many for "
-                    f"max_bad={max_bad:g}, the first since {next(iter(unreadable.values()))}"
-                )
-
-        start = time.perf_counter()
-        for found, pooled in pooled_batches(
-            model, batches, read, workers=workers, progress="embedding", check=check_unreadable
+    segments = Segments.of_recordings(model, corpus, crop_policy)
+    dim = description["dim"]
+    budget = round(batch_seconds * model.sample_rate)
+    batches = plan(segments.lengths, np.arange(len(segments)), budget, jax.local_device_count())
+    reader = _Reader(segments, len(corpus), max_bad)
+    partial = KeyedRows(folder / PARTIAL, KEY.itemsize, dim, "output")
+    start = time.perf_counter()
+    with partial.writer() as writer:
+        if (folder / ARRAY).exists():
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+            raise UserError(f"{folder} was finished by another process; run the command again.")
+        _remove_earlier(folder)
+        files.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+        # What another process appended before this one had the lock is there too.
+        partial.refresh()
+        batches = [batch for batch in batches if not partial.known(_keys(batch.segments)).all()]
+        for numbers, pooled in pooled_batches(
+            model, batches, reader.read, workers=workers, progress="embedding", check=reader.check
         ):
-            rows[found] = _units(embed_pooled(model, pooled)[:, : wanted["dim"]], pieces, found)
-            journal[found] = [_checksum(rows, piece) for piece in found]
-        check_unreadable()
-        took = time.perf_counter() - start
-        readable = np.ones(len(corpus), bool)
-        readable[list(unreadable)] = False
-        if _missing(rows, journal)[np.repeat(readable, pieces.crops)].any():
-            raise UserError(f"{folder / PARTIAL} changed while it was written; run the command again.")
-        _finish(folder, corpus, array, wanted, unreadable)
-    embedded = np.concatenate([batch.pieces for batch in batches]) if batches else np.zeros(0, int)
+            writer.append(_keys(numbers), _normalized(embed_pooled(model, pooled)[:, :dim], segments, numbers))
+        reader.check()
+        seconds = time.perf_counter() - start
+        writer.commit()
+        partial.refresh()
+        _finish(folder, corpus, partial, description, reader.unreadable, segments.crops)
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    embedded = np.concatenate([batch.segments for batch in batches]) if batches else np.zeros(0, int)
     return Done(
-        recordings=len(np.unique(embedded // pieces.crops)),
+        recordings=len(np.unique(embedded // segments.crops)),
         audio_seconds=sum(batch.samples for batch in batches) / model.sample_rate,
-        wall_seconds=took,
-        unreadable=len(unreadable),
-        total=len(corpus) - len(unreadable),
+        wall_seconds=seconds,
+        unreadable=len(reader.unreadable),
+        total=len(corpus) - len(reader.unreadable),
     )
 
 
-def _units(embeddings: np.ndarray, pieces: Pieces, of: np.ndarray) -> np.ndarray:
-    """The rows of `embeddings`, of the pieces `of`, scaled to length one; UserError when one is not finite."""
+class _Reader:
+    """Reads segments; counts the recordings that cannot be read, with the reason, in `unreadable`."""
+
+    def __init__(self, segments: Segments, recordings: int, max_bad: float):
+        self.unreadable: dict[int, str] = {}
+        self._segments = segments
+        self._recordings = recordings
+        self._max_bad = max_bad
+
+    def read(self, segment: int) -> np.ndarray | None:
+        """Return the waveform, or None when it cannot be read."""
+        try:
+            return self._segments.read(segment)
+        except UserError as error:
+            self.unreadable[int(segment) // self._segments.crops] = str(error)
+            return None
+
+    def check(self) -> None:
+        """Raise UserError when too many recordings cannot be read."""
+        if len(self.unreadable) > self._max_bad * self._recordings:
+            raise UserError(
+                f"{len(self.unreadable):,} of {self._recordings:,} recordings cannot be read, too many for "
+                f"max_bad={self._max_bad:g}, the first since {next(iter(self.unreadable.values()))}"
+            )
+
+
+def _keys(segments: np.ndarray) -> list[bytes]:
+    return [number.tobytes() for number in segments.astype(KEY)]
+
+
+def _normalized(embeddings: np.ndarray, segments: Segments, numbers: np.ndarray) -> np.ndarray:
+    """Return the embeddings (rows, dim) of the segments `numbers` scaled to length one.
+
+    Raises UserError when one is not finite.
+    """
     wrong = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if len(wrong):
-        name = names.quote(pieces.name(of[wrong[0]]))
+        name = names.quote(segments.name(int(numbers[wrong[0]])))
         raise UserError(f"The embedding of {name} is not finite; leave it out or use float32.")
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
 
-@contextlib.contextmanager
-def _partial(folder: Path, shape: tuple[int, ...], rows: int) -> Iterator[tuple[np.memmap, np.memmap]]:
-    """The unfinished array in `folder`, all NaN when it is new, and the journal of its `rows`, for one process alone.
-
-    The journal is uint32 (rows,), see `_checksum`, and 0 where a row is not there.
-    """
-    import fcntl
-
-    path, journal = folder / PARTIAL, folder / JOURNAL
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists() and not (folder / ARRAY).exists():
-                _create(path, shape)
-            held = stack.enter_context(open(path, "rb"))
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            array = _mapped(path, shape, "r+")
-            if not journal.exists() or journal.stat().st_size != 4 * rows:
-                files.write(journal, bytes(4 * rows))
-            checksums = np.memmap(journal, "<u4", "r+", shape=(rows,))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} was finished by another process; run the command again.") from error
-        except BlockingIOError as error:
-            raise UserError(f"Another process is writing {path}; wait for it or choose another output.") from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path} cannot be used ({reason}); choose another output, or remove it.") from error
-        yield array, checksums
-
-
-def _checksum(rows: np.ndarray, row: int) -> int:
-    """The journal's entry of a row, which a row in another's place does not match."""
-    return zlib.crc32(rows[row], int(row))
-
-
-def _missing(rows: np.ndarray, journal: np.ndarray) -> np.ndarray:
-    """Which `rows` (rows, features) are not there or damaged, bool (rows,); says how many are damaged."""
-    whole = np.fromiter(
-        (_checksum(rows, row) == entry for row, entry in enumerate(journal.tolist())), bool, len(rows)
-    )
-    there = np.isfinite(rows).all(axis=1)
-    damaged = np.count_nonzero((there | (journal != 0)) & ~(whole & there))
-    if damaged:
-        print(f"{damaged:,} damaged rows in {PARTIAL} are computed anew", file=sys.stderr)
-    return ~(whole & there)
+def _remove_earlier(folder: Path) -> None:
+    """Remove the unfinished array of an earlier version."""
+    for name in EARLIER:
+        if (folder / name).exists():
+            logger.warning("%s is of an earlier version, so its embeddings are computed anew", folder / name)
+            (folder / name).unlink()
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """How a NumPy file of float32 of that shape begins."""
+    """Return the first bytes of a NumPy file of float32 of that shape."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return buffer.getvalue()
 
 
-def _mapped(path: Path, shape: tuple[int, ...], mode: str) -> np.memmap:
-    """The array of that shape in the file `path`; ValueError when it holds another one."""
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Return the array of that shape in the file `path`, mapped; raise ValueError when it holds another one."""
     header = _header(shape)
     with open(path, "rb") as file:
         begins = file.read(len(header))
     if begins != header or path.stat().st_size != len(header) + 4 * int(np.prod(shape)):
         raise ValueError(f"it is not a whole array of float32 {shape}")
-    return np.memmap(path, "<f4", mode, len(header), shape)
+    return np.memmap(path, "<f4", "r", len(header), shape)
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> None:
-    # Written, not mapped: of a full disk a write is told, a mapping is killed by it.
-    part = path.with_name(f".{path.name}")
-    block = np.full((min(shape[0], 8192), *shape[1:]), np.nan, "<f4")
-    _write(part, shape, (block[: shape[0] - start] for start in range(0, shape[0], len(block))))
-    os.replace(part, path)
-
-
-def _write(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+def _write_array(path: Path, partial: KeyedRows, segments: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Write the rows of the `segments` to `path` as a NumPy file of `shape`; raise UserError when one is missing."""
     with open(path, "wb") as file:
         file.write(_header(shape))
-        for block in blocks:
-            file.write(block.tobytes())
+        for begin in range(0, len(segments), WRITE_ROWS):
+            block = segments[begin : begin + WRITE_ROWS]
+            rows = np.zeros((len(block), shape[-1]), "<f4")
+            if not partial.read(_keys(block), rows).all():
+                raise UserError(f"{partial.folder} changed while it was written; run the command again.")
+            file.write(rows.tobytes())
         file.flush()
         os.fsync(file.fileno())
 
 
 def _finish(
-    folder: Path, corpus: Corpus, array: np.memmap, wanted: Mapping[str, Any], unreadable: Mapping[int, str]
+    folder: Path,
+    corpus: Corpus,
+    partial: KeyedRows,
+    description: Mapping[str, Any],
+    unreadable: Mapping[int, str],
+    crops: int,
 ) -> None:
-    """Writes the index and the description with all checksums, and last of all gives the array its name."""
+    """Write the index and the description with all checksums, and last of all give the array its name."""
     keep = np.ones(len(corpus), bool)
     keep[list(unreadable)] = False
     others = [INDEX]
@@ -331,25 +323,20 @@ def _finish(
         files.write(folder / UNREADABLE, "".join(lines))
         others.append(UNREADABLE)
     else:
-        (folder / UNREADABLE).unlink(missing_ok=True)  # of a run that was stopped as it finished
+        (folder / UNREADABLE).unlink(missing_ok=True)  # It is there when a run was stopped as it finished.
     files.write(folder / INDEX, _index(corpus, np.flatnonzero(keep)))
-    shape = (int(keep.sum()), *array.shape[1:])
+    dim = description["dim"]
+    shape = (int(keep.sum()), dim) if crops == 1 else (int(keep.sum()), crops, dim)
+    array = folder / f".{ARRAY}"
     try:
-        array.flush()
-        whole = folder / PARTIAL
-        if unreadable:
-            whole = folder / f".{ARRAY}"
-            blocks = np.array_split(np.flatnonzero(keep), max(1, len(corpus) // 8192))
-            _write(whole, shape, (array[block] for block in blocks))
-        checksums = {ARRAY: file_checksums.of(whole)} | {name: file_checksums.of(folder / name) for name in others}
-        description = {**wanted, "shape": list(shape), "unreadable": len(unreadable), "files": checksums}
-        description["sha256"] = _digest(description)
-        files.write(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-        os.replace(whole, folder / ARRAY)
-        for name in (PARTIAL, JOURNAL):
-            (folder / name).unlink(missing_ok=True)
+        _write_array(array, partial, np.flatnonzero(np.repeat(keep, crops)), shape)
+        checksums = {ARRAY: file_checksums.of(array)} | {name: file_checksums.of(folder / name) for name in others}
+        entries = {**description, "shape": list(shape), "unreadable": len(unreadable), "files": checksums}
+        entries["sha256"] = _digest(entries)
+        files.write(folder / DESCRIPTION, json.dumps(entries, indent=2) + "\n")
+        os.replace(array, folder / ARRAY)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); free some space.") from error
+        raise UserError(f"{folder} cannot be written ({files.reason(error)}); free some space.") from error
 
 
 def _index(corpus: Corpus, chosen: np.ndarray) -> str:

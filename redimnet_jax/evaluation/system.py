@@ -16,7 +16,8 @@ from redimnet_jax.checkpoints.open import open_model
 from redimnet_jax.data.corpus import Corpus, open_corpus
 from redimnet_jax.data.recordings import Recordings, Subset
 from redimnet_jax.embedding.cache import PooledCache
-from redimnet_jax.embedding.extract import Windows, embed_pooled, pool_recordings
+from redimnet_jax.embedding.extract import embed_pooled, pool_recordings
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.errors import ArgumentError
 from redimnet_jax.evaluation import calibration, comparison, protocol, report, score_norm
 from redimnet_jax.evaluation.calibration import SystemCalibration
@@ -151,11 +152,11 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     dims = scoring.checked_dims(settings.dims or model.mrl_dims or (model.embed_dim,), model.embed_dim)
     if data.other is not None:
         comparison.common_dims(data.other, dims)
-    windows = Windows(settings.crop_seconds, settings.crops or CROPS, settings.max_seconds)
+    windows = CropPolicy(settings.crop_seconds, settings.crops or CROPS, settings.max_seconds)
     pool = functools.partial(
         pool_recordings,
         model,
-        windows=windows,
+        crop_policy=windows,
         batch_seconds=settings.batch_seconds,
         progress="embedding",
         cache=None if settings.cache is None else PooledCache(settings.cache, model),

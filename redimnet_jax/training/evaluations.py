@@ -9,7 +9,8 @@ import numpy as np
 
 from redimnet_jax import sharding
 from redimnet_jax.checkpoints import native
-from redimnet_jax.embedding.extract import Windows, embed_pooled
+from redimnet_jax.embedding.extract import embed_pooled
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.losses.levels import LossLevels
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models.speaker_model import SpeakerModel
@@ -48,7 +49,7 @@ class Evaluations:
         self._log = log
         self._pretrained = pretrained
         self._seen = seen
-        self._windows = Windows(crop_seconds)
+        self._windows = CropPolicy(crop_seconds)
         self._objective = objective
         # The model and the result of the validation that the current epoch had, if any.
         self._validated: tuple[SpeakerModel, ValidationResult] | None = None

@@ -27,22 +27,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from redimnet_jax import files, sharding
-from redimnet_jax.compilation import jit
 from redimnet_jax.data import loader
 from redimnet_jax.data.augment import Speed, Step
 from redimnet_jax.embedding.cache import backbone_digest
+from redimnet_jax.embedding.extract import PooledFeatures
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.row_store import Appender, RowStore
 from redimnet_jax.training.log import TrainingLog
 
 Array = jax.Array
-# Features (batch, pool.features), labels (batch,), and whether all of a row's features are finite (batch,).
-Rows = tuple[Array, Array, Array]
+# Features (batch, pool.features) float32 and labels (batch,).
+Rows = tuple[Array, Array]
 
 FEATURES, LABELS, MADE_OF = "features", "labels", "made_of.json"
 # Batches on their way to the devices before the first one's features are waited for.
@@ -142,8 +141,6 @@ def extract(
     """
     if int(sharding.from_first_process(np.asarray(cache.rows, np.int32))) >= rows:
         return
-    if cache.store.is_of_earlier_version():
-        log.say(f"the features in {cache.folder} have no checksums, so they are made anew")
 
     def name(row: int) -> str:
         return crops.corpus.name(row % cache.utterances)
@@ -163,7 +160,7 @@ def extract(
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        pooled, state = pooled_program(model, cache.dtype, mesh), sharding.replicate(nnx.state(model.network), mesh)
+        pooled_features = PooledFeatures(model.network, mesh, replicated=True)
         meter, start = loader.WaitMeter(batches), time.perf_counter()
 
         def made() -> Iterator[Rows]:
@@ -171,12 +168,13 @@ def extract(
                 check()
                 batch = next(meter)
                 unreadable(batches.take_unreadable())
-                yield pooled(state, sharding.shard_rows(batch, mesh))
+                features, rest = pooled_features(sharding.shard_rows(batch, mesh))
+                yield features, rest["label"]
 
         with contextlib.ExitStack() as stack:
             stack.callback(batches.close)
             bar = stack.enter_context(log.bar("features", rows, begin, "crop"))
-            keep(writer, made(), begin, rows, batch_size=batch_size, name=name, done=bar.update)
+            keep(cache, writer, made(), begin, rows, batch_size=batch_size, name=name, done=bar.update)
             speed = (rows - begin) / max(time.perf_counter() - start, 1e-9)
         waited = meter.wait_fraction()
         log.say(
@@ -187,6 +185,7 @@ def extract(
 
 
 def keep(
+    cache: FeatureCache,
     writer: Appender | None,
     made: Iterator[Rows],
     begin: int,
@@ -213,7 +212,9 @@ def keep(
                 lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
                 waiting.popleft(),
             )
-            features, labels, finite = (array[: rows - written] for array in found)
+            features, labels = (array[: rows - written] for array in found)
+            features = features.astype(cache.dtype)
+            finite = np.isfinite(features).all(axis=1)
             if not finite.all():
                 which = name(written + int(np.argmin(finite)))
                 raise UserError(f"The features of {which} are NaN or Inf; repair the recording or leave it out.")
@@ -221,16 +222,3 @@ def keep(
                 writer.append(features=features, labels=labels.astype("<i4"))
             written += len(labels)
             done(len(labels))
-
-
-def pooled_program(model: SpeakerModel, dtype: np.dtype, mesh: Mesh) -> Callable[[Any, dict[str, Array]], Rows]:
-    """Compiled (state of the network, batch) -> rows, whole on every device."""
-    graph = nnx.graphdef(model.network)
-
-    def pooled(state, batch):
-        network = nnx.merge(graph, state, copy=True)
-        features = network.pooled(*network.features(batch["waveform"])).astype(dtype)
-        return features, batch["label"], jnp.isfinite(features).all(axis=1)
-
-    whole = sharding.replicated(mesh)
-    return jit(pooled, in_shardings=(whole, sharding.by_rows(mesh)), out_shardings=whole)

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -11,9 +10,8 @@ from jax.sharding import Mesh
 
 from redimnet_jax import sharding
 from redimnet_jax.checkpoints.open import open_model
-from redimnet_jax.compilation import jit
 from redimnet_jax.data.loader import TrainBatches
-from redimnet_jax.embedding.extract import embed_pooled
+from redimnet_jax.embedding.extract import PooledFeatures, embed_pooled
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models import config as model_config
@@ -125,19 +123,12 @@ def pooled_crops(
     model: SpeakerModel, batches: TrainBatches, count: int, mesh: Mesh, log: TrainingLog
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (pooled features, labels) of `count` batches, the same on every process; close the batches."""
-    graph, state = nnx.split(model.network)
-
-    def pooled(state, batch):
-        network = nnx.merge(graph, state, copy=True)
-        return network.pooled(*network.features(batch["waveform"])), batch["label"]
-
-    whole = sharding.replicated(mesh)
-    compiled = jit(pooled, in_shardings=(whole, sharding.by_rows(mesh)), out_shardings=whole)
-    state = sharding.replicate(state, mesh)
+    pooled_features = PooledFeatures(model.network, mesh, replicated=True)
     rows = []
     with contextlib.closing(batches), log.bar("features", count) as bar:
         for _ in range(count):
-            rows.append(jax.tree.map(np.asarray, compiled(state, sharding.shard_rows(next(batches), mesh))))
+            features, rest = pooled_features(sharding.shard_rows(next(batches), mesh))
+            rows.append((np.asarray(features), np.asarray(rest["label"])))
             bar.update()
     features, labels = (np.concatenate(column) for column in zip(*rows, strict=True))
     return features, labels

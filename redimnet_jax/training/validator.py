@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from redimnet_jax import sharding
-from redimnet_jax.embedding.extract import Recordings, Windows, pool_recordings
+from redimnet_jax.embedding.extract import Recordings, pool_recordings
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.evaluation import results as evaluation_results
 from redimnet_jax.evaluation.protocol import Validation
 from redimnet_jax.models.speaker_model import SpeakerModel
@@ -36,7 +37,7 @@ class PooledRecordings:
         self._latest: dict[str, np.ndarray] = {}
 
     def get(
-        self, name: str, model: SpeakerModel, recordings: Recordings, windows: Windows, *, reuse: bool
+        self, name: str, model: SpeakerModel, recordings: Recordings, windows: CropPolicy, *, reuse: bool
     ) -> np.ndarray:
         """Return the features (recordings, crops, features), float32, of the recordings that are called `name`.
 
@@ -47,7 +48,7 @@ class PooledRecordings:
                 self._latest[name] = pool_recordings(
                     model,
                     recordings,
-                    windows=windows,
+                    crop_policy=windows,
                     batch_seconds=self._batch_seconds,
                     progress=name if shows_progress() else None,
                     check=self._check,
@@ -88,7 +89,7 @@ class Validator:
         `reuse` says that the backbone is that of the latest call, whose pooled features are then used again.
         """
         wanted = self.settings
-        windows = Windows(wanted.crop_seconds, wanted.crops, wanted.max_seconds)
+        windows = CropPolicy(wanted.crop_seconds, wanted.crops, wanted.max_seconds)
         pooled = self.pooled.get("validation", model, self.trials.recordings, windows, reuse=reuse)
         results, scores, _ = evaluation_results.evaluate(
             model, pooled, self.trials, dims or self.dims, bootstrap=wanted.bootstrap, seed=self.seed

@@ -8,7 +8,7 @@ import tiny
 from refusals import refusal
 
 from redimnet_jax.embedding import extract
-from redimnet_jax.embedding.extract import Windows
+from redimnet_jax.embedding.segments import CropPolicy
 
 
 class Signals:
@@ -41,7 +41,7 @@ def signals():
 
 def embedded(batch_seconds=240.0, **windows):
     pooled = extract.pool_recordings(
-        model(), Signals(signals()), windows=Windows(**windows), batch_seconds=batch_seconds
+        model(), Signals(signals()), crop_policy=CropPolicy(**windows), batch_seconds=batch_seconds
     )
     return extract.embed_pooled(model(), pooled)
 
@@ -69,7 +69,7 @@ def test_crops_lie_at_even_distances():
 
 
 def test_one_crop_is_the_middle():
-    starts, lengths = Windows(crop_seconds=1.0).of(np.array([16000, 48000, 8000]), 16000)
+    starts, lengths = CropPolicy(crop_seconds=1.0).segments(np.array([16000, 48000, 8000]), 16000)
     assert starts.tolist() == [[0], [16000], [0]] and lengths.tolist() == [[16000], [16000], [8000]]
 
 

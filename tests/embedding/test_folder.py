@@ -1,7 +1,6 @@
 """Embeddings of a corpus in a folder: what they are, and the same ones however often the work was stopped."""
 
 import csv
-import fcntl
 import functools
 import json
 import shutil
@@ -13,15 +12,15 @@ import tiny
 from fake_corpus import FakeCorpus
 from refusals import refusal
 
-from redimnet_jax import file_checksums, files, names
+from redimnet_jax import file_checksums, files, locks, names
 from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import embed as embed_command
 from redimnet_jax.cli import main as cli
 from redimnet_jax.embedding import extract
 from redimnet_jax.embedding import folder as embedding_folder
-from redimnet_jax.embedding.extract import Windows
+from redimnet_jax.embedding.segments import CropPolicy
 
-WHOLE = Windows()
+WHOLE = CropPolicy()
 LENGTHS = (4100, 9000, 3900, 8000, 7900, 3000)
 
 
@@ -47,11 +46,11 @@ class Noises(FakeCorpus):
         return noise[start : start + samples]
 
 
-def embed(corpus, folder, windows=WHOLE, dim=4, **more):
-    wanted = embedding_folder.settings(model(), windows, dim)
+def embed(corpus, folder, crop_policy=WHOLE, dim=4, **more):
+    wanted = embedding_folder.settings(model(), crop_policy, dim)
     finished = embedding_folder.check(folder, wanted)
     done = embedding_folder.embed(
-        model(), corpus, folder, wanted, windows=windows, batch_seconds=0.5, workers=1, **more
+        model(), corpus, folder, wanted, crop_policy=crop_policy, batch_seconds=0.5, workers=1, **more
     )
     return finished, done
 
@@ -118,17 +117,13 @@ def test_an_interrupted_run_goes_on_to_the_same_result(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed(Noises(stop=len(LENGTHS)), tmp_path)
     assert not (tmp_path / "embeddings.npy").exists()
-    partial = np.load(tmp_path / "embeddings.partial.npy", mmap_mode="r+")
-    done = ~np.isnan(partial).any(axis=1)
-    assert 0 < done.sum() < len(LENGTHS)
-    half = np.flatnonzero(done)[0]
-    partial[half, 1:] = np.nan
-    partial.flush()
+    done = json.loads((tmp_path / "embeddings.partial" / "complete.json").read_text())["rows"]
+    assert 0 < done < len(LENGTHS)
     corpus = Noises()
     finished, report = embed(corpus, tmp_path)
     assert not finished and 1 <= corpus.reads == report.recordings < len(LENGTHS)
     np.testing.assert_array_equal(np.load(tmp_path / "embeddings.npy"), whole)
-    assert not (tmp_path / "embeddings.partial.npy").exists()
+    assert not (tmp_path / "embeddings.partial").exists()
 
 
 def test_what_cannot_be_read_is_listed_and_has_no_row(whole, tmp_path):
@@ -149,7 +144,7 @@ def test_too_much_that_cannot_be_read_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_crops_have_an_axis(tmp_path):
-    embed(Noises(), tmp_path, Windows(0.2, 3))
+    embed(Noises(), tmp_path, CropPolicy(0.2, 3))
     array = np.load(tmp_path / "embeddings.npy")
     assert array.shape == (len(LENGTHS), 3, 4)
     signal = Noises().read(1, 0, 9000)
@@ -165,7 +160,7 @@ def test_an_array_of_unknown_origin_is_refused(tmp_path):
 
 
 def finished(folder):
-    embedding_folder.embed(model(), Noises(broken=2), folder, wanted(), windows=WHOLE, max_bad=0.2)
+    embedding_folder.embed(model(), Noises(broken=2), folder, wanted(), crop_policy=WHOLE, max_bad=0.2)
     return folder
 
 
@@ -227,34 +222,24 @@ def test_an_unfinished_folder_is_not_read(tmp_path):
     assert "no finished embeddings" in refusal(embedding_folder.load, tmp_path / "none")
 
 
-@pytest.mark.parametrize("file", ["embeddings.partial.npy", "embeddings.partial.crc32"])
-def test_a_row_that_was_damaged_before_the_end_is_computed_anew(file, whole, tmp_path, capsys):
+@pytest.mark.parametrize("file", ["rows", "keys"])
+def test_a_row_that_was_damaged_before_the_end_is_computed_anew(file, whole, tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         embed(Noises(stop=len(LENGTHS)), tmp_path)
-    done = np.flatnonzero(~np.isnan(np.load(tmp_path / "embeddings.partial.npy")).any(axis=1))[0]
-    flip(tmp_path / file, 128 + 16 * done if file.endswith("npy") else 4 * done)
-    capsys.readouterr()
+    flip(tmp_path / "embeddings.partial" / file, 3)
     embed(Noises(), tmp_path)
-    assert "1 damaged rows" in capsys.readouterr().err
+    assert "damaged blocks" in caplog.text
     np.testing.assert_array_equal(np.load(tmp_path / "embeddings.npy"), whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings.json", "embeddings.npy", "index.tsv"]
 
 
-def test_without_a_journal_no_row_is_trusted(whole, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        embed(Noises(stop=len(LENGTHS)), tmp_path)
-    (tmp_path / "embeddings.partial.crc32").unlink()
-    corpus = Noises()
-    embed(corpus, tmp_path)
-    assert corpus.reads == len(LENGTHS)
+def test_an_unfinished_array_of_an_earlier_version_is_computed_anew(whole, tmp_path, caplog):
+    (tmp_path / "embeddings.json").write_text(json.dumps(wanted()))
+    (tmp_path / "embeddings.partial.npy").write_bytes(b"1" * 100)
+    embed(Noises(), tmp_path)
+    assert "embeddings.partial.npy is of an earlier version" in caplog.text
     np.testing.assert_array_equal(np.load(tmp_path / "embeddings.npy"), whole)
-
-
-def test_an_unfinished_array_of_another_form_is_refused(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        embed(Noises(stop=1), tmp_path)
-    flip(tmp_path / "embeddings.partial.npy", 20)
-    assert "embeddings.partial.npy cannot be used" in refusal(embed, Noises(), tmp_path)
+    assert not (tmp_path / "embeddings.partial.npy").exists()
 
 
 def test_names_of_any_bytes_come_back(tmp_path):
@@ -278,7 +263,9 @@ def test_names_of_any_bytes_come_back(tmp_path):
 def test_a_finished_folder_is_not_begun_anew(intact, tmp_path):
     folder = shutil.copytree(intact, tmp_path / "copy")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    message = refusal(embedding_folder.embed, model(), Noises(broken=2), folder, wanted(), windows=WHOLE, max_bad=0.2)
+    message = refusal(
+        embedding_folder.embed, model(), Noises(broken=2), folder, wanted(), crop_policy=WHOLE, max_bad=0.2
+    )
     assert "finished by another process" in message
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -286,9 +273,8 @@ def test_a_finished_folder_is_not_begun_anew(intact, tmp_path):
 def test_one_process_writes(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed(Noises(stop=1), tmp_path)
-    with open(tmp_path / "embeddings.partial.npy", "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert "Another process" in refusal(embed, Noises(), tmp_path)
+    with locks.locked(tmp_path / "embeddings.partial"):
+        assert "another process" in refusal(embed, Noises(), tmp_path)
 
 
 @pytest.mark.parametrize("devices", [1, 3])
@@ -296,13 +282,13 @@ def test_plan(devices):
     lengths = np.random.default_rng(0).integers(2000, 200_000, 500)
     pieces = np.arange(100, 400)
     batches = extract.plan(lengths, pieces, 400_000, devices)
-    assert sorted(np.concatenate([batch.pieces for batch in batches]).tolist()) == pieces.tolist()
+    assert sorted(np.concatenate([batch.segments for batch in batches]).tolist()) == pieces.tolist()
     sizes = [batch.size for batch in batches]
     assert sizes == sorted(sizes, reverse=True)
     assert len({(batch.size, batch.rows) for batch in batches}) == len(set(sizes))
     for batch in batches:
-        assert 0 < len(batch.pieces) <= batch.rows and batch.rows % devices == 0
-        assert lengths[batch.pieces].max() <= batch.size and batch.samples == lengths[batch.pieces].sum()
+        assert 0 < len(batch.segments) <= batch.rows and batch.rows % devices == 0
+        assert lengths[batch.segments].max() <= batch.size and batch.samples == lengths[batch.segments].sum()
         # Rows are rounded up by at most a quarter.
         assert batch.rows // devices * batch.size <= 1.25 * 400_000 + batch.size
 

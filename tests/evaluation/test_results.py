@@ -18,6 +18,7 @@ from redimnet_jax import files, metrics, scoring, trials
 from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import evaluate as cli
 from redimnet_jax.embedding import extract
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.evaluation import protocol, score_file, score_norm
 from redimnet_jax.evaluation import results as evaluation_results
 
@@ -276,7 +277,7 @@ def test_speakers_and_roots_are_given_on_the_command_line(weights, tree, tmp_pat
 @pytest.mark.slow
 def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
     judged, model = protocol.from_list(listed), rj.load(weights)
-    pooled = extract.pool_recordings(model, judged.recordings, windows=extract.Windows(0.2, 2))
+    pooled = extract.pool_recordings(model, judged.recordings, crop_policy=CropPolicy(0.2, 2))
     _, scores, embeddings = evaluation_results.evaluate(model, pooled, judged, DIMS, bootstrap=50)
     of = judged.trials
     pairs = [

@@ -1,7 +1,6 @@
 """Cached features: what they are of, that an interruption costs nothing, and what is refused."""
 
 import contextlib
-import fcntl
 import json
 import shutil
 from types import SimpleNamespace
@@ -15,9 +14,9 @@ from fake_corpus import FakeCorpus
 from jax.sharding import Mesh
 from refusals import refusal
 
+from redimnet_jax import locks
 from redimnet_jax.data import loader
 from redimnet_jax.data.augment import GaussianNoise, Speed
-from redimnet_jax.training import feature_cache
 from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract
 
 SAMPLES, BATCH = 3000, 4
@@ -43,20 +42,6 @@ LOG = SimpleNamespace(
 @pytest.fixture(scope="module")
 def model():
     return tiny.model()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(model):
-    """One program for all extractions of a dtype."""
-    made = {}
-    with pytest.MonkeyPatch.context() as patch:
-        original = feature_cache.pooled_program
-        patch.setattr(
-            feature_cache,
-            "pooled_program",
-            lambda of, dtype, mesh: made.setdefault(np.dtype(dtype), original(of, dtype, mesh)),
-        )
-        yield
 
 
 def extracted(folder, model, rows: int, crops=CROPS, dtype=jnp.float32, **options) -> FeatureCache:
@@ -226,15 +211,13 @@ def test_labels_beyond_the_classes(whole, tmp_path, model):
     assert f"for {cache.classes} classes" in refusal(cache.read_labels, 2)
 
 
-def test_rows_without_checksums_are_made_anew(whole, tmp_path, model):
+def test_rows_without_checksums_are_made_anew(whole, tmp_path, model, caplog):
     cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
     for name in ("features", "labels"):
         (cache.folder / name).write_bytes(b"\x01" * 5000)
     (cache.folder / "complete.json").write_text('{"rows": 9}')
-    said = []
-    log = SimpleNamespace(say=said.append, bar=LOG.bar)
-    extracted(tmp_path, model, 2 * len(LENGTHS), log=log)
-    assert contents(cache) == contents(whole) and "no checksums" in said[0]
+    extracted(tmp_path, model, 2 * len(LENGTHS))
+    assert contents(cache) == contents(whole) and "no checksums" in caplog.text
 
 
 def test_the_count_is_read_under_the_lock(whole, tmp_path, model):
@@ -261,9 +244,8 @@ def test_refused(whole, model, tmp_path):
     assert FeatureCache(tmp_path, broken, crops, jnp.float32).rows == 0
     cache = FeatureCache(tmp_path, model, crops, jnp.float32)
     extracted(tmp_path, model, 1, crops, batch_size=1)
-    with open(cache.folder / "features", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert "another run" in refusal(extracted, tmp_path, model, 7, crops)
+    with locks.locked(cache.folder):
+        assert "another process" in refusal(extracted, tmp_path, model, 7, crops)
     with open(whole.folder / "labels", "r+b") as file:
         file.truncate(40)
     assert "damaged" in refusal(lambda: whole.rows)
