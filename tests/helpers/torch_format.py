@@ -120,7 +120,8 @@ def write_zip(
     entries |= {f"data/{key}": array.tobytes("A") for key, array in (storages or {}).items()}
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in (entries | (extra or {})).items():
-            archive.writestr(f"archive/{name}", content)
+            # Without a time in it, the same content gives the same bytes.
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content, compression)
     return path
 
 
