@@ -80,7 +80,7 @@ def _positions_a_warp(positions: int, channels: int, warps: int) -> int:
 
 
 def suits_depthwise_residual(x: Array, kernel: Array) -> bool:
-    """Return whether `depthwise_residual` takes `x` (batch, time, freq, channels) and (kt, kf, 1, channels)."""
+    """Return whether `depthwise_residual` takes `x` (batch, time, freq, channels) and `kernel` (kt, kf, 1, out)."""
     *taps, members, channels = kernel.shape
     suits = operands.is_map(x) and taps == [3, 3] and members == 1 and channels % 2 == 0 and channels <= 128
     return suits and _residual_tile(x.shape[2], channels) is not None
