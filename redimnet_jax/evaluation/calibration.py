@@ -75,7 +75,8 @@ def load(path: str | Path) -> dict[int, Calibration]:
         dims = files.parse_json(Path(path).read_bytes())["dims"]
         calibrations = {int(dim): Calibration(float(x["scale"]), float(x["offset"])) for dim, x in dims.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is not a calibration ({error}); make one with eval.py --calibrate.") from error
+        reason = files.first_line(error)
+        raise UserError(f"{path} is not a calibration ({reason}); make one with eval.py --calibrate.") from error
     for dim, calibration in calibrations.items():
         if not (0 < calibration.scale < math.inf and math.isfinite(calibration.offset)):
             raise UserError(f"{path} has no usable calibration of dimension {dim} ({calibration}); make it anew.")

@@ -87,7 +87,10 @@ def load(path: str | Path) -> Transfer:
         trials = {key: entries["trials"][key] for key in ("from", "digest", "speakers")}
         return Transfer(calibrations, thresholds, dict(entries["system"]), trials)
     except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} lacks {error} of a calibration; make it anew with eval.py --calibrate.") from error
+        reason = files.first_line(error)
+        raise UserError(
+            f"{path} is no whole calibration ({reason}); make it anew with eval.py --calibrate."
+        ) from error
 
 
 def digest(of: Trials) -> str:

@@ -24,19 +24,21 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from unittest import mock
 
-import compiling
 import jax
 import jax.numpy as jnp
 import numpy as np
 import replay_kernel
 from jax import lax
 from replay_kernel import Launch
-from test_kernels import ROUNDING, block, exact, mixing, normal, residual_half
 
 from redimnet_jax.models import pooling
 from redimnet_jax.nn import attention, convnext, convolution, residual, squeeze
 from redimnet_jax.nn.cuda import conv2d, device, program
 from redimnet_jax.nn.layers import LayerNorm, pointwise
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "nn")]
+from test_kernels import ROUNDING, block, exact, mixing, normal, residual_half  # noqa: E402
 
 TOOLS = ("memcheck", "initcheck", "racecheck")
 # Read and write errors within this many bytes behind an array are seen even where arrays lie side by side.
@@ -312,7 +314,7 @@ def relative_error(ours, plain) -> float:
 def largest_error(problem: Problem) -> float:
     """The largest relative error of values and gradients."""
 
-    @functools.partial(compiling.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0)
     def results(function, arrays, dout):
         if not problem.gradients:
             return function(*arrays)
