@@ -22,6 +22,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
 from fuzz_targets import TARGETS, Target  # noqa: E402
 
 from redimnet_jax.errors import UserError  # noqa: E402

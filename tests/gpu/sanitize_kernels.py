@@ -42,6 +42,9 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "nn")]
 from test_kernels import ROUNDING, block, exact, mixing, normal, residual_half  # noqa: E402
 
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "nn")]
+
 TOOLS = ("memcheck", "initcheck", "racecheck")
 # Read and write errors within this many bytes behind an array are seen even where arrays lie side by side.
 PADDING_BYTES = 4096
