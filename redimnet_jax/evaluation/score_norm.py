@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from redimnet_jax import scoring
 from redimnet_jax.data.corpus import Corpus
-from redimnet_jax.data.subset import Subset
+from redimnet_jax.data.recordings import Subset
 from redimnet_jax.errors import ArgumentError, UserError, shown
 from redimnet_jax.evaluation.protocol import TrialSet, side_embeddings
 from redimnet_jax.evaluation.settings import METHODS

@@ -19,7 +19,7 @@ import numpy as np
 from redimnet_jax import files
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import confidence
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation.protocol import TrialSet
 
 # The latest validations that are looked at, and the fewest that say anything.
 WINDOW = 5
@@ -67,7 +67,7 @@ def overfitting_warnings(signs: Mapping[str, Any]) -> list[str]:
 
 
 def improvement(
-    scores: np.ndarray, reference: np.ndarray, validation: Validation, *, resamples: int, seed: int
+    scores: np.ndarray, reference: np.ndarray, validation: TrialSet, *, resamples: int, seed: int
 ) -> dict[str, Any]:
     """Return {"difference", "ci95", "beyond_noise"} of the EER of `scores` (trials,) minus that of `reference`.
 

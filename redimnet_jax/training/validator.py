@@ -13,7 +13,7 @@ from redimnet_jax import sharding
 from redimnet_jax.embedding.extract import Recordings, pool_recordings
 from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.evaluation import results as evaluation_results
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.training import monitoring, settings
 from redimnet_jax.training.checkpoints import save_best
@@ -73,7 +73,7 @@ class Validator:
     """The validation of models on the `trials` of a run, for the prefix lengths `dims`."""
 
     settings: settings.Validation
-    trials: Validation
+    trials: TrialSet
     dims: Sequence[int]
     seed: int
     pooled: PooledRecordings

@@ -8,7 +8,7 @@ import pytest
 from refusals import refusal
 
 from redimnet_jax import metrics
-from redimnet_jax.evaluation.protocol import Validation
+from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.training import log as training_log
 from redimnet_jax.training import monitoring
 from redimnet_jax.trials import Trials
@@ -95,7 +95,7 @@ def judged():
     speakers = [name.split("/")[0] for name in names]
     left, right = np.triu_indices(len(names), 1)
     labels = np.array([speakers[a] == speakers[b] for a, b in zip(left, right, strict=True)])
-    validation = Validation(Trials(names, left, right, labels), None, speakers, "all pairs")
+    validation = TrialSet(Trials(names, left, right, labels), None, speakers, "all pairs")
     return validation, labels + np.random.default_rng(0).normal(size=len(labels))
 
 
