@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+from tqdm import tqdm
+
 from redimnet_jax import local_paths, names
 from redimnet_jax.errors import ArgumentError, UserError
 
@@ -163,13 +165,15 @@ def logged() -> Iterator[None]:
 
 
 class _Printer(logging.Handler):
-    """Prints records as plain lines; the level, in lower case, precedes warnings and errors."""
+    """Prints records as plain lines above any progress bar; the level, in lower case, precedes warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
-            print(record.getMessage(), flush=True)
+            tqdm.write(record.getMessage(), file=sys.stdout)
+            sys.stdout.flush()
         else:
-            print(f"{record.levelname.lower()}: {names.one_line(record.getMessage())}", file=sys.stderr, flush=True)
+            tqdm.write(f"{record.levelname.lower()}: {names.one_line(record.getMessage())}", file=sys.stderr)
+            sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jax
 
 from redimnet_jax import hosts, local_paths, names, optional
-from redimnet_jax.cli import command, console
+from redimnet_jax.cli import command
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import preemption
 
@@ -69,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (flags.Error, UserError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
             print(f"error: {_unknown_setting(arguments) or _reason(error)}; see train.py --help.", file=sys.stderr)
             return 2
-        with console.showing_log():
-            return _run(values, ending)
+        return _run(values, ending)
 
 
 def _flags() -> Any:
@@ -161,7 +160,7 @@ def _run(values: Any, ending: _Ending) -> int:
         print(f"error: The processes cannot be joined ({_reason(error)}); see train.py --help.", file=sys.stderr)
         return 1
     preemption.reinstall_handlers()
-    with hosts.Farewell(ending.on_other) as farewell:
+    with command.logged(), hosts.Farewell(ending.on_other) as farewell:
         ending.farewell = farewell
         try:
             _train(values, ending)
