@@ -161,7 +161,7 @@ def test_no_global_state(tmp_path):
     """Neither importing nor drawing touches pyplot, which would choose a window system for the whole program."""
     code = """
 import sys
-from redimnet_jax import plots
+from redimnet_jax.evaluation import plots
 assert "matplotlib" not in sys.modules
 plots.save(plots.training_curves([]), sys.argv[1])
 assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules
