@@ -56,7 +56,8 @@ import sys
 import jax, numpy as np
 sys.path.insert(0, {tests!r})
 from test_scoring import example
-from redimnet_jax import score_norm, scoring
+from redimnet_jax import scoring
+from redimnet_jax.evaluation import score_norm
 assert jax.local_device_count() == 8
 embeddings, left, right = example()
 everywhere, three, one = (

@@ -103,7 +103,7 @@ def test_the_order_of_what_tells(tmp_path):
 @pytest.fixture
 def silent(monkeypatch):
     """Files need not be audio."""
-    monkeypatch.setattr(protocol.audio, "duration", lambda source: 8000)
+    monkeypatch.setattr(protocol.audio, "inspect", lambda source: protocol.audio.Inspection(8000, 1.0))
 
 
 def listed(folder, *lines):

@@ -74,7 +74,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
     }
     try:
         with files.new_folder(folder) as part:
-            check_room(part, arrays.values())
+            check_room(folder.parent, arrays.values())
             with own_checkpointer() as checkpointer:
                 checkpointer.save(part / ARRAYS, arrays)
             (part / DESCRIPTION).write_text(_readable(description), encoding="utf-8")
@@ -122,9 +122,9 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
 
 def _resolved(folder: Path) -> Path:
     """Where the checkpoint in `folder`, or the best one in the workdir `folder`, is at this moment."""
-    if not (folder / DESCRIPTION).exists() and os.path.lexists(folder / BEST):
+    if not os.path.exists(folder / DESCRIPTION) and os.path.lexists(folder / BEST):
         folder = folder / BEST
-    return folder.parent / os.readlink(folder) if folder.is_symlink() else folder
+    return folder.parent / os.readlink(folder) if os.path.islink(folder) else folder
 
 
 @contextlib.contextmanager

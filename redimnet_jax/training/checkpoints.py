@@ -153,7 +153,7 @@ class TrainingCheckpoints:
             if entries.keys() == ENTRIES:
                 return entries, None
             found = entries.pop("sha256", None)
-        if entries.keys() != ENTRIES | CHECKSUMS - {"sha256"} or found != _sha256(entries):
+        if entries.keys() - {"corpora"} != ENTRIES | CHECKSUMS - {"sha256"} or found != _sha256(entries):
             raise _damaged(path, "its progress does not match its checksum")
         return entries, entries.pop("arrays")
 

@@ -645,7 +645,7 @@ class _Run:
         except UserError:
             before()
             if self.progress["sums"] and self.progress["sums"]["steps"]:
-                self._save(None)
+                self._save()
                 self.checkpoints.wait()
             raise
 

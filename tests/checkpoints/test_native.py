@@ -187,7 +187,7 @@ def test_nothing_is_left_when_saving_is_stopped(model, tmp_path, monkeypatch, er
 def test_no_room(model, tmp_path, monkeypatch):
     monkeypatch.setattr(native.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     text = refusal(native.save, model, tmp_path / "out")
-    assert text.startswith("There is no room for 0 MB in ") and str(tmp_path) in text
+    assert text.startswith("There is no room for 1 MB in ") and str(tmp_path) in text
     assert list(tmp_path.iterdir()) == []
 
 

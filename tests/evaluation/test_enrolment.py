@@ -1,7 +1,5 @@
 """Models of several utterances: the list, and the means that trials compare."""
 
-import types
-
 import numpy as np
 import pytest
 from refusals import refusal
@@ -19,7 +17,7 @@ TRIALS = "1 m s/3.wav\n0 m t/1.wav\n0 s/3.wav t/1.wav\n"
 def folder(tmp_path, monkeypatch):
     for name in ("s/1.wav", "s/2.wav", "s/3.wav", "t/1.wav"):
         files.write(tmp_path / name, "")
-    monkeypatch.setattr(audio, "inspect", lambda source: types.SimpleNamespace(samples=8000, has_signal=True))
+    monkeypatch.setattr(audio, "inspect", lambda source: audio.Inspection(8000, 1.0))
     files.write(tmp_path / "trials.txt", TRIALS)
     return tmp_path
 

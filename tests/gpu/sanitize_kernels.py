@@ -1,4 +1,4 @@
-"""Runs every kernel for CUDA GPUs under compute-sanitizer: `python tests/gpu/sanitize_kernels.py`, on a GPU's machine.
+"""Runs every kernel for CUDA GPUs under compute-sanitizer: `python tests/gpu/sanitize_kernels.py`, on a GPU machine.
 
 JAX runs on the CPU and takes the forms for CUDA GPUs. Each kernel that it launches is compiled as the package
 compiles it, runs on the GPU through the driver's API, and is written to a file. Values and gradients are compared

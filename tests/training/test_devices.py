@@ -12,11 +12,12 @@ import training_runs
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import run as training_run
 
-TESTS = Path(__file__).parent
 RUN = """
 import json, sys
 import training_runs
-from redimnet_jax import class_sharding, plots, train
+from redimnet_jax import class_sharding
+from redimnet_jax.evaluation import plots
+from redimnet_jax.training import run as train
 workdir, settings, step = json.loads(sys.argv[1])
 class_sharding.FEWEST = 1
 plots.save = lambda *_: None
@@ -42,7 +43,7 @@ def data(tmp_path_factory):
 
 def go_on(devices: int, workdir: Path, settings: dict, step: int = 0) -> None:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-c", RUN, json.dumps([str(workdir), settings, step])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]

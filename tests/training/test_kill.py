@@ -11,7 +11,7 @@ import training_runs
 
 import redimnet_jax as rj
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 CHAINS, KILLS = 5, 4
 SETTINGS = {"epochs": 2, "checkpoint.every_steps": 3, "checkpoint.keep": 1}
 # The last chain makes its crops while it trains.
@@ -26,9 +26,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server():
     """Starts a run for [workdir, settings, n], see `kill_server`."""
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-W", "ignore", TESTS / "kill_server.py"], env=environment, **pipes)
+    process = subprocess.Popen([sys.executable, "-W", "ignore", HELPERS / "kill_server.py"], env=environment, **pipes)
 
     def start(workdir: Path, settings: dict, last: int) -> tuple[int, int]:
         print(json.dumps([str(workdir), settings, last]), file=process.stdin, flush=True)

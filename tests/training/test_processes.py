@@ -16,6 +16,7 @@ import training_runs
 
 import redimnet_jax as rj
 from redimnet_jax.evaluation import plots
+from redimnet_jax.training import data as training_data
 from redimnet_jax.training import run as training_run
 
 ROOT = Path(__file__).parents[2]
@@ -24,13 +25,15 @@ EPOCHS, LAST = 6, 24
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """One of the recordings is NaN nearly throughout, and is replaced."""
-    made = training_runs.write_data(tmp_path_factory.mktemp("data"))
+    return training_runs.write_data(tmp_path_factory.mktemp("data")) | {"data.max_bad": 0.03}
+
+
+def spoil(made: dict) -> None:
+    """Makes one of the recordings NaN nearly throughout, so that it is replaced."""
     path = sorted(Path(made["data.train"]).glob("*/*/*.wav"))[5]
     waveform, rate = soundfile.read(path, dtype="float32")
     waveform[:-800] = np.nan
     soundfile.write(path, waveform, rate, subtype="FLOAT")
-    return made | {"data.max_bad": 0.03}
 
 
 def free_port() -> int:
@@ -86,6 +89,9 @@ def stop_after(monkeypatch, step: int) -> None:
 def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatch):
     settings = training_runs.SETTINGS | data | {"epochs": EPOCHS, "checkpoint.keep": 20}
     workdir = tmp_path / "two"
+    for folder in (workdir, tmp_path / "one"):  # The index finds what is bad already.
+        training_data.open_data(training_runs.config(data), folder)
+    spoil(data)
     processes = start(settings, workdir)
     try:
         wait_for(workdir / "checkpoints" / "4")

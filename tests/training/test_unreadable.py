@@ -16,6 +16,7 @@ from training_runs import config, history, same_bits, same_runs, saved, stop_at
 from redimnet_jax.cli import train as train_command
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import plots
+from redimnet_jax.training import data as training_data
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training import unreadable
 from redimnet_jax.training.live import LiveSteps
@@ -49,10 +50,16 @@ def recordings(data) -> list[Path]:
 
 
 def spoil(path: Path) -> None:
-    """Makes all samples NaN but the last, which are all that is looked at before training."""
+    """Makes samples NaN, in place, so that an index of the folder stays valid."""
     waveform, rate = soundfile.read(path, dtype="float32")
     waveform[:-800] = np.nan
     soundfile.write(path, waveform, rate, subtype="FLOAT")
+
+
+def index(wanted, *workdirs: Path) -> None:
+    """Indexes the recordings while they are good."""
+    for workdir in workdirs:
+        training_data.open_data(wanted, workdir)
 
 
 def listed(workdir: Path) -> list[str]:
@@ -62,9 +69,10 @@ def listed(workdir: Path) -> list[str]:
 @pytest.mark.parametrize("cached", [{}, CACHED])
 def test_a_bad_recording_is_replaced_also_in_a_resumed_run(cached, data, tmp_path, monkeypatch, capsys):
     bad = recordings(data)[7]
-    spoil(bad)
     wanted = config(data, **ONE_MAY_BE, **cached)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    index(wanted, whole, stopped)
+    spoil(bad)
     training_run.train(wanted, whole)
     assert listed(whole) == [bad.relative_to(data["data.train"]).as_posix()]
     assert "unreadable: 1 training recording; see" in capsys.readouterr().out
@@ -102,9 +110,10 @@ def cut(bad: list[Path], spare: Path) -> None:
 @pytest.mark.parametrize("remedy", [remove, remove_and_index_anew, mend, cut])
 def test_too_many_stop_with_a_checkpoint_and_the_run_goes_on_when_mended(remedy, data, pristine, tmp_path):
     bad = recordings(data)[7:9]
+    wanted, workdir = config(data, **ONE_MAY_BE, heads__init="random", projection__init="random"), tmp_path / "run"
+    index(wanted, workdir)
     for path in bad:
         spoil(path)
-    wanted, workdir = config(data, **ONE_MAY_BE, heads__init="random", projection__init="random"), tmp_path / "run"
     told = refusal(training_run.train, wanted, workdir)
     assert "2 of 36" in told and "data.max_bad=0.03" in told and str(workdir / "unreadable.txt") in told
     assert sorted(listed(workdir)) == [path.relative_to(data["data.train"]).as_posix() for path in bad]
@@ -127,9 +136,10 @@ def test_too_many_stop_with_a_checkpoint_and_the_run_goes_on_when_mended(remedy,
 
 
 def test_the_limit_can_be_raised(data, tmp_path):
+    start = {"heads__init": "random", "projection__init": "random"}
+    index(config(data, **ONE_MAY_BE, **start), tmp_path / "run")
     for path in recordings(data)[7:9]:
         spoil(path)
-    start = {"heads__init": "random", "projection__init": "random"}
     refusal(training_run.train, config(data, **ONE_MAY_BE, **start), tmp_path / "run")
     training_run.train(config(data, **ONE_MAY_BE | {"data__max_bad": 0.1}, **start), tmp_path / "run")
     assert [entry["step"] for entry in history(tmp_path / "run")] == [0, 4, 8, 12]
@@ -138,9 +148,10 @@ def test_the_limit_can_be_raised(data, tmp_path):
 def test_too_many_while_features_are_cached(data, tmp_path):
     """A run that has not begun goes on with the features of another corpus, whose labels are right."""
     bad = recordings(data)[7:9]
+    wanted = config(data, **ONE_MAY_BE, **CACHED)
+    index(wanted, tmp_path / "run")
     for path in bad:
         spoil(path)
-    wanted = config(data, **ONE_MAY_BE, **CACHED)
     assert "2 of 36" in refusal(training_run.train, wanted, tmp_path / "run")
     remove_and_index_anew(bad, tmp_path)
     training_run.train(wanted, tmp_path / "run")
@@ -214,6 +225,7 @@ def test_noise_that_goes_away_costs_no_training(data, tmp_path, monkeypatch):
 def test_check_decodes_everything(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     bad = recordings(data)[7:9]
+    index(config(data), tmp_path / "run")
     for path in bad:
         spoil(path)
     flags = ["--check", "--config=configs/projection_only.py", f"--workdir={tmp_path / 'run'}"]
