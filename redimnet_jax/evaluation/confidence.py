@@ -2,7 +2,7 @@
 
 Trials that share a speaker are not independent, so resampling trials makes intervals too narrow. This module
 resamples speakers: a resample draws as many speakers as there are, with replacement. A target trial then occurs as
-often as its speaker was drawn, a non-target trial once for every pairing of its two speakers' copies.
+often as its speaker was drawn, a non-target trial once for every pairing of copies of its two speakers.
 """
 
 import dataclasses

@@ -383,7 +383,7 @@ def test_a_workdir_that_is_a_file(data, tmp_path):
     ],
 )
 def test_flags_that_are_wrong(flags, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
+    monkeypatch.chdir(Path(__file__).parents[2])
     assert train_command.main([*(flag.format(tmp_path / "run") for flag in flags)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and told in err
