@@ -4,7 +4,7 @@
         --config.validation.trials=veri_test2.txt --config.validation.audio_root=/data/vox1
 
 The pooled features of two crops of every utterance are computed once, and the epochs take them in turn;
-`cache.crops=0` makes new crops in every epoch (see docs/cached_training.md).
+`cache.crops=0` makes new crops in every epoch (see docs/explanation/cached-training.md).
 
 `model.checkpoint` is `weights/b2`, which the conversion tool writes (see README.md); any native checkpoint or `.pt`
 will do. Without `validation.trials` some training speakers are kept out and validated on.
@@ -14,7 +14,7 @@ will do. Without `validation.trials` some training speakers are kept out and val
 is the same job in minutes on a CPU: the small backbone of the package, and voices that the package makes itself.
 
 Hardware: any; made for a Cloud TPU slice or a few GPUs. Time and result on VoxCeleb: not yet measured. On real speech
-on a CPU: see docs/results.md.
+on a CPU: see docs/explanation/results.md.
 """
 
 from redimnet_jax.settings import Config

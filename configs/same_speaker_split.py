@@ -8,7 +8,7 @@ validation loss that stays high and grows while training goes well: such a loss,
 know, measures nothing. Here utterances are split and not speakers: by session, so that no recording is on both sides;
 where a speaker has one recording only, in time with a gap, and it says so. Loss and accuracy of what was kept out are
 given for every dimension beside the EER of unseen speakers, which goes on to judge the run. Recordings of other
-speakers (`classification.source`) are refused. See docs/validation.md.
+speakers (`classification.source`) are refused. See docs/explanation/validation.md.
 
     python train.py --config=configs/same_speaker_split.py:demo --workdir=runs/demo
 

@@ -2,7 +2,7 @@
 
 A trial is accepted where its score is at least the threshold. Sweeping the threshold over the distinct scores gives
 the operating points; trials of equal score are accepted together, so ties are one operating point. Every figure here
-is a function of those points or of log-likelihood ratios; docs/metrics.md defines each with its source.
+is a function of those points or of log-likelihood ratios; docs/reference/metrics.md defines each with its source.
 """
 
 import dataclasses

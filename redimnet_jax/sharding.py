@@ -27,7 +27,7 @@ Array = jax.Array
 AXIS = "data"
 # The bytes that a process sends to the others of the message of an error.
 MESSAGE_BYTES = 2048
-# With fewer classes it takes less time to update all prototypes on every device (docs/training.md).
+# With fewer classes it takes less time to update all prototypes on every device (docs/guides/train.md).
 MIN_SHARDED_CLASSES = 1024
 
 

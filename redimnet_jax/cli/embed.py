@@ -23,7 +23,7 @@ same command continues an interrupted run.
 
   redimnet-jax embed /data/vox2 --checkpoint=runs/b2 --output=embeddings/vox2
 
-docs/embedding.md shows how to read the result.
+docs/guides/embed.md shows how to read the result.
 """
 
 

@@ -23,7 +23,7 @@ every embedding dimension, as a table, results.json and plots.
   python eval.py --checkpoint=runs/b2 --trials=veri_test2.txt --audio_root=/data/vox1 --output=report/
   python eval.py --checkpoint=b2-vox2-ft_lm.pt --corpus=/data/unseen --output=report/
 
-docs/evaluation.md explains score normalisation, calibration, comparison, enrolment models and the cache.
+docs/guides/evaluate.md explains score normalisation, calibration, comparison, enrolment models and the cache.
 """
 
 

@@ -23,7 +23,7 @@ HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same w
 
   --config=FILE[:PRESET]  a file of configs/, whose docstring says what it does
   --config.KEY=VALUE      changes a setting, such as --config.batch_size=512 or --config.data.augment.gain.p=0.5;
-                          docs/settings.md lists all of them, and so does --settings
+                          docs/reference/settings.md lists all of them, and so does --settings
   --settings              print every setting with its default, range and meaning, and exit
   --check                 decode all recordings first and say which cannot be read; exit code 1 where too many
   --workdir=DIR           checkpoints, best model, logs, results and plots of the run

@@ -1,8 +1,8 @@
 """Score normalisation against a cohort: Z, T, S and adaptive S, for every dimension.
 
 The score of a trial is compared with the scores of its two utterances against speakers who are neither of them. The
-statistics belong to utterances, so a million trials need no more of them than their utterances do. docs/metrics.md
-gives definitions and sources.
+statistics belong to utterances, so a million trials need no more of them than their utterances do.
+docs/reference/metrics.md gives definitions and sources.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Signs of overfitting in a history of validations, and the rule by which a lower EER is an improvement.
 
 Overfitting has four signs, for every dimension: the mean cosine of target trials falls, that of non-target trials
-rises, the EER rises, and the training loss falls. Only all four together are overfitting. docs/overfitting.md has the
-exact rule.
+rises, the EER rises, and the training loss falls. Only all four together are overfitting.
+docs/explanation/overfitting.md has the exact rule.
 """
 
 import io

@@ -14,7 +14,7 @@ from redimnet_jax.settings import Leaf, leaves, sections
 from redimnet_jax.training.settings import Settings
 
 # Where the page is, from the root of the repository.
-PAGE = "docs/settings.md"
+PAGE = "docs/reference/settings.md"
 
 INTRODUCTION = f"""\
 # Settings

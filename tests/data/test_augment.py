@@ -266,7 +266,7 @@ def test_a_silent_response_is_named(tmp_path):
 
 
 def test_the_document_lists_all_steps_and_defaults():
-    text = (Path(__file__).parents[2] / "docs/augmentation.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/reference/augmentation.md").read_text()
     for key, step in vars(Settings().data.augment).items():
         [row] = [line for line in text.splitlines() if line.startswith(f"| `{key}` |")]
         for name, default in vars(step).items():

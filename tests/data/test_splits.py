@@ -141,8 +141,10 @@ def test_excerpts_give_nothing_but_their_span(tmp_path):
     assert len({part.digest for part in (corpus, excerpt, *others)}) == 4
 
 
-def seen(held, training, most=100, **options):
-    return classification.seen_speakers(held, training, most=most, seed=0, description="all", **options)
+def seen(held, training, max_recordings=100, **options):
+    return classification.seen_speakers(
+        held, training, max_recordings=max_recordings, seed=0, description="all", **options
+    )
 
 
 def test_classes_are_those_of_training_at_the_unchanged_speed():
@@ -159,11 +161,11 @@ def test_classes_are_those_of_training_at_the_unchanged_speed():
 
 def test_a_bounded_number_is_judged():
     parts = split(Utterances(np.repeat([0, 1], 50), np.arange(100)))
-    few = seen(parts.held_out, parts.train, most=7)
+    few = seen(parts.held_out, parts.train, max_recordings=7)
     assert len(few.recordings) == len(few.labels) == 7 and few.description == "7 of all"
     assert few.labels.tolist() == [corpus_label(parts, few.recordings.name(i)) for i in range(7)]
     assert len({few.recordings.name(i) for i in range(7)}) == 7
-    again = seen(parts.held_out, parts.train, most=7)
+    again = seen(parts.held_out, parts.train, max_recordings=7)
     assert [again.recordings.name(i) for i in range(7)] == [few.recordings.name(i) for i in range(7)]
 
 

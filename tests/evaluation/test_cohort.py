@@ -24,7 +24,9 @@ class Corpus(types.SimpleNamespace):
 def corpus(labels):
     labels, count = np.array(labels, np.int32), len(labels)
     speakers = tuple("abcd"[: labels.max() + 1])
-    return Corpus(labels=labels, speakers=speakers, sessions=np.full(count, -1), samples=np.full(count, 1), digest="")
+    lengths = np.full(count, 1)
+    lists = {"sessions": np.full(count, -1), "samples": lengths, "original_samples": lengths}
+    return Corpus(labels=labels, speakers=speakers, digest="", **lists)
 
 
 def test_a_cohort_has_so_many_utterances_of_every_speaker():
