@@ -25,7 +25,12 @@ def corpus(labels):
     labels, count = np.array(labels, np.int32), len(labels)
     speakers = tuple("abcd"[: labels.max() + 1])
     lengths = np.full(count, 1)
-    lists = {"sessions": np.full(count, -1), "samples": lengths, "original_samples": lengths}
+    lists = {
+        "sessions": np.full(count, -1),
+        "samples": lengths,
+        "original_samples": lengths,
+        "gone": np.zeros(count, bool),
+    }
     return Corpus(labels=labels, speakers=speakers, digest="", **lists)
 
 
