@@ -15,7 +15,7 @@ def jit(function: Callable, **arguments: Any) -> Callable:
     """`jax.jit(function, **arguments)` with the compiler's options for a network on this backend."""
 
     @functools.cache
-    def jitted() -> Callable:
+    def jitted() -> Any:
         # Not before the first call, as it starts the backend.
         return jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()), **arguments)
 
@@ -23,6 +23,7 @@ def jit(function: Callable, **arguments: Any) -> Callable:
     def call(*operands: Any) -> Any:
         return jitted()(*operands)
 
-    call.jitted = jitted
-    call.lower = lambda *operands: jitted().lower(*operands)
-    return call
+    program: Any = call  # A function may have attributes, which its type does not know.
+    program.jitted = jitted
+    program.lower = lambda *operands: jitted().lower(*operands)
+    return program

@@ -7,7 +7,7 @@ the number of devices; another `block_size` may round it differently, by less th
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def score_trials(
     dims: Sequence[int] = DIMS,
     *,
     block_size: int = 4096,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Array:
     """Cosines of the first `dims` elements, float32 (dims, trials); a prefix of zeros has the cosine 0.
 
@@ -109,7 +109,7 @@ def score_crops(
     dims: Sequence[int] = DIMS,
     *,
     block_size: int = 4096,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Array:
     """Scores of utterances of several crops: the mean cosine over all pairs of crops, float32 (dims, trials).
 
@@ -187,7 +187,7 @@ def by_blocks(
     tables: tuple[Array, ...],
     rows: tuple[Array, ...],
     block_size: int,
-    devices: Sequence[jax.Device] | None,
+    devices: Sequence[Any] | None,
     *static,
 ) -> Array:
     """function(*static, tables, rows), computed `block_size` rows at a time on every one of `devices`.

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -143,7 +143,7 @@ def _stored(data: bytes, entry: zipfile.ZipInfo) -> memoryview:
     return raw
 
 
-def _read_legacy(file: BinaryIO, file_size: int) -> Any:
+def _read_legacy(file: io.BufferedReader, file_size: int) -> Any:
     storages: dict[str, Storage] = {}
     budget = Budget(file_size)
 
@@ -175,7 +175,8 @@ def _read_legacy(file: BinaryIO, file_size: int) -> Any:
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise ValueError("its list of storages does not match its tensors")
     for key in keys:
-        raw, dtype = storages[key]
+        raw: Any = storages[key].raw
+        dtype = storages[key].dtype
         (count,) = struct.unpack("<q", file.read(8))
         if count * dtype.itemsize != len(raw) or file.readinto(raw) != len(raw):
             raise ValueError(f"storage {show(key)} is not as long as it should be")

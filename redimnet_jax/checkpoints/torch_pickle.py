@@ -5,6 +5,9 @@ of Python 3), and the only functions that it can call are those of `_FUNCTIONS`,
 else.
 """
 
+# The machine of pickle's that can lose instructions has no type stubs.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportAssignmentType=false
+
 import itertools
 import pickle
 import struct

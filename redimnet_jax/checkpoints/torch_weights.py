@@ -253,10 +253,11 @@ def _is_finite(tensor: np.ndarray) -> bool:
 
 
 def _agrees(slot: Slot, tensor: np.ndarray) -> bool:
+    expected = np.asarray(slot.expected)
     tolerance = CONSTANT_TOLERANCE
     if tensor.dtype.itemsize < 4 and tensor.dtype.kind in "fV":
-        tolerance = tolerance + float(ml_dtypes.finfo(tensor.dtype).eps) * np.abs(slot.expected)
-    return bool((np.abs(slot.convert(tensor.astype(np.float32)) - slot.expected) <= tolerance).all())
+        tolerance = tolerance + float(ml_dtypes.finfo(tensor.dtype).eps) * np.abs(expected)
+    return bool((np.abs(slot.convert(tensor.astype(np.float32)) - expected) <= tolerance).all())
 
 
 def flush_subnormals(array: np.ndarray) -> tuple[np.ndarray, int]:

@@ -33,7 +33,10 @@ Main = Callable[..., int]
 class Parser(argparse.ArgumentParser):
     """A parser that reports errors in one sentence and refuses addresses in place of paths."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    # argparse declares overloads, of which this has the general one alone.
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         parsed = super().parse_args(args, namespace)
         try:
             for name, value in vars(parsed).items():

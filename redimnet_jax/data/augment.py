@@ -225,10 +225,10 @@ class Channel(Step):
         from scipy import fft
 
         # Zeros at the end keep the circular convolution from joining both ends of the signal.
-        size = fft.next_fast_len(len(waveform) + SAMPLE_RATE // 4, real=True)
+        size: Any = fft.next_fast_len(len(waveform) + SAMPLE_RATE // 4, real=True)
         response = self.response(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), rng)
         filtered = fft.irfft(fft.rfft(waveform, size) * response, size)[: len(waveform)]
-        return at_power(filtered, power(waveform))
+        return at_power(np.asarray(filtered), power(waveform))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,10 +212,9 @@ def _libsndfile(source: Source, stack: contextlib.ExitStack, size: int) -> Signa
 
 
 def _sound_file(source: Source | BinaryIO, stack: contextlib.ExitStack) -> soundfile.SoundFile:
-    content = io.BytesIO(source) if isinstance(source, bytes) else source
-    return stack.enter_context(
-        soundfile.SoundFile(content if isinstance(content, io.IOBase) else os.fsencode(content))
-    )
+    content: Any = io.BytesIO(source) if isinstance(source, bytes) else source
+    file: Any = content if isinstance(content, io.IOBase) else os.fsencode(content)
+    return stack.enter_context(soundfile.SoundFile(file))
 
 
 def _sound_blocks(file: soundfile.SoundFile, seeks: bool, first: int, last: int | None) -> Iterator[np.ndarray]:
@@ -302,14 +301,14 @@ def _pyav(file: BinaryIO, start: int, stack: contextlib.ExitStack) -> Signal:
     if not rate:
         raise ValueError("it has no sampling rate")
     parts = _av_parts(itertools.chain(head, frames), rate)
-    if container.format.name.startswith("mov") and stream.duration and stream.duration > 0:
+    if container.format.name.startswith("mov") and stream.duration and stream.duration > 0 and stream.time_base:
         parts = _up_to(parts, round(stream.duration * stream.time_base * rate), rate)
     return Signal(rate, None, False, lambda first, last: _joined(parts))
 
 
 def _av_frames(container, stream, promised: int | None) -> Iterator[Any]:
     """The decoded frames; raises ValueError when there are fewer packets than `promised`."""
-    import av
+    import av.error
 
     failure, packets = None, 0
     for packet in container.demux(stream):

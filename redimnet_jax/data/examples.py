@@ -10,7 +10,7 @@ from redimnet_jax.data.augment import Speed, Step, apply
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from redimnet_jax.data.corpus import Corpus
+    from redimnet_jax.data.recordings import Recordings, Utterances
 
 # How often another crop of a recording that cannot be read is tried, and how many other recordings then: of the
 # speaker, and of anybody.
@@ -40,7 +40,7 @@ class Example:
     entry, UNREADABLE: int32 (MOST_FAILURES, 2), says what failed, with -1 in the rows that are not used.
     """
 
-    corpus: "Corpus"
+    corpus: "Utterances"
     crop: int
     steps: tuple[Step, ...]
     speed: Speed | None
@@ -81,7 +81,7 @@ class Example:
         """A crop of the first of `utterances` that can be read, or None; the others are appended to `failures`."""
         for utterance in utterances:
             label, samples = int(self.corpus.labels[utterance]), self.crop
-            if self.speed:
+            if self.speed and choice is not None:
                 label = self.speed.label(label, choice, len(self.corpus.speakers))
                 samples = self.speed.samples(choice, self.crop)
             length = int(self.corpus.samples[utterance])
@@ -91,14 +91,14 @@ class Example:
             except UserError as error:
                 failures.append(Failure(utterance, start, error))
                 continue
-            if self.speed:
+            if self.speed and choice is not None:
                 waveform = np.resize(self.speed.change(waveform, choice), self.crop)
             waveform = apply(self.steps, waveform, rng)
             return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
         return None
 
 
-def read_stretch(corpus: "Corpus", utterance: int, start: int, samples: int) -> np.ndarray:
+def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int) -> np.ndarray:
     """The samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
 
     Raises UserError when they cannot be read, are fewer than the index of the corpus says, or so loud that their

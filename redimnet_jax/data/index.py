@@ -65,7 +65,7 @@ class Index:
         """Return the SHA-256 of names, speakers, sessions and lengths, wherever the audio is."""
         digest = hashlib.sha256(json.dumps(self.speakers).encode())
         for column in (self.labels, self.sessions, self.samples, self.offsets, self.text):
-            digest.update(np.ascontiguousarray(column.astype(column.dtype.newbyteorder("<"), copy=False)))
+            digest.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
         return digest.hexdigest()
 
 

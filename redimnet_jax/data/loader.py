@@ -25,7 +25,7 @@ from redimnet_jax.data.examples import UNREADABLE, Example
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from redimnet_jax.data.corpus import Corpus
+    from redimnet_jax.data.recordings import Utterances
 
 Batch = dict[str, np.ndarray]
 
@@ -36,12 +36,12 @@ BATCHES_A_WORKER = 4
 MANY = 2**40
 
 
-def steps_per_epoch(corpus: "Corpus", batch_size: int, crops_per_utterance: int = 1) -> int:
+def steps_per_epoch(corpus: "Utterances", batch_size: int, crops_per_utterance: int = 1) -> int:
     """The number of batches of an epoch; the remainder of less than a batch is dropped."""
     return len(corpus) * crops_per_utterance // batch_size
 
 
-def classes(corpus: "Corpus", speed: Speed | None = None) -> int:
+def classes(corpus: "Utterances", speed: Speed | None = None) -> int:
     """The number of classes that the labels of `train_batches` are of."""
     return speed.classes(len(corpus.speakers)) if speed else len(corpus.speakers)
 
@@ -139,7 +139,7 @@ def _check_shared_memory(needed: int) -> None:
 
 
 def train_batches(
-    corpus: "Corpus",
+    corpus: "Utterances",
     *,
     batch_size: int,
     crop: int,
@@ -228,7 +228,7 @@ def train_batches(
 
 
 def crops_in_order(
-    corpus: "Corpus",
+    corpus: "Utterances",
     *,
     begin: int = 0,
     batch_size: int,

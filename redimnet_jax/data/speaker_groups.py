@@ -14,7 +14,7 @@ from redimnet_jax.data.examples import OTHERS, UNREADABLE, Example, Failure, fai
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from redimnet_jax.data.corpus import Corpus
+    from redimnet_jax.data.recordings import Utterances
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Group:
 
 def group(
     example: Example,
-    corpus: "Corpus",
+    corpus: "Utterances",
     *,
     crops: int,
     batch_size: int,

@@ -57,7 +57,7 @@ class SpeakerCorpus(tfds.core.GeneratorBasedBuilder):
         count = len(self._corpus)
         if not self._beam:
             return _examples(self._corpus, tqdm(range(count), desc="utterances"))
-        import apache_beam
+        import apache_beam  # pyright: ignore[reportMissingImports]
 
         chunks = [range(start, min(start + _BEAM_CHUNK, count)) for start in range(0, count, _BEAM_CHUNK)]
         return apache_beam.Create(chunks) | apache_beam.FlatMap(functools.partial(_examples, self._corpus))

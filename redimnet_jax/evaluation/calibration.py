@@ -105,7 +105,7 @@ def fit(scores: ArrayLike, labels: ArrayLike, p_target: float = 0.5) -> Calibrat
             f"The scores do not rise with the evidence (the best scale is {scale:g}); check the labels and the model."
         )
     prior = math.log(p_target) - math.log1p(-p_target)
-    return Calibration(scale, float(model.intercept_[0]) - scale * centre - prior)
+    return Calibration(scale, float(np.asarray(model.intercept_)[0]) - scale * centre - prior)
 
 
 def _check_calibratable(scores: np.ndarray, labels: np.ndarray, p_target: float) -> None:

@@ -113,7 +113,7 @@ def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
     axes.set_xticks(sorted(ticks))
     axes.set(xlabel="dimension of the embedding", ylabel="EER (%), with 95% interval", ylim=(0, None))
     axes.margins(x=0.1)
-    bytes_axis = axes.secondary_xaxis("top", functions=(lambda dim: 4 * dim, lambda size: size / 4))
+    bytes_axis = axes.secondary_xaxis("top", functions=(_bytes_of, _dimension_of))
     bytes_axis.set_xlabel("storage (bytes an embedding, float32)")
     bytes_axis.set_xticks([4 * dim for dim in sorted(ticks)])
     axes.legend()
@@ -197,3 +197,11 @@ def _gridded(figure: "Figure") -> "Figure":
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set_fontsize("medium")
     return figure
+
+
+def _bytes_of(dimension: Any) -> Any:
+    return 4 * dimension
+
+
+def _dimension_of(size: Any) -> Any:
+    return size / 4

@@ -17,8 +17,7 @@ import numpy as np
 
 from redimnet_jax import names as name_forms
 from redimnet_jax import scoring, trials, utterance_speakers
-from redimnet_jax.data.corpus import Corpus
-from redimnet_jax.data.recordings import AudioFiles, Recordings, Subset, select
+from redimnet_jax.data.recordings import AudioFiles, Recordings, Subset, Utterances, select
 from redimnet_jax.errors import ArgumentError, UserError, shown, some_of
 from redimnet_jax.numerics import unit
 from redimnet_jax.trials import Trials
@@ -46,7 +45,7 @@ def audio_roots(roots: Roots | None, list_path: str | Path) -> list[Path]:
 
 
 def find_recordings(
-    names: Sequence[str], list_path: str | Path, audio_root: Roots | None, corpus: Corpus | Subset | None
+    names: Sequence[str], list_path: str | Path, audio_root: Roots | None, corpus: Utterances | None
 ) -> Recordings:
     """Return the recordings `names` of a list: those of `corpus`, or else audio files (see `audio_roots`)."""
     if corpus is not None:
@@ -159,7 +158,7 @@ def warn_of_no_signal(trial_set: TrialSet) -> None:
 def from_list(
     path: str | Path,
     audio_root: Roots | None = None,
-    corpus: Corpus | Subset | None = None,
+    corpus: Utterances | None = None,
     speaker_rule: SpeakerRule = BY_FOLDER,
     models: Mapping[str, list[str]] | None = None,
 ) -> TrialSet:
@@ -241,7 +240,7 @@ def side_embeddings(embeddings: np.ndarray, trial_set: TrialSet, dim: int) -> np
 
 
 def from_corpus(
-    corpus: Corpus | Subset,
+    corpus: Utterances,
     *,
     count: int,
     seed: int,

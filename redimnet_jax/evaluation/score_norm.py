@@ -7,6 +7,7 @@ docs/reference/metrics.md gives definitions and sources.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,12 +97,12 @@ class Normalisation:
 
 
 def cohort_statistics(
-    embeddings: ArrayLike,
-    cohort: Sequence[ArrayLike],
+    embeddings: np.ndarray | Array,
+    cohort: Sequence[np.ndarray | Array],
     *,
     top_k: int | None = None,
     block_size: int = 1024,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> tuple[Array, Array]:
     """Return mean and standard deviation of every utterance's cosines with the cohort, float32 (dims, utterances).
 

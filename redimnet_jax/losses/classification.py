@@ -188,9 +188,11 @@ class SphereFace2(Classification):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.margin_type in ("A", "C"), self, "margin_type", "'A' or 'C'")
-        if self.margin is None:
-            object.__setattr__(self, "margin", 0.15 if self.margin_type == "A" else 0.2)
-        require(0 <= self.margin < 1.5, self, "margin", "from 0 to 1.5")
+        margin = self.margin
+        if margin is None:
+            margin = 0.15 if self.margin_type == "A" else 0.2
+            object.__setattr__(self, "margin", margin)
+        require(0 <= margin < 1.5, self, "margin", "from 0 to 1.5")
         require(0 < self.balance < 1, self, "balance", "between 0 and 1")
         require(self.power >= 1, self, "power", "at least 1")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, Array, Parameters, SphereFace2, SubcenterAAM
 from redimnet_jax.losses.distillation import Distillation
@@ -44,7 +44,8 @@ class Loss(Protocol):
         ...
 
 
-LOSSES: dict[str, Callable[..., Loss]] = {
+# Each is a class whose instances are a `Loss`.
+LOSSES: dict[str, type[Any]] = {
     "aam_softmax": AAMSoftmax,
     "am_softmax": AMSoftmax,
     "subcenter_aam": SubcenterAAM,
@@ -64,6 +65,6 @@ class Objective:
     """
 
     weights: tuple[float, ...]
-    margin: Callable[..., Array | float]
+    margin: Callable[..., Any]
     consistency: float = 0.0
     distillation: Distillation = Distillation()

@@ -5,7 +5,8 @@ ConvNeXt, arXiv 2201.03545; frequency-wise squeeze-excitation, arXiv 1709.01507 
 Shapes, masks and dtypes are those of `layers.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,16 @@ class Aggregate(nnx.Module):
 class ConvNeXtBlock(nnx.Module):
     """x + pointwise(act(batchnorm(concat(convolutions of x)))), in one or two dimensions."""
 
-    def __init__(self, channels: int, convolutions: Sequence[nnx.Module], activation=gelu, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        convolutions: Sequence[Any],
+        activation: Callable[[Array], Array] = gelu,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.activation = activation
-        self.dwconvs = nnx.List(convolutions)
+        self.dwconvs: nnx.List[Any] = nnx.List(convolutions)
         self.norm = BatchNorm(channels * len(convolutions))
         self.pwconv1 = Dense(channels * len(convolutions), channels, rngs=rngs)
 
@@ -71,7 +79,8 @@ class ConvNeXtBlock(nnx.Module):
             return convnext.mix_channels(x, h, norm._replace(mean=norm.mean - biases), product)
         if alone is not None and alone.ndim == 4 and mask is None:
             affine = Affine(self.norm.scale[...], self.norm.bias[...])
-            out, mean, var = convnext.block_with_batch_statistics(x, alone, affine, product, self.norm.eps)
+            results: Any = convnext.block_with_batch_statistics(x, alone, affine, product, self.norm.eps)
+            out, mean, var = results
             self.norm.keep(mean + biases, var, x.size // x.shape[-1])
             return out
         h = self._without_biases(x, mask)
@@ -128,7 +137,8 @@ class ResBlock(nnx.Module):
         self.se = FrequencySE(bins, min(64, max(channels, 32)), rngs=rngs) if use_se else None
 
     def __call__(self, x: Array, mask: Array | None, *, train: bool) -> Array:
-        if x.dtype == jnp.bfloat16 and self.conv1pw is not None and self._has_statistics(train):
+        grouped = self.conv1pw is not None and self.conv2pw is not None
+        if x.dtype == jnp.bfloat16 and grouped and self._has_statistics(train):
             first = self._weights(self.conv1, self.conv1pw, self.bn1)
             second = self._weights(self.conv2, self.conv2pw, self.bn2)
             if self.se is None:
@@ -147,7 +157,8 @@ class ResBlock(nnx.Module):
         return not train or (self.bn1.frozen and self.bn2.frozen)
 
     @staticmethod
-    def _weights(conv: Conv2d, pointwise: Dense, norm: BatchNorm) -> ResidualHalf:
+    def _weights(conv: Conv2d, pointwise: Dense | None, norm: BatchNorm) -> ResidualHalf:
+        assert pointwise is not None
         return ResidualHalf(conv.kernel[...], pointwise.weights(), norm.running())
 
 

@@ -6,6 +6,8 @@ matrix products in float32: exact, exportable, and fast on matrix units. Every s
 each utterance's own length, so a zero-padded utterance gives what it gives alone.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +146,16 @@ class FrontEnd(nnx.Module):
                 x = spec_augment(x, frames, params, jax.random.fold_in(key, i))
         return masked(x, mask), frames
 
+    def frames(self, samples: Any) -> Any:
+        """Return the number of frames that `samples`, a number or an array of numbers, give."""
+        raise NotImplementedError
+
+    def log_mel(self, x: Array, lengths: Array | None) -> Array:
+        """Return log-mel energies (batch, frames, mels) of a waveform (batch, samples)."""
+        raise NotImplementedError
+
     def normalise(self, x: Array, mask: Array | None, train: bool) -> Array:
+        """Return features `x` (batch, frames, mels) less their mean over time."""
         return x - masked_mean(x, mask, (1,), keepdims=True)
 
 
@@ -214,7 +225,7 @@ class TensorFlowMel(FrontEnd):
         return jnp.log(jnp.clip(matmul(energies, self.filter_bank[...]), eps, 1.0 / eps) + eps)
 
 
-def matmul(x: Array, y: Array) -> Array:
+def matmul(x: Array, y: np.ndarray | Array) -> Array:
     """float32 product in full precision on every backend."""
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
@@ -224,7 +235,7 @@ def power(x: Array, cosine: Array, sine: Array) -> Array:
     return by_platform(x, cosine, sine, plain=_power, tpu=_power_by_one_product)
 
 
-def _power(x: Array, cosine: Array, sine: Array) -> Array:
+def _power(x: Array, cosine: np.ndarray | Array, sine: np.ndarray | Array) -> Array:
     return jnp.square(matmul(x, cosine)) + jnp.square(matmul(x, sine))
 
 

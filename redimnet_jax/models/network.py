@@ -86,7 +86,9 @@ class SpeakerNetwork(nnx.Module):
         """Log-mel features (batch, frames, mels), float32, and each utterance's frames (or None)."""
         pad = self.config.pad_right_samples
         if lengths is not None:
-            waveform = jnp.where(frame_mask(waveform.shape[1], lengths), waveform, 0.0)
+            inside = frame_mask(waveform.shape[1], lengths)
+            assert inside is not None
+            waveform = jnp.where(inside, waveform, 0.0)
             lengths = lengths + pad
         waveform = jnp.pad(waveform, ((0, 0), (0, pad)))
         key = None if key is None else jax.random.fold_in(key, 0)
@@ -130,4 +132,5 @@ class SpeakerNetwork(nnx.Module):
     def classify(self, embedding: Array, *, train: bool = False, key: Array | None = None) -> Array:
         """Output (batch, num_classes) of the classification head that some checkpoints carry."""
         x = dropout(jax.nn.relu(embedding), self.config.class_dropout, train=train, key=key)
+        assert self.classifier is not None
         return ACTIVATIONS[self.config.head_activation](self.classifier(x))

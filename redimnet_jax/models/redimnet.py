@@ -45,6 +45,7 @@ class Squeeze(nnx.Module):
     def __call__(self, x: Array, mask: Array | None, *, train: bool) -> Array:
         if x.dtype == jnp.bfloat16 and not (train and not self.norm.frozen):
             norm = self.norm.running()
+            assert self.conv.bias is not None
             norm = norm._replace(mean=norm.mean - self.conv.bias[...])
             return squeeze(x, mask, self.conv.kernel[...], norm, self.pointwise.weights())
         return self.pointwise(gelu(self.norm(self.conv(x, mask), mask, train=train)))

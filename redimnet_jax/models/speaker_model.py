@@ -33,7 +33,7 @@ class Source:
 
 
 @functools.cache
-def _forward(graph: nnx.GraphDef, state: jax.tree_util.PyTreeDef) -> Callable[..., Array]:
+def _forward(graph: nnx.GraphDef, state: Any) -> Callable[..., Array]:
     """What `SpeakerNetwork.__call__` gives, of (leaves of the state, waveform, lengths, whether to classify).
 
     Compiled once a shape, for all models of the graph. The graph is no argument: to hash it, and to take apart the
@@ -197,7 +197,7 @@ class SpeakerModel:
                 )
             self._check_length(len(signal), index)
             _check_finite(np.isfinite(signal[None]), index)
-        rows: list[Array | None] = [None] * len(signals)
+        rows: list[Any] = [None] * len(signals)
         for size, indices in buckets.batches([len(s) for s in signals], batch_size):
             batch = np.zeros((len(indices), size), np.float32)
             for row, index in enumerate(indices):

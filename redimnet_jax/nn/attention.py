@@ -24,11 +24,11 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> A
     `mask` (batch, time) is True for the keys that take part; None stands for all of them.
     """
 
-    def fused(*arrays: Array | None) -> Array:
+    def fused(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         # `custom_vjp` takes non-differentiable arguments by position alone.
-        return _fused(*arrays, heads)
+        return _fused(q, k, v, mask, heads)
 
-    suits = operands.is_map(q) and kernels.suits_attention(*q.shape[1:], heads)
+    suits = operands.is_map(q) and kernels.suits_attention(q.shape[1], q.shape[2], heads)
     return by_platform(q, k, v, mask, plain=functools.partial(_plain, heads=heads), cuda=fused if suits else None)
 
 

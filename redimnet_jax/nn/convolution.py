@@ -8,6 +8,7 @@ multiply-adds or as one dense convolution with block-diagonal weights, and in bf
 
 import functools
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ materialised.defvjp(_materialised_fwd, _materialised_bwd)
 def _shifted_1d(x: Array, kernel: Array) -> Array:
     taps, frames = kernel.shape[0], x.shape[1]
     x = jnp.pad(materialised(x), ((0, 0), (taps // 2, taps // 2), (0, 0)))
-    return sum(x[:, k : k + frames] * kernel[k] for k in range(taps))
+    return cast(Array, sum(x[:, k : k + frames] * kernel[k] for k in range(taps)))
 
 
 def _native_1d(x: Array, kernel: Array) -> Array:
@@ -226,7 +227,7 @@ def _spread_2d(x: Array, kernel: Array) -> Array:
     """Convolve one input channel, for which matrix units are of no use."""
     kt, kf, _, _ = kernel.shape
     windows = _windows_2d(x, kt, kf)
-    return sum(windows[t][f] * kernel[t, f, 0] for t in range(kt) for f in range(kf))
+    return cast(Array, sum(windows[t][f] * kernel[t, f, 0] for t in range(kt) for f in range(kf)))
 
 
 def _spread_2d_fwd(x: Array, kernel: Array):
@@ -240,8 +241,8 @@ def _spread_2d_bwd(residuals, dy: Array):
     product = functools.partial(jnp.einsum, precision=precision(x.dtype))
     dkernel = product("btfk,btfo->ko", windows, dy).reshape(kernel.shape)
     taps = _windows_2d(product("btfo,klio->btfkl", dy, kernel).reshape(*x.shape[:3], -1), kt, kf)
-    dx = sum(taps[kt - 1 - t][kf - 1 - f][..., t * kf + f] for t in range(kt) for f in range(kf))
-    return dx[..., None], dkernel
+    shifts = (taps[kt - 1 - t][kf - 1 - f][..., t * kf + f] for t in range(kt) for f in range(kf))
+    return cast(Array, sum(shifts))[..., None], dkernel
 
 
 _spread_2d.defvjp(_spread_2d_fwd, _spread_2d_bwd)
@@ -257,7 +258,8 @@ def _fused_2d_fwd(x: Array, kernel: Array):
 
 
 def _fused_2d_bwd(residuals, dy: Array):
-    return gradients_by_kernels(*residuals, dy)
+    x, kernel = residuals
+    return gradients_by_kernels(x, kernel, dy)
 
 
 def gradients_by_kernels(x: Array, kernel: Array, dy: Array, other: Array | None = None) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ dtype the map is. `mask` is (batch, time), True where a frame belongs to the utt
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,8 @@ def normalized_by_batch(
 
 
 def _normalized_by_batch_fwd(x: Array, mask: Array | None, scale: Array, bias: Array, eps: float):
-    y, statistics = normalized_by_batch(x, mask, scale, bias, eps)
+    results: Any = normalized_by_batch(x, mask, scale, bias, eps)
+    y, statistics = results
     return (y, statistics), (x, mask, scale, *statistics)
 
 
@@ -111,14 +113,15 @@ class BatchNorm(nnx.Module):
     def __init__(self, features: int, eps: float = 1e-5):
         self.eps = eps
         self.frozen = False
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
+        self.scale: nnx.Variable = nnx.Param(jnp.ones(features))
+        self.bias: nnx.Variable = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
 
     def __call__(self, x: Array, mask: Array | None = None, *, train: bool = False) -> Array:
         if train and not self.frozen:
-            y, statistics = normalized_by_batch(x, mask, self.scale[...], self.bias[...], self.eps)
+            results: Any = normalized_by_batch(x, mask, self.scale[...], self.bias[...], self.eps)
+            y, statistics = results
             self.keep(*statistics)
             return y
         return normalized(x, self.running()).astype(x.dtype)

@@ -30,11 +30,12 @@ def moved(averages: Arrays, values: Arrays, decay: float, step: jax.Array) -> Ar
 
 def mean(models: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the mean of each array over `models`, summed in float64, so that what is equal in all keeps its bits."""
-    first = models[0]
-    return {
-        name: (sum(np.asarray(model[name], np.float64) for model in models) / len(models)).astype(first[name].dtype)
-        for name in first
-    }
+
+    def averaged(name: str) -> np.ndarray:
+        total = sum(np.asarray(model[name], np.float64) for model in models)
+        return np.asarray(total / len(models)).astype(models[0][name].dtype)
+
+    return {name: averaged(name) for name in models[0]}
 
 
 def keep_snapshot(model: SpeakerModel, workdir: Path, step: int, *, count: int, after: int) -> None:

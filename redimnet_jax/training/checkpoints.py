@@ -261,7 +261,7 @@ def _array_checksums(tree: Any) -> dict[str, int]:
     """Return the CRC-32 of dtype, shape and bytes of every array of `tree`."""
     return {
         name: zlib.crc32(
-            np.ascontiguousarray(x).reshape(-1).view(np.uint8), zlib.crc32(f"{x.dtype}{x.shape}".encode())
+            np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, zlib.crc32(f"{x.dtype}{x.shape}".encode())
         )
         for name, x in _by_name(tree).items()
     }

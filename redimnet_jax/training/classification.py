@@ -13,8 +13,7 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax.data.augment import Speed
-from redimnet_jax.data.corpus import Corpus
-from redimnet_jax.data.recordings import Recordings, Subset
+from redimnet_jax.data.recordings import Recordings, Subset, Utterances
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 
@@ -32,8 +31,8 @@ class SeenSpeakers:
 
 
 def seen_speakers(
-    recordings: Corpus,
-    training: Corpus,
+    recordings: Utterances,
+    training: Utterances,
     *,
     max_recordings: int,
     seed: int,
@@ -61,7 +60,7 @@ def seen_speakers(
                 "are, and classification asks for it; add 1.0, or leave classification out."
             )
         first = speed.label(0, speed.factors.index(1.0), len(training.speakers))
-    sample: Corpus | Subset = recordings
+    sample: Utterances = recordings
     if len(recordings) > max_recordings:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(recordings))[:max_recordings])
         sample = Subset(recordings, chosen)
@@ -71,10 +70,10 @@ def seen_speakers(
     return SeenSpeakers(sample, labels, description)
 
 
-def check_apart(recordings: Corpus, training: Corpus) -> None:
+def check_apart(recordings: Utterances, training: Utterances) -> None:
     """Raise UserError when one of the `recordings` is also in `training`, by speaker, name and length."""
 
-    def key(corpus: Corpus, i: int) -> tuple[str, str, int]:
+    def key(corpus: Utterances, i: int) -> tuple[str, str, int]:
         return corpus.speakers[corpus.labels[i]], corpus.name(i), int(corpus.samples[i])
 
     known = {key(recordings, i) for i in range(len(recordings))}

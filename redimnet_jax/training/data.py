@@ -10,7 +10,7 @@ import jax
 from redimnet_jax import hosts, utterance_speakers
 from redimnet_jax.data import augment, resumed, splits
 from redimnet_jax.data.corpus import Corpus, open_corpus
-from redimnet_jax.data.recordings import Subset
+from redimnet_jax.data.recordings import Utterances
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import protocol
@@ -34,7 +34,7 @@ class Data:
     were opened, by their setting.
     """
 
-    corpus: Corpus | Subset
+    corpus: Utterances
     validation: TrialSet
     speed: augment.Speed | None
     steps: tuple[augment.Step, ...]
@@ -80,7 +80,7 @@ def open_data(settings: Settings, workdir: Path, digests: Mapping[str, str] | No
     elif wanted.tree:
         unseen = corpora.open("validation.tree", wanted.tree)
         trials = _generated_trials(unseen, wanted, settings.seed, wanted.tree)
-    corpus: Corpus | Subset = corpora.open("data.train", settings.data.train, min_speakers=2)
+    corpus: Utterances = corpora.open("data.train", settings.data.train, min_speakers=2)
     if trials is None:
         corpus, unseen = splits.hold_out(corpus, wanted.holdout, settings.seed)
         description = f"{len(unseen.speakers)} training speakers kept out of training"
@@ -103,7 +103,7 @@ class _Corpora:
         self._saved = saved
         self.digests: dict[str, str] = {}
 
-    def open(self, setting: str, source: str, min_speakers: int = 1) -> Corpus:
+    def open(self, setting: str, source: str, min_speakers: int = 1) -> Utterances:
         """Return the corpus at `source`, the same on every process, or as it was when the run was started."""
         indices = self._workdir / "index"
         current = hosts.first_then_others(lambda: self._open(source, indices, min_speakers))
@@ -128,16 +128,16 @@ class _Corpora:
         )
 
 
-def _generated_trials(corpus: Corpus | Subset, settings: ValidationSettings, seed: int, description: str) -> TrialSet:
-    sexes = read_sexes(settings.metadata) if settings.same_sex else None
+def _generated_trials(corpus: Utterances, settings: ValidationSettings, seed: int, description: str) -> TrialSet:
+    sexes = read_sexes(settings.metadata) if settings.same_sex and settings.metadata else None
     return protocol.from_corpus(
         corpus, description=description, count=settings.generated_trials, seed=seed, sexes=sexes
     )
 
 
 def _seen_speakers(
-    settings: Settings, corpora: _Corpora, corpus: Corpus | Subset, speed: augment.Speed | None
-) -> tuple[Corpus | Subset, SeenSpeakers | None]:
+    settings: Settings, corpora: _Corpora, corpus: Utterances, speed: augment.Speed | None
+) -> tuple[Utterances, SeenSpeakers | None]:
     """Return (corpus that trains, recordings of its speakers that do not train or None)."""
     wanted = settings.classification
     if wanted.source:

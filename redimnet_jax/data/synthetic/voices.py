@@ -268,7 +268,7 @@ def _source(voice: Voice, recording: Session, tracks: _Tracks, samples: int, rng
     return (np.interp(time, at, tracks.voice) * (pulse + breath)).astype(np.float32)
 
 
-def _gain(decibels: np.ndarray) -> np.ndarray:
+def _gain(decibels: np.ndarray | float) -> np.ndarray:
     """Amplitude factors, float32: with them the spectra stay in single precision, twice as fast."""
     return np.float32(10.0) ** (np.asarray(decibels, np.float32) / 20)
 
@@ -350,7 +350,12 @@ def write_corpus(
     with files.new_folder(folder, advice="choose another folder") as part:
         numbers = range(first_speaker, first_speaker + speakers), range(sessions), range(utterances)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda names: _write_utterance(part, *names, seconds, seed), itertools.product(*numbers)))
+            list(
+                pool.map(
+                    lambda numbers: _write_utterance(part, numbers[0], numbers[1], numbers[2], seconds, seed),
+                    itertools.product(*numbers),
+                )
+            )
         about = README.format(
             first=first_speaker,
             last=first_speaker + speakers - 1,

@@ -215,7 +215,9 @@ def _tiled_conv2d(
     batch, frames, bins, channels = x.shape
     block = _block(taps.shape[2])
     has_product = epilogue.product is not None
-    tile_bins, tile_channels = _tile(bins, channels, block, _tile_channels(channels, block, has_product))
+    tile = _tile(bins, channels, block, _tile_channels(channels, block, has_product))
+    assert tile is not None  # `suits_conv` has looked.
+    tile_bins, tile_channels = tile
     strip, _ = _strip(tile_bins, tile_channels, block)
     blocks, tiles = tile_channels // 16, channels // tile_channels
     frame_tiles, bin_tiles = math.ceil(frames / FRAMES), math.ceil(bins / tile_bins)

@@ -106,7 +106,9 @@ def _depthwise_residual(
 ) -> Array:
     batch, frames, bins, channels = x.shape
     columns = _columns(channels)
-    warps, most = _residual_tile(bins, channels)
+    tile = _residual_tile(bins, channels)
+    assert tile is not None  # `suits_depthwise_residual` has looked.
+    warps, most = tile
     tile_frames = _even(frames, most)
 
     def together(*arrays: Array, rows: int = 0) -> Array:
@@ -236,7 +238,9 @@ def _squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, product: P
     kernel, bias = product
     (batch, frames, bins, channels), out_channels = x.shape, taps.shape[3]
     steps, fill = _steps(channels, taps.shape), (0, -out_channels % 8)
-    warps, most = _squeeze_tile(bins, steps, out_channels)
+    tile = _squeeze_tile(bins, steps, out_channels)
+    assert tile is not None  # `suits_squeeze` has looked.
+    warps, most = tile
     tile_frames = _even(frames, most)
     pointwise = operands.lane_order(jnp.pad(kernel, ((0, -out_channels % 16), fill)))
     vectors = jnp.pad(jnp.stack([shift, bias]), ((0, 0), fill))

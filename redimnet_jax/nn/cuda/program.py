@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -36,7 +37,7 @@ def source(name: str, primitives: str = "primitives.cuh") -> str:
 @functools.cache
 def _nvrtc() -> ctypes.CDLL:
     spec = importlib.util.find_spec("nvidia")
-    folders = [Path(folder) for folder in spec.submodule_search_locations] if spec else []
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
     for path in (path for folder in folders for path in folder.glob("*/lib/libnvrtc.so.1[23]")):
         # NVRTC looks for its second library by name alone.
         for second in path.parent.glob("libnvrtc-builtins.so.*"):
@@ -82,7 +83,7 @@ _launch.multiple_results = True
 
 @_launch.def_abstract_eval
 def _(*_, results: tuple[jax.ShapeDtypeStruct, ...], **__):
-    return [jax.core.ShapedArray(result.shape, result.dtype) for result in results]
+    return [ShapedArray(result.shape, result.dtype) for result in results]
 
 
 def _lower(ctx, *operands, name: str, results, grid: tuple[int, int], threads: int, shared_bytes: int, defines):
