@@ -47,6 +47,8 @@ class Config(ConfigDict):
     def __str__(self) -> str:
         return self.to_yaml(default_flow_style=None)
 
+    __repr__ = __str__
+
     def to_yaml(self, **kwargs: Any) -> str:
         """Return YAML without Python's tags; `kwargs` are those of `yaml.safe_dump`."""
         options: dict[str, Any] = {"sort_keys": False} | kwargs

@@ -12,7 +12,7 @@ from redimnet_jax.data import augment, resumed, splits
 from redimnet_jax.data.corpus import Corpus, open_corpus
 from redimnet_jax.data.recordings import Utterances
 from redimnet_jax.data.speakers import read_sexes
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import ArgumentError, UserError
 from redimnet_jax.evaluation import protocol
 from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.training import classification
@@ -66,13 +66,23 @@ def open_data(settings: Settings, workdir: Path, digests: Mapping[str, str] | No
     start, by which recordings that were removed or replaced since are known, see `data.resumed`.
     """
     check_sources(settings)
+    try:
+        return _open_data(settings, workdir, digests or {})
+    except ArgumentError as error:
+        # The arguments of the library have the names of the settings of these sections.
+        sections = {"classification": settings.classification, "validation": settings.validation}
+        keys = {name: f"{section}.{name}" for section, values in sections.items() for name in vars(values)}
+        raise error.renamed(keys) from error
+
+
+def _open_data(settings: Settings, workdir: Path, digests: Mapping[str, str]) -> Data:
     wanted = settings.validation
     speaker_rule = utterance_speakers.rule(wanted.utt2spk, wanted.speaker_pattern)
     chosen = settings.data.augment
     active = {name: getattr(chosen, name) for name in augment.STEPS if getattr(chosen, name).p}
     steps = augment.from_config({name: dataclasses.asdict(step) for name, step in active.items()})
     speed = augment.speed_from_config(dataclasses.asdict(chosen.speed) if chosen.speed.factors else None)
-    corpora = _Corpora(settings.data, workdir, digests or {})
+    corpora = _Corpora(settings.data, workdir, digests)
     trials = None
     if wanted.trials:
         unseen = corpora.open("validation.tree", wanted.tree) if wanted.tree else None

@@ -96,7 +96,7 @@ def test_report(checkpoint, tmp_path, capsys):
 def test_model_of_another_sample_rate(tmp_path, capsys):
     config = checkpoint_files.case("v1_fc").model_config | {"spec_params": {"sample_rate": 8000, "f_max": 3800}}
     parsed = parse("redimnet", config)
-    filters = TorchMel(parsed.F, parsed.hop_length, parsed.spec).filter_bank.get_value()
+    filters = TorchMel(parsed.F, parsed.hop_length, parsed.spec_params).filter_bank.get_value()
     state = checkpoint_files.state_dict("v1_fc") | {"spec.torchfbank.2.mel_scale.fb": np.asarray(filters)}
     path = checkpoint_files.save(tmp_path / "telephone.pt", "v1_fc", state=state, config=config)
     assert run(checkpoint=path, output=tmp_path / "out") == 0

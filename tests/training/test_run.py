@@ -271,7 +271,7 @@ BAD = {
     "one speaker": (lambda d, f: {"data__train": speech(f / "one", "a/1.wav", "a/2.wav")}, "1 speaker"),
     "too few to keep out": (
         lambda d, f: {"data__train": speech(f / "few", "a/1.wav", "b/2.wav", "c/1.wav"), "validation__tree": None},
-        "validation.tree",
+        "validation tree",
     ),
     "dims that fall": (lambda d, f: {"projection__mrl_dims": (8, 4)}, "projection.mrl_dims"),
     "dims beyond the width": (lambda d, f: {"projection__mrl_dims": (8, 25)}, "24"),
