@@ -204,6 +204,8 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
+    """Two dense layers with a GELU between them, (..., channels) to (..., channels)."""
+
     def __init__(self, channels: int, hidden: int, *, rngs: nnx.Rngs):
         self.intermediate_dense = Dense(channels, hidden, rngs=rngs)
         self.output_dense = Dense(hidden, channels, rngs=rngs)

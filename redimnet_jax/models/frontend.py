@@ -29,6 +29,7 @@ def hz_to_mel(hz):
 
 
 def mel_to_hz(mel):
+    """Return the frequencies in Hz of `mel` on HTK's scale, float64."""
     return 700.0 * (10.0 ** (np.asarray(mel, np.float64) / 2595.0) - 1.0)
 
 

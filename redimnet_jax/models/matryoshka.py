@@ -136,8 +136,11 @@ def lossless(
 
 
 def pretrained_tail(network: SpeakerNetwork) -> tuple[np.ndarray, np.ndarray]:
-    """(weight (pool.features, embed_dim), offset (embed_dim,)), float64: from normalised pooled features to the
-    embedding in eval mode, a batch norm after the linear layer folded in."""
+    """Return (weight (pool.features, embed_dim), offset (embed_dim,)), float64.
+
+    They map normalised pooled features to the embedding in eval mode, with a batch norm after the linear layer folded
+    in.
+    """
     weight = np.asarray(network.linear.kernel[...], np.float64)
     offset = np.asarray(network.linear.bias[...], np.float64)
     if network.bn2 is None:

@@ -10,11 +10,13 @@ LESS_SHARED_BYTES = {"8.0": 163 * 1024, "8.6": 99 * 1024, "8.7": 163 * 1024, "8.
 
 
 def shared_bytes() -> int:
+    """Return the bytes of shared memory that a program may have on the GPU in use."""
     # On other backends the kernels are traced and left out.
     of_device = jax.devices()[0].compute_capability if jax.default_backend() == "gpu" else ""
     return min(SHARED_BYTES, LESS_SHARED_BYTES.get(of_device, SHARED_BYTES))
 
 
 def multiprocessors() -> int:
+    """Return the number of multiprocessors of the GPU in use."""
     # Elsewhere the kernels are traced and left out, so any number serves: this is an H200's.
     return jax.devices()[0].core_count if jax.default_backend() == "gpu" else 132

@@ -12,10 +12,12 @@ def is_map(x: Array) -> bool:
 
 
 def like(x: Array) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of `x`, for a result that is alike."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def masks(mask: Array | None) -> list[Array]:
+    """Return the operands that a mask (batch, time) adds to a launch: none, or one of int32."""
     return [] if mask is None else [mask.astype(jnp.int32)]
 
 
