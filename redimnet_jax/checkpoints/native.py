@@ -155,7 +155,7 @@ def _resolved(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _kept(folder: Path) -> Iterator[None]:
-    """Keep a training run (`training.checkpoints.save_best`) from removing the checkpoint in `folder`."""
+    """Keep a training run (`training.run_checkpoints.save_best`) from removing the checkpoint in `folder`."""
     import fcntl
 
     with contextlib.ExitStack() as stack:

@@ -17,7 +17,6 @@ from redimnet_jax.data import decoding
 from redimnet_jax.data.decoding import Signal, Source
 from redimnet_jax.errors import UserError
 
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a"})
 SAMPLE_RATE = 16000
 # One step of 16-bit audio, -90 dB of full scale; rounding errors and the dither of digital silence are below it.
 MIN_LEVEL = 2.0**-15

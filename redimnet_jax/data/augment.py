@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from redimnet_jax.data import audio
+from redimnet_jax.data import audio, decoding
 from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.errors import UserError
 
@@ -82,11 +82,11 @@ def list_audio(folder: str, where: str) -> tuple[str, ...]:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{where} is {str(folder)!r}, which is no folder, so give one that holds audio files.")
-    paths = (path for path in root.rglob("*") if path.suffix.lower() in audio.SUFFIXES)
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in decoding.SUFFIXES)
     files = tuple(sorted(path.relative_to(root).as_posix() for path in paths))
     if not files:
         raise UserError(
-            f"{where} is {str(folder)!r}, under which is no audio file ({' '.join(sorted(audio.SUFFIXES))})."
+            f"{where} is {str(folder)!r}, under which is no audio file ({' '.join(sorted(decoding.SUFFIXES))})."
         )
     return files
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from redimnet_jax import files, local_paths, names
-from redimnet_jax.data import audio
+from redimnet_jax.data import audio, decoding
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data.index import Bad, Entries, Index
 from redimnet_jax.data.tree import FileList, Tree
@@ -154,7 +154,7 @@ def open_corpus(
         entries = origin.entries(workers or min(32, (os.cpu_count() or 1) + 4), progress)
         if not entries.names and not entries.bad:
             raise UserError(
-                f"{source} holds no audio ({', '.join(sorted(audio.SUFFIXES))}); expected are files "
+                f"{source} holds no audio ({', '.join(sorted(decoding.SUFFIXES))}); expected are files "
                 "speaker/session/utterance or speaker/utterance below it."
             )
         index, bad = corpus_index.build(entries, min_seconds)

@@ -30,6 +30,9 @@ from redimnet_jax.errors import UserError
 
 Source = str | Path | bytes
 
+# Files of these suffixes are taken for recordings where a folder is searched.
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a"})
+
 _BLOCK = 1 << 16  # frames of one channel
 _EXACT = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
 _LIBSNDFILE = (b"fLaC", b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"riff", b"caff")

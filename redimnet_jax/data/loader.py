@@ -21,7 +21,7 @@ import numpy as np
 from redimnet_jax import optional
 from redimnet_jax.data import speaker_groups, worker_process
 from redimnet_jax.data.augment import Speed, Step
-from redimnet_jax.data.examples import UNREADABLE, Example
+from redimnet_jax.data.crops import UNREADABLE, Example
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from redimnet_jax.data.examples import OTHERS, UNREADABLE, Example, Failure, failure_rows, nothing_readable
+from redimnet_jax.data.crops import OTHERS, UNREADABLE, Example, Failure, failure_rows, nothing_readable
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Group:
 
     `example` makes one. Where a speaker at another speed is another one, all crops of a group have the same. Where a
     recording cannot be read, another crop of the speaker takes its place; where none can be, a group of another
-    speaker, who may then be in a batch twice. What failed is told as by `examples.Example`.
+    speaker, who may then be in a batch twice. What failed is told as by `crops.Example`.
     """
 
     example: Example

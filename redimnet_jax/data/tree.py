@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from redimnet_jax import names
-from redimnet_jax.data import audio
+from redimnet_jax.data import audio, decoding
 from redimnet_jax.data.index import Bad, Entries
 from redimnet_jax.errors import UserError, shown
 
@@ -105,7 +105,7 @@ class FileList:
             if not speaker or not _is_audio(path):
                 raise UserError(
                     f"{self.path}:{number} reads {shown(names.decode(line))} where `path speaker` is expected, the "
-                    f"path ending in {', '.join(sorted(audio.SUFFIXES))}; correct the line."
+                    f"path ending in {', '.join(sorted(decoding.SUFFIXES))}; correct the line."
                 )
             name = posixpath.normpath(path)
             if name.startswith("/") and Path(name).is_relative_to(self.root):
@@ -174,7 +174,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 def _is_audio(name: str) -> bool:
     base = posixpath.basename(name)
-    return not base.startswith(".") and posixpath.splitext(base)[1].lower() in audio.SUFFIXES
+    return not base.startswith(".") and posixpath.splitext(base)[1].lower() in decoding.SUFFIXES
 
 
 def _ignored_kind(name: str) -> str:

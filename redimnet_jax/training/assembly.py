@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,31 @@ from flax import nnx
 from redimnet_jax import files, sharding
 from redimnet_jax.data import loader
 from redimnet_jax.errors import UserError
+from redimnet_jax.losses.chance_level import LossLevels
 from redimnet_jax.losses.heads import Heads
-from redimnet_jax.losses.levels import LossLevels
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.settings import to_config_dict
-from redimnet_jax.training import averaging
 from redimnet_jax.training import report as training_report
-from redimnet_jax.training.checkpoints import ModelDescription, TrainingCheckpoints
 from redimnet_jax.training.data import Data
 from redimnet_jax.training.evaluations import Evaluations
-from redimnet_jax.training.hooks import Event, Hook
 from redimnet_jax.training.inputs import Inputs, crop_samples, train_batches
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.loop import Loop, LoopSize
-from redimnet_jax.training.objective import make_objective
+from redimnet_jax.training.objective_from_settings import make_objective
 from redimnet_jax.training.partition import TrainableModel
 from redimnet_jax.training.preemption import StopRequest
 from redimnet_jax.training.progress import Progress
+from redimnet_jax.training.run_checkpoints import ModelDescription, TrainingCheckpoints
+from redimnet_jax.training.run_hooks import log_hooks, snapshot_hooks
 from redimnet_jax.training.sampler import choose_strata
 from redimnet_jax.training.saver import RunSaver, RunState
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.stages import stages
 from redimnet_jax.training.start import adapt
 from redimnet_jax.training.trainer import StageSpan, StageTrainer
-from redimnet_jax.training.unreadable import FILE as UNREADABLE
-from redimnet_jax.training.unreadable import Unreadable
+from redimnet_jax.training.unreadable_list import FILE as UNREADABLE
+from redimnet_jax.training.unreadable_list import Unreadable
 from redimnet_jax.training.validator import ModelSelection, PooledRecordings, Validator
 
 
@@ -65,7 +63,7 @@ class Assembly:
         self.inputs = Inputs(
             settings, data, batches, self.unreadable, workdir / "features", self.mesh, self.log, self.stop
         )
-        self.inputs.check_batches()
+        self.inputs.raise_if_too_many_unreadable()
         crops_per_utterance = settings.data.crops_per_utterance
         epoch_steps = loader.steps_per_epoch(data.corpus, settings.batch_size, crops_per_utterance)
         self.size = LoopSize(settings.epochs, epoch_steps, settings.batch_size)
@@ -169,44 +167,22 @@ class Assembly:
             size=self.size,
             state=state,
             stages=self.stages,
-            hooks=[*evaluations.hooks(self._levels()), *self._hooks(state, saver, model, validator.dim)],
+            hooks=[
+                *evaluations.hooks(self._levels()),
+                *log_hooks(self.log, state, settings.log_every_steps, validator.dim),
+                *snapshot_hooks(self.workdir, state, model, settings.averaging.last),
+            ],
             saver=saver,
             log=self.log,
             open_stepper=lambda: self.inputs.open_stepper(
                 state.trainer, model, self.objective, state.progress.strata
             ),
             begin_stage=begin_stage,
-            check_batches=self.inputs.check_batches,
-            agree_every_steps=settings.log_every_steps,
+            raise_if_too_many_unreadable=self.inputs.raise_if_too_many_unreadable,
+            save_every_steps=settings.checkpoint.every_steps,
+            synchronize_every_steps=settings.log_every_steps,
         )
         return loop, evaluations
-
-    def _hooks(self, state: RunState, saver: RunSaver, model: Callable[[], SpeakerModel], dim: int) -> list[Hook]:
-        """Return what follows the evaluations; `dim` is the dimension that chooses the best model."""
-        settings = self.settings
-        progress = state.progress
-
-        def log_step(event: Event) -> None:
-            self.log.step(event.step, event.figures, state.trainer.learning_rate(event.step))
-
-        def log_epoch(event: Event) -> None:
-            self.log.epoch(event.entry, progress.best is not None and progress.best.step == event.step)
-            self.log.overfitting(event.entry, dim)
-
-        def keep_snapshot(event: Event) -> None:
-            snapshot = model() if event.step else None
-            if snapshot is not None and jax.process_index() == 0:
-                count = settings.averaging.last
-                averaging.keep_snapshot(snapshot, self.workdir, event.step, count=count, after=progress.stage_start)
-
-        hooks = [
-            Hook(log_step, every_steps=settings.log_every_steps, needs_figures_only=True),
-            Hook(lambda _: saver.save(), every_steps=settings.checkpoint.every_steps),
-            Hook(log_epoch, every_epochs=1),
-        ]
-        if settings.averaging.last:
-            hooks.append(Hook(keep_snapshot, every_epochs=1))
-        return hooks
 
     def _constants(self, description: ModelDescription) -> dict[str, Any]:
         """Return the entries that all checkpoints of the run have."""

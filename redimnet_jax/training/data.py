@@ -15,9 +15,9 @@ from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import ArgumentError, UserError
 from redimnet_jax.evaluation import protocol
 from redimnet_jax.evaluation.protocol import TrialSet
-from redimnet_jax.training import classification
-from redimnet_jax.training.classification import SeenSpeakers
+from redimnet_jax.training import seen_speakers
 from redimnet_jax.training.log import shows_progress
+from redimnet_jax.training.seen_speakers import SeenSpeakers
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.settings_data import Data as DataSettings
 from redimnet_jax.training.settings_data import Validation as ValidationSettings
@@ -153,7 +153,7 @@ def _seen_speakers(
     if wanted.source:
         recordings = corpora.open("classification.source", wanted.source)
         description = f"recordings of training speakers in {wanted.source}"
-        classification.check_apart(recordings, corpus)
+        seen_speakers.check_apart(recordings, corpus)
     elif wanted.share:
         parts = splits.split(
             corpus,
@@ -168,7 +168,7 @@ def _seen_speakers(
     else:
         return corpus, None
     resumed.require_all(recordings, "the classification of training speakers")
-    return corpus, classification.seen_speakers(
+    return corpus, seen_speakers.seen_speakers(
         recordings,
         corpus,
         max_recordings=wanted.max_recordings,

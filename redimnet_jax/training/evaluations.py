@@ -11,14 +11,14 @@ from redimnet_jax import sharding
 from redimnet_jax.checkpoints import native
 from redimnet_jax.embedding.extract import embed_pooled
 from redimnet_jax.embedding.segments import CropPolicy
-from redimnet_jax.losses.levels import LossLevels
+from redimnet_jax.losses.chance_level import LossLevels
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models.speaker_model import SpeakerModel
-from redimnet_jax.training import averaging, classification, monitoring
-from redimnet_jax.training.classification import SeenSpeakers
+from redimnet_jax.training import averaging, monitoring, seen_speakers
 from redimnet_jax.training.hooks import Event, Hook
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.saver import RunState
+from redimnet_jax.training.seen_speakers import SeenSpeakers
 from redimnet_jax.training.validator import ModelSelection, ValidationResult, Validator
 
 
@@ -121,7 +121,7 @@ class Evaluations:
             self._windows,
             reuse=not self._state.trainer.backbone_trains,
         )
-        event.entry["classification"] = classification.figures(
+        event.entry["classification"] = seen_speakers.figures(
             self._state.trainer.model().heads,
             embed_pooled(model, pooled),
             self._seen.labels,

@@ -24,10 +24,12 @@ class Hook:
     """A function that the training loop calls every so many steps or epochs.
 
     Exactly one of `every_steps` and `every_epochs` is given. Hooks for epochs also run before the first step and
-    after the last one; they run in the order of their list.
+    after the last one. Hooks run in the order of their list; after the last step of an epoch, those for steps come
+    before those for epochs.
 
-    A hook for steps normally runs when the state of the run is that of its step, which the loop must wait for. One
-    that `needs_figures_only` runs later, when the figures of the step have arrived, and holds nothing up.
+    A hook for steps normally runs when the state of the run is that of its step: the loop waits until the device has
+    done the step. A hook that `needs_figures_only` runs once the figures of its step have been read, and the loop
+    does not wait for it.
     """
 
     run: Callable[[Event], None]

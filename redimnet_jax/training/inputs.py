@@ -24,7 +24,7 @@ from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import pooled_crops
 from redimnet_jax.training.steppers import CachedStepper, LiveStepper, Stepper
 from redimnet_jax.training.trainer import StageTrainer
-from redimnet_jax.training.unreadable import Unreadable
+from redimnet_jax.training.unreadable_list import Unreadable
 
 
 def train_batches(settings: Settings, data: Data, *, augmented: bool) -> loader.TrainBatches:
@@ -66,7 +66,7 @@ class Inputs:
     log: TrainingLog
     stop: StopRequest
 
-    def check_batches(self) -> None:
+    def raise_if_too_many_unreadable(self) -> None:
         """Note the recordings that `batches` could not read; raise UserError when they are too many."""
         self._note(self.batches.take_unreadable())
 

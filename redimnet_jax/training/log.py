@@ -126,7 +126,7 @@ def _row(entry: Mapping[str, Any], is_best: bool) -> str:
 
 
 def _classification_row(seen: Mapping[str, Any]) -> str:
-    """Return the row of the epoch table for the recordings of training speakers, see `classification.figures`."""
+    """Return the row of the epoch table for the recordings of training speakers, see `seen_speakers.figures`."""
     pairs = zip(seen["losses"].values(), seen["accuracies"].values(), strict=True)
     cells = [f"{loss:.3f}, {100 * accuracy:.1f}".rjust(COLUMN) for loss, accuracy in pairs]
     return f"{'':>15} {seen['loss']:>8.3f}{''.join(cells)}"

@@ -1,4 +1,13 @@
-"""The training loop: epochs of steps that are dispatched ahead, hooks between them, stages, and preemption."""
+"""The training loop.
+
+    validate before the first step
+    for every epoch:
+        for every step:      dispatch it; run the hooks that are due; save when due; stop when asked to
+        at the end:          run the hooks for epochs (validation, ...), begin the next stage when due, save
+
+A dispatched step runs on the device while the host goes on. Its figures (loss, gradient norm, accuracies) are read a
+few dispatches later, so that the device never waits for the host.
+"""
 
 import collections
 import contextlib
@@ -20,9 +29,9 @@ from redimnet_jax.training.saver import RunSaver, RunState
 from redimnet_jax.training.stages import Stage
 from redimnet_jax.training.steppers import LiveStepper, Stepper
 
-# Steps that may be on their way before their figures are read: enough to keep the device busy, and few enough to see
-# soon that a loss is not finite.
-IN_FLIGHT = 4
+# Dispatches whose figures are not read yet: enough to keep the device busy, and few enough to see soon that a loss is
+# not finite.
+MAX_UNREAD_DISPATCHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +52,11 @@ class LoopSize:
 class Loop:
     """Trains a run from its current step to its end.
 
-    `open_stepper` makes what runs the steps of the current stage, `begin_stage` replaces the trainer by that of the
-    stage with an index, `check_batches` raises UserError when too many recordings could not be read, and `describe`
-    returns entries for the history from the mean figures of an epoch. All processes agree on whether to stop every
-    `agree_every_steps` steps, since each time costs a collective operation.
+    `open_stepper` makes what runs the steps of the current stage. `begin_stage` replaces the trainer by that of the
+    stage with the given index. `raise_if_too_many_unreadable` raises UserError when more recordings could not be read
+    than the settings allow. The run is saved every `save_every_steps` steps and after every epoch. Several processes
+    synchronize, to agree on whether to stop, every `synchronize_every_steps` steps only, since it costs a collective
+    operation.
     """
 
     size: LoopSize
@@ -57,13 +67,15 @@ class Loop:
     log: TrainingLog
     open_stepper: Callable[[], Stepper]
     begin_stage: Callable[[int], None]
-    check_batches: Callable[[], None]
-    agree_every_steps: int
+    raise_if_too_many_unreadable: Callable[[], None]
+    save_every_steps: int
+    synchronize_every_steps: int
 
     def run(self) -> None:
         """Train until the last step, or until patience ends the last stage."""
         progress = self.state.progress
         between_epochs = self.state.step % self.size.epoch_steps == 0
+        # Validate before the first step, and after an epoch whose validation was interrupted.
         if not progress.history or (progress.sums and between_epochs):
             self._end_epoch({})
         while not self._finished():
@@ -83,26 +95,31 @@ class Loop:
         epoch = begin // self.size.epoch_steps
         end = (epoch + 1) * self.size.epoch_steps
         state.progress.sums = state.progress.sums or EpochSums.zeros(len(self.log.dims))
-        stepper.wait_fraction()
+        stepper.wait_fraction()  # Its next call counts from here.
         start = time.perf_counter()
         with self._bar(epoch, begin) as bar:
             in_flight = _InFlight(self, bar)
             while state.step < end:
                 self._dispatch(stepper, in_flight, end)
-                self._check_batches(in_flight)
-                if self._must_stop():
+                if self._processes_synchronize_here():
+                    with in_flight.saving_on_error():
+                        self.raise_if_too_many_unreadable()
+                    if self.saver.stop.requested_anywhere():
+                        in_flight.read_all()
+                        self.saver.save()
+                        self.saver.leave()
+                due = [hook for hook in self._hooks_of_the_state() if hook.is_due_at_step(state.step)]
+                if due:
+                    in_flight.read_all()
+                for hook in due:
+                    hook.run(Event(state.step, epoch))
+                # After the last step of an epoch the run is saved when it is validated.
+                if state.step % self.save_every_steps == 0 and state.step < end:
                     in_flight.read_all()
                     self.saver.save()
-                    self.saver.leave()
-                # What is due at the end of an epoch follows the validation.
-                due = [hook for hook in self._state_hooks() if hook.is_due_at_step(state.step)]
-                if due and state.step < end:
-                    in_flight.read_all()
-                    for hook in due:
-                        hook.run(Event(state.step, epoch))
             in_flight.read_all()
             with self.saver.saving_on_error():
-                self.check_batches()
+                self.raise_if_too_many_unreadable()
         seconds = max(time.perf_counter() - start, 1e-9)
         waited = stepper.wait_fraction()
         speed = (end - begin) * self.size.batch_size / seconds
@@ -119,27 +136,23 @@ class Loop:
         """Start the next steps, up to the next one after which something else has to be done."""
         state = self.state
         before = state.step
-        until = min([end, *(hook.next_step(before) for hook in self._state_hooks())])
+        until = min([end, *(hook.next_step(before) for hook in self._hooks_of_the_state())])
+        until = min(until, _next_multiple(before, self.save_every_steps))
         if jax.process_count() > 1:
-            until = min(until, before - before % self.agree_every_steps + self.agree_every_steps)
-        with in_flight.saving_on_error() if jax.process_count() == 1 else contextlib.nullcontext():
+            until = min(until, _next_multiple(before, self.synchronize_every_steps))
+        # Saving is collective, and an error in the input of one process finds the others elsewhere.
+        alone = jax.process_count() == 1
+        with in_flight.saving_on_error() if alone else contextlib.nullcontext():
             trainer = state.trainer
             trainer.state, figures, state.step = stepper.run(trainer.state, trainer.frozen, before, until)
         in_flight.add(before, state.step, figures)
 
-    def _check_batches(self, in_flight: "_InFlight") -> None:
-        if self._may_meet():
-            with in_flight.saving_on_error():
-                self.check_batches()
-
-    def _may_meet(self) -> bool:
+    def _processes_synchronize_here(self) -> bool:
         """Return whether all processes are about to communicate after the current step."""
-        return jax.process_count() == 1 or self.state.step % self.agree_every_steps == 0
+        return jax.process_count() == 1 or self.state.step % self.synchronize_every_steps == 0
 
-    def _must_stop(self) -> bool:
-        return self._may_meet() and self.saver.stop.requested_anywhere()
-
-    def _state_hooks(self) -> list[Hook]:
+    def _hooks_of_the_state(self) -> list[Hook]:
+        """Return the hooks that run after a step when the state of the run is that of the step."""
         return [hook for hook in self.hooks if hook.every_steps is not None and not hook.needs_figures_only]
 
     def note_step(self, step: int, figures: dict[str, Any]) -> None:
@@ -163,7 +176,7 @@ class Loop:
         )
 
     def _end_epoch(self, timing: dict[str, float]) -> None:
-        """End an epoch, or begin the run before its first step: hooks, the next stage, and a checkpoint."""
+        """Run the hooks for epochs, begin the next stage when due, and save; before the first step, run the hooks."""
         state = self.state
         epoch = state.step // self.size.epoch_steps
         entry: dict[str, Any] = {"step": state.step, "epoch": epoch, "stage": 1 + state.progress.stage}
@@ -200,9 +213,9 @@ class _InFlight:
         self._waiting: collections.deque[tuple[int, int, dict[str, jax.Array]]] = collections.deque()
 
     def add(self, before: int, reached: int, figures: dict[str, jax.Array]) -> None:
-        """Add the steps `before` + 1 to `reached`, and read figures until `IN_FLIGHT` dispatches are left."""
+        """Add the steps `before` + 1 to `reached`, and read figures until `MAX_UNREAD_DISPATCHES` are left."""
         self._waiting.append((before, reached, figures))
-        self._read(IN_FLIGHT)
+        self._read(MAX_UNREAD_DISPATCHES)
 
     def read_all(self) -> None:
         """Wait for the figures of all steps."""
@@ -218,6 +231,11 @@ class _InFlight:
                 self._loop.note_step(step, figures)
                 self._bar.set_postfix_str(f"loss {figures['loss']:.3f}", refresh=False)
                 self._bar.update(self._loop.size.batch_size)
+
+
+def _next_multiple(step: int, every: int) -> int:
+    """Return the first multiple of `every` after `step`."""
+    return step - step % every + every
 
 
 def _by_step(before: int, reached: int, figures: dict[str, jax.Array]) -> Iterator[tuple[int, dict[str, Any]]]:

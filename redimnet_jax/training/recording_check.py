@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from redimnet_jax.data.audio import SAMPLE_RATE
-from redimnet_jax.data.examples import read_stretch
+from redimnet_jax.data.crops import read_stretch
 from redimnet_jax.data.recordings import Recordings
 from redimnet_jax.data.tree import parallel
 from redimnet_jax.errors import UserError
@@ -16,7 +16,7 @@ from redimnet_jax.training import config as train_config
 from redimnet_jax.training.data import open_data
 from redimnet_jax.training.log import shows_progress
 from redimnet_jax.training.settings import Settings
-from redimnet_jax.training.unreadable import printable
+from redimnet_jax.training.unreadable_list import printable
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from redimnet_jax.settings import to_config_dict
 from redimnet_jax.training import averaging, monitoring
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training.assembly import Assembly
-from redimnet_jax.training.checkpoints import ModelDescription, TrainingCheckpoints
 from redimnet_jax.training.data import check_sources, open_data
+from redimnet_jax.training.run_checkpoints import ModelDescription, TrainingCheckpoints
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import check_what_trains, open_teacher, starting_model
 

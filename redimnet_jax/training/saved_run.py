@@ -10,8 +10,8 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.settings import from_config_dict
-from redimnet_jax.training.checkpoints import FOLDER, ModelDescription, read_checkpoint
 from redimnet_jax.training.partition import TrainableModel
+from redimnet_jax.training.run_checkpoints import FOLDER, ModelDescription, read_checkpoint
 from redimnet_jax.training.settings import Settings
 
 

@@ -9,9 +9,9 @@ import jax
 
 from redimnet_jax.data.loader import TrainBatches
 from redimnet_jax.errors import UserError
-from redimnet_jax.training.checkpoints import TrainingCheckpoints
 from redimnet_jax.training.preemption import Preempted, StopRequest
 from redimnet_jax.training.progress import Progress
+from redimnet_jax.training.run_checkpoints import TrainingCheckpoints
 from redimnet_jax.training.trainer import StageTrainer
 
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from redimnet_jax import sharding
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.training import optimizer
-from redimnet_jax.training.checkpoints import TrainingCheckpoints
 from redimnet_jax.training.partition import NamedArrays, TrainableModel, TrainablePartition
+from redimnet_jax.training.run_checkpoints import TrainingCheckpoints
 from redimnet_jax.training.stages import Stage, rate_factors
 from redimnet_jax.training.step import TrainState, compile_step, initial_state, make_step
 

@@ -16,9 +16,9 @@ from redimnet_jax.evaluation import results as evaluation_results
 from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.training import monitoring, settings
-from redimnet_jax.training.checkpoints import save_best
 from redimnet_jax.training.log import shows_progress
 from redimnet_jax.training.progress import Best, Progress, Reference
+from redimnet_jax.training.run_checkpoints import save_best
 
 
 class PooledRecordings:

@@ -11,9 +11,9 @@ import soundfile
 from audio_files import voice, write
 from refusals import refusal
 
-from redimnet_jax.data import audio
+from redimnet_jax.data import audio, decoding
 
-SUFFIXES = sorted(audio.SUFFIXES)
+SUFFIXES = sorted(decoding.SUFFIXES)
 LENGTH = 6007 * 16  # whole milliseconds: an MP4 is no more exact
 
 

@@ -11,9 +11,9 @@ from refusals import refusal
 
 from redimnet_jax.data import augment, loader, splits
 from redimnet_jax.data.corpus import open_corpus
-from redimnet_jax.data.examples import Example
+from redimnet_jax.data.crops import Example
 from redimnet_jax.data.recordings import Excerpts, Subset
-from redimnet_jax.training import classification
+from redimnet_jax.training import seen_speakers
 
 SECOND = 16000
 
@@ -142,7 +142,7 @@ def test_excerpts_give_nothing_but_their_span(tmp_path):
 
 
 def seen(held, training, max_recordings=100, **options):
-    return classification.seen_speakers(
+    return seen_speakers.seen_speakers(
         held, training, max_recordings=max_recordings, seed=0, description="all", **options
     )
 
@@ -181,6 +181,6 @@ def test_other_speakers_are_refused_with_the_reason_and_the_way_out():
 
 def test_what_trains_is_refused():
     corpus = Utterances([0, 0, 1, 1], [0, 1, 2, 3])
-    classification.check_apart(Subset(corpus, np.array([0, 2])), Subset(corpus, np.array([1, 3])))
-    message = refusal(classification.check_apart, corpus, Subset(corpus, np.array([1, 3])))
+    seen_speakers.check_apart(Subset(corpus, np.array([0, 2])), Subset(corpus, np.array([1, 3])))
+    message = refusal(seen_speakers.check_apart, corpus, Subset(corpus, np.array([1, 3])))
     assert "2 utterances that also train, such as id0/1.wav" in message

@@ -17,7 +17,7 @@ from flax import nnx
 
 from redimnet_jax import files, trials
 from redimnet_jax.checkpoints import native, torch_mapping, torch_weights
-from redimnet_jax.data import audio, tree
+from redimnet_jax.data import audio, decoding, tree
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data import speakers as speaker_table
 from redimnet_jax.embedding import folder as embedding_folder
@@ -221,7 +221,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint model_config": Target(_torch_config, _read_torch),
     "native description": Target(_native_description, native.load),
     "native arrays": Target(_native_arrays, native.load),
-    **{f"audio {suffix}": Target(_audio(suffix), _read_audio) for suffix in sorted(audio.SUFFIXES)},
+    **{f"audio {suffix}": Target(_audio(suffix), _read_audio) for suffix in sorted(decoding.SUFFIXES)},
     "trials": Target(_bytes("mutant.txt", TRIALS, _text), trials.read),
     "corpus list": Target(
         _bytes("mutant.txt", b"a/x.wav a\na/y.wav a\nb/z.wav b\n", _text),

@@ -22,7 +22,7 @@ import training_runs
 from redimnet_jax import sharding
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import run as train
-from redimnet_jax.training.checkpoints import TrainingCheckpoints
+from redimnet_jax.training.run_checkpoints import TrainingCheckpoints
 
 sharding.MIN_SHARDED_CLASSES = 1
 plots.save = lambda *_: None

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from redimnet_jax.losses.chance_level import LossLevels, levels
 from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM
-from redimnet_jax.losses.levels import LossLevels, levels
 from redimnet_jax.losses.pairs import GE2E, AngularPrototypical, SupervisedContrastive, Triplet
 
 BATCH = {"speakers": 6, "crops": 3}

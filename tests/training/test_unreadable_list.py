@@ -20,7 +20,7 @@ from redimnet_jax.training import data as training_data
 from redimnet_jax.training import preemption, unreadable
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training.steppers import LiveStepper
-from redimnet_jax.training.unreadable import Unreadable
+from redimnet_jax.training.unreadable_list import Unreadable
 
 ONE_MAY_BE = {"data__max_bad": 0.03, "checkpoint__keep": 20}  # of 36
 CACHED = {"cache__crops": 3, "cache__batch_size": 6}

@@ -8,7 +8,7 @@ from redimnet_jax.losses.classification import AAMSoftmax, SphereFace2
 from redimnet_jax.losses.pairs import Triplet
 from redimnet_jax.settings import from_config_dict
 from redimnet_jax.training import config as train_config
-from redimnet_jax.training.objective import make_objective
+from redimnet_jax.training.objective_from_settings import make_objective
 from redimnet_jax.training.settings import Settings
 
 PAIRS = {"loss.name": "triplet", "data.crops_per_speaker": 2}

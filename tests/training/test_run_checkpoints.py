@@ -15,8 +15,8 @@ from refusals import refusal
 import redimnet_jax as rj
 from redimnet_jax.checkpoints import native
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
-from redimnet_jax.training import checkpoints as training_checkpoints
-from redimnet_jax.training.checkpoints import TrainingCheckpoints, save_best
+from redimnet_jax.training import run_checkpoints as training_checkpoints
+from redimnet_jax.training.run_checkpoints import TrainingCheckpoints, save_best
 from redimnet_jax.training.step import TrainState
 
 

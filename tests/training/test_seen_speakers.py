@@ -10,9 +10,9 @@ from refusals import refusal
 
 from redimnet_jax.evaluation import plots
 from redimnet_jax.losses.heads import Heads
-from redimnet_jax.training import classification, validator
 from redimnet_jax.training import config as train_config
 from redimnet_jax.training import run as training_run
+from redimnet_jax.training import seen_speakers, validator
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def test_figures_are_those_of_the_heads_over_all_rows(monkeypatch):
     embeddings, labels = rng.normal(size=(7, 3, 8)).astype(np.float32), rng.integers(0, 5, 7)
     options = {"weights": (1.0, 3.0), "margin": 0.3}
     loss, each = heads.loss(embeddings.reshape(21, 8), np.repeat(labels, 3), **options)
-    monkeypatch.setattr(classification, "BLOCK", 8)
-    found = classification.figures(heads, embeddings, labels, **options)
+    monkeypatch.setattr(seen_speakers, "BLOCK", 8)
+    found = seen_speakers.figures(heads, embeddings, labels, **options)
     assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert list(found["losses"]) == list(found["accuracies"]) == ["4", "8"]
     np.testing.assert_allclose(list(found["losses"].values()), each["loss"], rtol=1e-5)

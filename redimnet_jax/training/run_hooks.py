@@ -1,0 +1,41 @@
+"""The hooks of a run beside its evaluations: the log of steps and epochs, and snapshots for the average of models."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.training import averaging
+from redimnet_jax.training.hooks import Event, Hook
+from redimnet_jax.training.log import TrainingLog
+from redimnet_jax.training.saver import RunState
+
+
+def log_hooks(log: TrainingLog, state: RunState, every_steps: int, dim: int) -> list[Hook]:
+    """Return the hooks that log a step every `every_steps` and every epoch; `dim` chooses the best model."""
+
+    def log_step(event: Event) -> None:
+        log.step(event.step, event.figures, state.trainer.learning_rate(event.step))
+
+    def log_epoch(event: Event) -> None:
+        best = state.progress.best
+        log.epoch(event.entry, best is not None and best.step == event.step)
+        log.overfitting(event.entry, dim)
+
+    return [
+        Hook(log_step, every_steps=every_steps, needs_figures_only=True),
+        Hook(log_epoch, every_epochs=1),
+    ]
+
+
+def snapshot_hooks(workdir: Path, state: RunState, model: Callable[[], SpeakerModel], last: int) -> list[Hook]:
+    """Return the hook that keeps the models of the `last` epochs of a stage; none where `last` is 0."""
+
+    def keep_snapshot(event: Event) -> None:
+        # All processes take part in collecting the model, and the first one writes it.
+        snapshot = model() if event.step else None
+        if snapshot is not None and jax.process_index() == 0:
+            averaging.keep_snapshot(snapshot, workdir, event.step, count=last, after=state.progress.stage_start)
+
+    return [Hook(keep_snapshot, every_epochs=1)] if last else []
