@@ -103,6 +103,7 @@ def is_file(path: str | Path) -> bool:
     """Return whether there is a file at a path or an address."""
     address = of(path)
     if address is None:
+        # Path.is_file would raise an error for names that no file can have.
         return os.path.isfile(path)
     try:
         stat(address)

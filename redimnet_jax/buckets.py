@@ -69,8 +69,8 @@ def readable(text: str) -> str:
 class State:
     """What a local copy had in common with the bucket when the two were last compared.
 
-    `revisions` are those that the bucket may have if this machine was the last to push, or to pull: two where the push
-    was interrupted. `files` are the stamps of the files that are in the bucket, `versions` those of the objects that
+    `revisions` are those that the bucket may have if this machine was the last to push: two where the push was
+    interrupted. `files` are the stamps of the files that are in the bucket, `versions` those of the objects that
     were downloaded.
     """
 
@@ -140,9 +140,9 @@ class Mirror:
             return
         with _locked(self.local):
             state = State.read(self._state_path)
-            there = _objects(self.address)
+            there = _objects(self.address, self._layout)
             if not _is_ahead(state, _read_revision(self.address), there):
-                _pull(self.address, self.local, state, self._state_path)
+                _pull(self.address, self.local, state, self._layout)
                 return
             # An interrupted push left the others, which the next one replaces or removes.
             state.files |= {name: UNKNOWN for name in there if name not in state.files}
@@ -194,7 +194,7 @@ def writing(path: str | Path, layout: Layout | None = None) -> Iterator[Mirror]:
     """
     address = addresses.of(path)
     if address is None:
-        yield Mirror(addresses.absolute(path), None, layout or Layout())
+        yield Mirror(Path(path), None, layout or Layout())
         return
     with leases.held(address, f"{address}/{LEASE}") as lease:
         mirror = Mirror(_local(address, "written"), address, layout or Layout(), lease)
@@ -222,7 +222,7 @@ def writing_together(path: str | Path, layout: Layout | None = None) -> Iterator
                 mirror = stack.enter_context(writing(path, layout))
         with hosts.failing_together():
             if mirror is None:
-                local = addresses.absolute(path) if address is None else _local(address, "written")
+                local = Path(path) if address is None else _local(address, "written")
                 mirror = Mirror(local, address, layout or Layout())
                 mirror.pull()
         yield mirror
@@ -277,7 +277,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         yield local
         layout = Layout(whole=(local.name,))
         parent = address.rpartition("/")[0]
-        left = {f"{local.name}/{name}": UNKNOWN for name in _objects(address)}
+        left = {f"{local.name}/{name}": UNKNOWN for name in _objects(address, Layout())}
         mirrored_files.push(local.parent, parent, mirrored_files.scan(local.parent, layout), left)
     except FileNotFoundError as error:
         raise UserError(f"There is no bucket {addresses.bucket_of(address)}; make it, or correct {path}.") from error
@@ -311,33 +311,32 @@ def _staged_file(address: str) -> Path:
 def _staged_folder(address: str) -> Path:
     local = _local(address, "read")
     with _locked(local):
-        if not _objects(address):
+        if not _objects(address, Layout()):
             raise FileNotFoundError(address)
-        _pull(address, local, State.read(local.parent / STATE), local.parent / STATE)
+        _pull(address, local, State.read(local.parent / STATE), Layout())
     _shown[str(local)] = address
     return local
 
 
-def _pull(address: str, local: Path, state: State, state_path: Path) -> None:
+def _pull(address: str, local: Path, state: State, layout: Layout) -> None:
     """Make `local` like the complete part of the bucket."""
-    for attempt in range(ATTEMPTS):
-        revision = _read_revision(address)
-        there = _objects(address)
-        try:
-            stamps = mirrored_files.pull(address, local, there, state.files, state.versions)
-            break
-        except FileNotFoundError:  # Whoever writes there removed something meanwhile.
-            if attempt == ATTEMPTS - 1:
-                raise
-    versions = {name: there[name].version for name in stamps}
-    stamps |= {name: UNKNOWN for name in there if name not in stamps and not name.endswith(SEAL)}
-    State([] if revision is None else [revision], stamps, versions).write(state_path)
+    for _ in range(ATTEMPTS):
+        # An object is absent when whoever writes there removed it meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            revision = _read_revision(address)
+            there = _objects(address, layout)
+            stamps = mirrored_files.pull(address, local, there, state.files, state.versions, layout)
+            versions = {name: there[name].version for name in stamps}
+            stamps |= {name: UNKNOWN for name in there if name not in stamps and not name.endswith(SEAL)}
+            State([] if revision is None else [revision], stamps, versions).write(local.parent / STATE)
+            return
+    raise UserError(f"{address} changes all the time, or its bucket is gone; try again.")
 
 
-def _objects(address: str) -> dict[str, addresses.Entry]:
-    """Return the objects below `address` but those that `Mirror` keeps for itself."""
+def _objects(address: str, layout: Layout) -> dict[str, addresses.Entry]:
+    """Return the objects below `address` but those that mirrors keep for themselves and those that are skipped."""
     there = addresses.files_below(address)
-    return {name: entry for name, entry in there.items() if not name.startswith(f"{CONTROL}/")}
+    return {name: entry for name, entry in there.items() if CONTROL not in name.split("/") and not layout.skips(name)}
 
 
 def _is_ahead(state: State, revision: str | None, there: Mapping[str, addresses.Entry]) -> bool:

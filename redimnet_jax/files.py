@@ -96,6 +96,14 @@ def new_folder(path: str | Path, advice: str = "choose another output") -> Itera
         shutil.rmtree(part, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder, if it is there, under a hidden name, so that nobody sees a part of it."""
+    hidden = _part_of(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+
+
 def check_new(path: str | Path) -> None:
     """Raises UserError when there is something at `path` already."""
     if os.path.lexists(path):

@@ -41,12 +41,16 @@ class Layout:
     """The kinds of files in a folder, as patterns of relative names.
 
     Folders of `whole` appear whole or not at all. Files of `apart` have nothing to do with each other, so that their
-    order does not matter. Folders of `skipped` stay on this machine.
+    order does not matter. Folders `skipped`, which are names, are left alone.
     """
 
     whole: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+
+    def skips(self, name: str) -> bool:
+        """Return whether the file of a relative name is in a folder that is left alone."""
+        return any(_is_below(name, folder) for folder in self.skipped)
 
 
 @dataclasses.dataclass
@@ -78,7 +82,7 @@ def scan(folder: Path, layout: Layout) -> Snapshot:
         prefix = "" if base == "." else f"{base}/"
         for name in list(folders):
             path = os.path.join(root, name)
-            hidden = name.startswith(".") or _matches(prefix + name, layout.skipped)
+            hidden = name.startswith(".") or prefix + name in layout.skipped
             if not hidden and os.path.islink(path):
                 links[prefix + name] = os.readlink(path)
             elif not hidden and _matches(prefix + name, layout.whole):
@@ -114,23 +118,26 @@ def push(folder: Path, address: str, snapshot: Snapshot, known: dict[str, Stamp]
         upload(name)
         known[name] = snapshot.single[name]
 
+    def upload_whole(base: str) -> None:
+        inside = {f"{base}/{name}": stamp for name, stamp in snapshot.whole[base].items()}
+        before = _below(known, base)
+        addresses.write(f"{address}/{base}/{SEAL}", BROKEN)
+        in_parallel(upload, list(inside))
+        sums = {name: [stamp.size, crc32(folder / base / name)] for name, stamp in snapshot.whole[base].items()}
+        remove_objects(address, [name for name in before if name not in inside])
+        addresses.write(f"{address}/{base}/{SEAL}", json.dumps({"complete": True, "files": sums}).encode())
+        for name in before:
+            del known[name]
+        known.update(inside)
+
     changed = [name for name, stamp in snapshot.single.items() if known.get(name) != stamp]
     in_parallel(upload_single, [name for name in changed if name in snapshot.apart])
     for name in changed:
         if name not in snapshot.apart:
             upload_single(name)
-    for base, stamps in snapshot.whole.items():
-        inside = {f"{base}/{name}": stamp for name, stamp in stamps.items()}
-        before = {name: stamp for name, stamp in known.items() if name.startswith(f"{base}/")}
-        if before != inside:
-            addresses.write(f"{address}/{base}/{SEAL}", BROKEN)
-            in_parallel(upload, list(inside))
-            sums = {name: [stamp.size, crc32(folder / base / name)] for name, stamp in stamps.items()}
-            remove_objects(address, [name for name in before if name not in inside])
-            addresses.write(f"{address}/{base}/{SEAL}", json.dumps({"complete": True, "files": sums}).encode())
-            for name in before:
-                del known[name]
-            known |= inside
+    for base, inside in snapshot.whole.items():
+        if _below(known, base) != {f"{base}/{name}": stamp for name, stamp in inside.items()}:
+            upload_whole(base)
     for name, target in snapshot.links.items():
         stamp = Stamp(0, 0, target)
         if known.get(f"{name}{LINK}") != stamp:
@@ -161,6 +168,7 @@ def pull(
     there: Mapping[str, addresses.Entry],
     known: Mapping[str, Stamp],
     versions: Mapping[str, str],
+    layout: Layout,
 ) -> dict[str, Stamp]:
     """Make `folder` like the objects `there` below `address`; return the stamps of all its files.
 
@@ -199,7 +207,7 @@ def pull(
         return name, stamp
 
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_others(folder, set(plain), {name.removesuffix(LINK) for name in links})
+    _remove_others(folder, set(plain), {name.removesuffix(LINK) for name in links}, layout)
     stamps = dict(in_parallel(fetch, plain))
     for name in links:
         target = addresses.read(f"{address}/{name}").decode()
@@ -225,7 +233,7 @@ def _read_seals(address: str, there: Mapping[str, addresses.Entry]) -> dict[str,
 def _expected(
     address: str, seals: Mapping[str, dict[str, Any] | None], there: Mapping[str, addresses.Entry]
 ) -> dict[str, int]:
-    """Return the checksums of all files of sealed folders; raise UserError where one is missing or has another size."""
+    """Return the checksums of all files of sealed folders; raise UserError where one is missing or of another size."""
     expected: dict[str, int] = {}
     for base, listed in seals.items():
         for name, (size, checksum) in (listed or {}).items():
@@ -308,11 +316,13 @@ def _link(path: Path, target: str) -> None:
     os.replace(new, path)
 
 
-def _remove_others(folder: Path, names: set[str], links: set[str]) -> None:
-    """Remove everything from `folder` but the files `names` and the `links`, and folders that are then empty."""
+def _remove_others(folder: Path, names: set[str], links: set[str], layout: Layout) -> None:
+    """Remove everything from `folder` but the files `names`, the `links` and what the layout skips."""
     for root, folders, found in os.walk(folder, topdown=False):
         base = os.path.relpath(root, folder)
         prefix = "" if base == "." else f"{base}/"
+        if layout.skips(f"{prefix}."):
+            continue
         for name in found:
             if prefix + name not in names:
                 os.unlink(os.path.join(root, name))
@@ -333,6 +343,10 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
         and all(fnmatch.fnmatchcase(part, wanted) for part, wanted in zip(parts, pattern.split("/"), strict=True))
         for pattern in patterns
     )
+
+
+def _below(stamps: Mapping[str, Stamp], base: str) -> dict[str, Stamp]:
+    return {name: stamp for name, stamp in stamps.items() if _is_below(name, base)}
 
 
 def _is_below(name: str, base: str) -> bool:

@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+from redimnet_jax import addresses
 from redimnet_jax.errors import UserError
 
 BLANKS = " \t\r\v\f"  # what separates columns; other white space belongs to names
@@ -66,7 +67,7 @@ def read_lines(path: str | Path, kind: str) -> list[bytes]:
     list". Raises UserError when the file cannot be read or is not text.
     """
     try:
-        data = Path(path).read_bytes()
+        data = addresses.read(path)
     except OSError as error:
         raise UserError(f"{kind} {path} cannot be read ({error.strerror or error}); give a text file.") from error
     if b"\0" in data:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import files
+from redimnet_jax import addresses, buckets, files
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
@@ -119,9 +119,11 @@ def check_output(folder: str | Path) -> None:
 def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
     """Return the model in the native checkpoint `folder`, or the best model of the run in the workdir `folder`.
 
-    The backbone computes in `dtype`. Raises UserError when the folder is no checkpoint, is damaged, or was written
-    by a newer version.
+    The folder may be at an address. The backbone computes in `dtype`. Raises UserError when the folder is no
+    checkpoint, is damaged, or was written by a newer version.
     """
+    if (address := addresses.of(folder)) is not None:
+        folder = _staged(address)
     folder = Path(folder).absolute()
     _check_path(folder)
     for _ in range(_MAX_REPLACEMENTS):
@@ -134,6 +136,16 @@ def load(folder: str | Path, dtype: Any = jnp.float32) -> SpeakerModel:
                     raise
                 # A training run has replaced its best model in the meantime.
     raise UserError(f"{folder} was replaced {_MAX_REPLACEMENTS} times while it was read; load it again.")
+
+
+def _staged(address: str) -> Path:
+    """Return a local copy of the checkpoint at an address, or of the best one of the workdir there."""
+    if not addresses.is_file(f"{address}/{DESCRIPTION}"):
+        best = f"{address}/{BEST}"
+        # Another program that copied the workdir may have made a folder of the link.
+        if buckets.link_target(best) is not None or addresses.is_file(f"{best}/{DESCRIPTION}"):
+            address = best
+    return buckets.staged(address)
 
 
 def _check_path(folder: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from redimnet_jax import local_paths
+from redimnet_jax import addresses
 from redimnet_jax.checkpoints import download, native, torch_weights
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
@@ -12,7 +12,9 @@ from redimnet_jax.models.speaker_model import SpeakerModel
 
 def open_model(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> SpeakerModel:
     """Open a folder as a native checkpoint or as the workdir of a run (its best model), and a file as PyTorch's."""
-    local_paths.check(path, "The checkpoint")
+    address = addresses.of(path)
+    if address is not None:
+        return (torch_weights.from_torch if addresses.is_file(address) else native.load)(path, dtype=dtype)
     if not Path(path).exists():
         raise UserError(
             f"There is no checkpoint {path}; check the path, or convert published weights with "

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from redimnet_jax import buckets
 from redimnet_jax.checkpoints import torch_file
 from redimnet_jax.checkpoints.download import licence_note, sha256
 from redimnet_jax.checkpoints.torch_mapping import LAYOUTS, Slot, slots
@@ -82,7 +83,7 @@ def read_checkpoint(
 
     `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs.
     """
-    path = Path(path)
+    path = buckets.staged(path)
     content = torch_file.read(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; give a file with a state dict.")

@@ -12,14 +12,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from redimnet_jax import local_paths, names
+from redimnet_jax import buckets, names
 from redimnet_jax.errors import ArgumentError, UserError
 
 INTERRUPTED = 130
@@ -31,19 +31,7 @@ Main = Callable[..., int]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports errors in one sentence and refuses addresses in place of paths."""
-
-    # argparse declares overloads, of which this has the general one alone.
-    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> Any:
-        parsed = super().parse_args(args, namespace)
-        try:
-            for name, value in vars(parsed).items():
-                local_paths.check_all({name: value}, "--")
-        except UserError as error:
-            self.error(str(error))
-        return parsed
+    """A parser that reports errors in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         sentence = names.one_line(message.strip().removesuffix("."))
@@ -117,7 +105,7 @@ def run(command: Callable[[], None], flags: Mapping[str, str] | None = None) -> 
             command()
     except UserError as error:
         known = error.renamed(flags) if flags and isinstance(error, ArgumentError) else error
-        print(f"error: {names.one_line(str(known))}", file=sys.stderr)
+        print(f"error: {names.one_line(buckets.readable(str(known)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -149,6 +137,11 @@ def closes_quietly(main: Main) -> Main:
     return wrapped
 
 
+def say(text: str) -> None:
+    """Print `text`, with addresses in place of their local copies."""
+    print(buckets.readable(text))
+
+
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
     """Print what the library logs during the block: information on standard output, warnings on standard error."""
@@ -171,11 +164,12 @@ class _Printer(logging.Handler):
     """Prints records as plain lines above any progress bar; the level, in lower case, precedes warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        message = buckets.readable(record.getMessage())
         if record.levelno < logging.WARNING:
-            tqdm.write(record.getMessage(), file=sys.stdout)
+            tqdm.write(message, file=sys.stdout)
             sys.stdout.flush()
         else:
-            tqdm.write(f"{record.levelname.lower()}: {names.one_line(record.getMessage())}", file=sys.stderr)
+            tqdm.write(f"{record.levelname.lower()}: {names.one_line(message)}", file=sys.stderr)
             sys.stderr.flush()
 
 

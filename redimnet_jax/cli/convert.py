@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax import files
+from redimnet_jax import addresses, buckets, files
 from redimnet_jax.checkpoints import download, native, torch_weights
 from redimnet_jax.cli import signals
 from redimnet_jax.cli.command import Parser, closes_quietly, run
@@ -70,25 +70,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    native.check_output(args.output)
+    buckets.check_new(args.output)
     config = None if args.model_config is None else _read_json(args.model_config)
     path = args.checkpoint
     if path is None:
         arch = "redimnet2" if args.arch == "redimnet2" else "redimnet"
         url = download.release_url(args.model, args.train_type, args.dataset, arch)
         print(f"Source: {url}")
-        path = download.fetch(url, args.download_dir, args.sha256)
+        with buckets.writing(args.download_dir) as downloads:
+            path = download.fetch(url, downloads.local, args.sha256)
+    path = buckets.staged(path)
     source = torch_weights.read_checkpoint(path, arch=args.arch, model_config=config)
     download.verify(path, args.sha256, "use an intact copy, or correct the expected sum")
     model, report = torch_weights.convert(source)
     del source  # as large as the model
-    native.save(model, args.output)
+    with buckets.new_folder(args.output) as output:
+        native.save(model, output)
     print_report(model, report, args.output)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = files.parse_json(path.read_bytes())
+        content = files.parse_json(addresses.read(path))
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; check --model_config.") from error
     except (OSError, ValueError) as error:
@@ -130,7 +133,7 @@ def print_report(model: SpeakerModel, report: torch_weights.Report, output: Path
         + (f", prefixes {', '.join(map(str, model.mrl_dims))}" if model.mrl_dims else ""),
         "array checksum": native.checksum(native.flat(model.network)),
         "embedding norm of the reference signal": f"{reference_norm(model):.6f}",
-        "written to": output,
+        "written to": addresses.repaired(str(output)),
     }
     width = max(map(len, facts))
     for name, value in facts.items():

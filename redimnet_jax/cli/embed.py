@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from redimnet_jax import locks
-from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run
+from redimnet_jax import buckets, locks
+from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, say
 from redimnet_jax.errors import ArgumentError
 from redimnet_jax.evaluation.settings import (
     BATCH_SECONDS,
@@ -25,6 +25,9 @@ same command continues an interrupted run.
 
 docs/guides/embed.md shows how to read the result.
 """
+
+# The index of the corpus in the folder of the embeddings appears whole.
+LAYOUT = buckets.Layout(whole=("corpus/index-*",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _embed_locked(settings: EmbedSettings) -> None:
-    with locks.locked(settings.output):
-        _embed(settings)
+    with buckets.writing(settings.output, LAYOUT) as mirror, locks.locked(mirror.local):
+        _embed(dataclasses.replace(settings, output=mirror.local))
 
 
 def _embed(settings: EmbedSettings) -> None:
@@ -121,7 +124,7 @@ def _embed(settings: EmbedSettings) -> None:
     )
     description["corpus_sha256"] = corpus.digest
     if embedding_folder.check(settings.output, description):
-        print(f"{settings.output} has all embeddings of {settings.corpus} already")
+        say(f"{settings.output} has all embeddings of {settings.corpus} already")
         return
     done = embedding_folder.embed(
         model,
@@ -140,5 +143,5 @@ def _embed(settings: EmbedSettings) -> None:
             f"{done.recordings / seconds:,.1f} utterances/s, real-time factor {seconds / done.audio_seconds:.2g}"
         )
     if done.unreadable:
-        print(f"{done.unreadable:,} that cannot be read are in {settings.output / embedding_folder.UNREADABLE}")
-    print(f"{done.total:,} utterances of {dim} dimensions are in {settings.output / embedding_folder.ARRAY}")
+        say(f"{done.unreadable:,} that cannot be read are in {settings.output / embedding_folder.UNREADABLE}")
+    say(f"{done.total:,} utterances of {dim} dimensions are in {settings.output / embedding_folder.ARRAY}")

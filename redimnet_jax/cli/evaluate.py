@@ -1,11 +1,12 @@
 """The command `redimnet-jax eval`, also `python eval.py`: evaluate a checkpoint on verification trials."""
 
 import argparse
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from redimnet_jax import locks, names
+from redimnet_jax import addresses, buckets, locks, names
 from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run
 from redimnet_jax.evaluation.settings import (
     BOOTSTRAP,
@@ -25,6 +26,9 @@ every embedding dimension, as a table, results.json and plots.
 
 docs/guides/evaluate.md explains score normalisation, calibration, comparison, enrolment models and the cache.
 """
+
+# The indices of corpora in the folder of an evaluation appear whole.
+LAYOUT = buckets.Layout(whole=("index/index-*",))
 
 
 def _parser() -> Parser:
@@ -160,11 +164,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(settings: EvaluationSettings) -> None:
     from redimnet_jax.evaluation import output, system
 
-    with locks.locked(settings.output):
-        evaluation = system.evaluate(settings)
+    with contextlib.ExitStack() as stack:
+        # Where they are in a bucket, their local copies are worked on.
+        folder = stack.enter_context(buckets.writing(settings.output, LAYOUT)).local
+        cache = None if settings.cache is None else stack.enter_context(buckets.writing(settings.cache)).local
+        stack.enter_context(locks.locked(folder))
+        evaluation = system.evaluate(dataclasses.replace(settings, output=folder, cache=cache))
         fields = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
         trials = fields.pop("trial_set").trials
-        output.write(settings.output, trials, **fields)
+        output.write(folder, trials, **fields)
     for table in evaluation.tables:
         print(f"\n{names.one_line(table.title)}\n\n{table.text()}", end="")
-    print(f"\nscores.tsv, results.json, results.md and plots are in {settings.output}")
+    print(f"\nscores.tsv, results.json, results.md and plots are in {addresses.repaired(str(settings.output))}")

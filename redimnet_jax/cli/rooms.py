@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from redimnet_jax import buckets
 from redimnet_jax.cli.command import Parser, run
 
 HELP = """Write artificial room impulse responses, for reverberation where no recorded ones are at hand.
@@ -24,4 +25,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(args: argparse.Namespace) -> None:
     from redimnet_jax.data.synthetic import rooms
 
-    rooms.write_rooms(args.output, args.count, args.seed)
+    with buckets.new_folder(args.output) as output:
+        rooms.write_rooms(output, args.count, args.seed)

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from redimnet_jax import addresses
 from redimnet_jax.cli.command import Parser, run
 
 HELP = """Write a TFDS data set (ArrayRecord) from a tree speaker/[session/]utterance or a list of files.
@@ -52,4 +53,4 @@ def _write(args: argparse.Namespace) -> None:
         min_seconds=args.min_seconds,
         max_bad=args.max_bad,
     )
-    print(f"Written: {source}, with data_dir {args.data_dir}")
+    print(f"Written: {source}, with data_dir {addresses.repaired(str(args.data_dir))}")

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from redimnet_jax import hosts, local_paths, names, optional
+from redimnet_jax import buckets, hosts, names, optional
 from redimnet_jax.cli import command
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import preemption
@@ -98,10 +98,8 @@ def _parse(values: Any, arguments: Sequence[str]) -> None:
     cluster = [values.coordinator, values.processes, values.process_id]
     if None in cluster and any(flag is not None for flag in cluster):
         raise flags.Error("--coordinator, --processes and --process_id are given together or not at all")
-    if values.workdir is not None:
-        if not values.workdir:
-            raise flags.Error("--workdir is empty; give the folder of the run, or leave the flag out")
-        local_paths.check(values.workdir, "--workdir")
+    if values.workdir is not None and not values.workdir:
+        raise flags.Error("--workdir is empty; give the folder of the run, or leave the flag out")
     values.config.to_dict()  # A file that does not load says so only when it is used.
 
 
@@ -168,8 +166,9 @@ def _run(values: Any, ending: _Ending) -> int:
             hosts.meet()
             return 0
         except UserError as error:
-            farewell.say(1, str(error))
-            command.leave(1, f"error: {error}")
+            sentence = buckets.readable(str(error))
+            farewell.say(1, sentence)
+            command.leave(1, f"error: {sentence}")
         except Exception as error:
             # When another process has ended, a collective call fails here before the other's sentence is seen.
             if (told := farewell.heard(seconds=2.0)) is not None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from redimnet_jax import buckets
 from redimnet_jax.data import audio, decoding
 from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.errors import UserError
@@ -113,16 +114,18 @@ class Reverberation(Step):
     """
 
     folder: str
+    root: str = field(init=False, repr=False)
     files: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "files", list_audio(self.folder, self.where("folder")))
+        object.__setattr__(self, "root", str(buckets.staged(self.folder)))
+        object.__setattr__(self, "files", list_audio(self.root, self.where("folder")))
 
     def apply(self, waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         from scipy.signal import fftconvolve
 
-        path = f"{self.folder}/{self.files[rng.integers(len(self.files))]}"
+        path = f"{self.root}/{self.files[rng.integers(len(self.files))]}"
         response = audio.read(path, 0, MAX_RESPONSE)
         if not response.any():
             raise UserError(f"The impulse response {path} is empty or silent, so repair or remove it.")
@@ -149,6 +152,7 @@ class NoiseFolder(Step):
     music: Range = (5.0, 15.0)
     speech: Range = (13.0, 20.0)
     talkers: Range = (3, 7)
+    root: str = field(init=False, repr=False)
     files: dict[str, tuple[str, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -156,7 +160,8 @@ class NoiseFolder(Step):
         if self.talkers[0] < 1:
             raise UserError(f"{self.where('talkers')} is {self.talkers!r}, so give numbers of files from 1 up.")
         files: dict[str, list[str]] = {}
-        for name in list_audio(self.folder, self.where("folder")):
+        object.__setattr__(self, "root", str(buckets.staged(self.folder)))
+        for name in list_audio(self.root, self.where("folder")):
             top = name.partition("/")[0]
             files.setdefault(top if top in CATEGORIES else "noise", []).append(name)
         object.__setattr__(self, "files", {category: tuple(names) for category, names in sorted(files.items())})
@@ -167,7 +172,7 @@ class NoiseFolder(Step):
         low, high = self.talkers if category == "speech" else (1, 1)
         noise = np.zeros_like(waveform)
         for _ in range(rng.integers(int(low), int(high) + 1)):
-            path = f"{self.folder}/{names[rng.integers(len(names))]}"
+            path = f"{self.root}/{names[rng.integers(len(names))]}"
             noise += at_power(random_segment(path, len(waveform), rng), 1.0)
         return mix(waveform, noise, rng.uniform(*getattr(self, category)))
 

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from redimnet_jax import files, local_paths, names
+from redimnet_jax import addresses, buckets, files, names
 from redimnet_jax.data import audio, decoding
 from redimnet_jax.data import index as corpus_index
+from redimnet_jax.data.bucket_tree import BucketTree
 from redimnet_jax.data.index import Bad, Entries, Index
 from redimnet_jax.data.tree import FileList, Tree
 from redimnet_jax.errors import UserError, shown
@@ -93,7 +94,7 @@ class Corpus:
 
     def removed(self, index: int) -> bool:
         source = self.source(index)
-        return isinstance(source, Path) and not source.exists()
+        return isinstance(source, Path) and not addresses.is_file(source)
 
     def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
         source = self.source(index)
@@ -141,6 +142,11 @@ def open_corpus(
     Raises UserError when the source does not exist or is malformed, when more than the fraction `max_bad` cannot be
     used, and when there are fewer than `min_speakers` speakers.
     """
+    if cache_dir is not None and addresses.of(cache_dir):
+        given = {"min_speakers": min_speakers, "audio_root": audio_root, "data_dir": data_dir, "workers": workers}
+        given |= {"min_seconds": min_seconds, "max_bad": max_bad, "progress": progress}
+        with buckets.writing(cache_dir, buckets.Layout(whole=("index-*",))) as mirror:
+            return open_corpus(source, cache_dir=mirror.local, **given)
     origin = _open_origin(str(source), audio_root, data_dir)
     identity = {"format": corpus_index.FORMAT, "rate": audio.SAMPLE_RATE, "min_seconds": min_seconds}
     identity |= origin.identity()
@@ -187,17 +193,18 @@ def _check_usable(
 
 
 def _open_origin(source: str, audio_root: str | Path | None, data_dir: str | Path | None) -> Origin:
-    local_paths.check(source, "The corpus")
     if source.startswith("tfds:"):
         from redimnet_jax.data import tfds
 
         return tfds.open_records(source.removeprefix("tfds:"), data_dir)
-    path = Path(source).expanduser().absolute()
-    if path.is_dir():
-        return Tree(path)
-    if path.is_file():
-        return FileList(path, Path(audio_root).expanduser().absolute() if audio_root else path.parent)
-    raise UserError(f"There is no {path}; give a folder of speakers, a list of files, or tfds:NAME.")
+    path = addresses.absolute(source)
+    if addresses.is_folder(path):
+        return BucketTree(path) if addresses.of(path) else Tree(path)
+    if addresses.is_file(path):
+        return FileList(path, addresses.absolute(audio_root) if audio_root else path.parent)
+    raise UserError(
+        f"There is no {addresses.of(path) or path}; give a folder of speakers, a list of files, or tfds:NAME."
+    )
 
 
 def _left_out_path(folder: Path) -> Path:

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
+from redimnet_jax import addresses
 from redimnet_jax.errors import UserError
 
 Source = str | Path | bytes
@@ -83,6 +84,8 @@ def opened(source: Source, name: str) -> Iterator[Signal]:
 
     Raises UserError, which calls the source `name`, when it cannot be opened.
     """
+    if not isinstance(source, bytes) and addresses.of(source):
+        source = _content(source, name)
     if not isinstance(source, bytes) and not os.path.isfile(source):
         raise UserError(f"There is no audio file {name}; check the path.")
     with contextlib.ExitStack() as stack:
@@ -116,6 +119,14 @@ def _guarded(
         if block is None:
             return
         yield block
+
+
+def _content(source: str | Path, name: str) -> bytes:
+    """Return the bytes of a file at an address."""
+    try:
+        return addresses.read(source)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no audio file {addresses.repaired(name)}; check the address.") from error
 
 
 def _open(source: Source, stack: contextlib.ExitStack) -> Signal:

@@ -1,7 +1,6 @@
 """Recordings by number: the interfaces that training and evaluation read from, and views of a corpus."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from redimnet_jax import addresses
 from redimnet_jax.data import audio
 from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.names import normalised
@@ -117,8 +117,7 @@ def _locate(roots: Sequence[Path], names: Sequence[str], pool: ThreadPoolExecuto
 
     def locate(name: str) -> Path | None:
         paths = (root / normalised(name) for root in roots)
-        # os.path.isfile returns False for names that no file can have; Path.is_file raises.
-        return next((path for path in paths if os.path.isfile(path)), None)
+        return next((path for path in paths if addresses.is_file(path)), None)
 
     located = list(pool.map(locate, names))
     missing = [name for name, path in zip(names, located, strict=True) if path is None]

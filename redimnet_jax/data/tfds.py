@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from redimnet_jax import addresses, buckets
 from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.data.index import Entries
 from redimnet_jax.errors import UserError
@@ -94,6 +95,8 @@ def _import_tfds() -> Any:
 
 def _open_builder(name: str, data_dir: str | Path | None) -> Any:
     tfds = _import_tfds()
+    if addresses.of(data_dir) is not None:
+        return _open_staged_builder(name, f"{data_dir}/{name}")
     dataset, _, config = name.partition("/")
     try:
         return tfds.core.read_only_builder.builder_from_files(dataset, config=config or None, data_dir=data_dir)
@@ -101,6 +104,16 @@ def _open_builder(name: str, data_dir: str | Path | None) -> Any:
         raise UserError(
             f"There is no data set {name} in {data_dir or 'the data_dir of TFDS'}; check both."
         ) from error
+
+
+def _open_staged_builder(name: str, address: str) -> Any:
+    """Return the builder of the newest version of a data set at `address`; ArrayRecord reads local files only."""
+    folder = buckets.staged(address)
+    versions = [path.parent for path in folder.glob("*/dataset_info.json")]
+    if not versions:
+        raise UserError(f"There is no data set {name} at {addresses.of(address)}; give tfds:NAME/CONFIG.")
+    newest = max(versions, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    return _import_tfds().builder_from_directory(newest)
 
 
 def build(
@@ -128,9 +141,24 @@ def build(
     from redimnet_jax.data.tfds_builder import SpeakerCorpus
 
     config = tfds.core.BuilderConfig(name=name, description=f"Written from {source}: {corpus.summary}")
-    builder = SpeakerCorpus(
-        corpus=corpus, split=split, beam=beam_options is not None, config=config, data_dir=str(data_dir)
-    )
+
+    def make(folder: Path) -> Any:
+        return SpeakerCorpus(
+            corpus=corpus, split=split, beam=beam_options is not None, config=config, data_dir=str(folder)
+        )
+
+    if addresses.of(data_dir) is not None:
+        with buckets.new_folder(f"{data_dir}/{BUILDER}/{name}") as folder:
+            building = folder.parent / ".building"
+            _write(make(building), beam_options)
+            (building / BUILDER / name).rename(folder)
+    else:
+        _write(make(Path(data_dir)), beam_options)
+    return f"tfds:{BUILDER}/{name}:{split}"
+
+
+def _write(builder: Any, beam_options: Sequence[str] | None) -> None:
+    tfds = _import_tfds()
     if builder.data_path.exists():
         raise UserError(
             f"{builder.data_path} exists already and is never overwritten; remove it or give another name."
@@ -139,7 +167,6 @@ def build(
     if beam_options is not None:
         download = dataclasses.replace(download, beam_options=_pipeline_options(beam_options))
     builder.download_and_prepare(download_config=download)
-    return f"tfds:{BUILDER}/{name}:{split}"
 
 
 def _pipeline_options(options: Sequence[str]) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from redimnet_jax import addresses
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data.corpus import Corpus
 
@@ -69,7 +70,7 @@ def _examples(corpus: Corpus, numbers: Iterable[int]) -> Iterator[tuple[str, dic
         yield (
             name,
             {
-                "audio": source if isinstance(source, bytes) else source.read_bytes(),
+                "audio": source if isinstance(source, bytes) else addresses.read(source),
                 "speaker": speaker,
                 "session": corpus_index.session_of(name, speaker) or "",
                 "name": name,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from redimnet_jax import names
+from redimnet_jax import addresses, names
 from redimnet_jax.data import audio, decoding
 from redimnet_jax.data.index import Bad, Entries
 from redimnet_jax.errors import UserError, shown
@@ -46,10 +46,10 @@ class Tree:
         for entry in _scan(self.root):
             if entry.is_dir() and not entry.name.startswith("."):
                 folders.append(entry.name)
-            elif _is_audio(entry.name):
+            elif is_audio(entry.name):
                 bad.append(Bad(entry.name, "in no speaker's folder", "expected is speaker/utterance"))
             else:
-                ignored[_ignored_kind(entry.name)] += 1
+                ignored[ignored_kind(entry.name)] += 1
         folders.sort()
         found = parallel(self._files, folders, workers, progress, "speakers")
         for speaker, (files, others) in zip(folders, found, strict=True):
@@ -57,7 +57,7 @@ class Tree:
             speakers += [speaker] * len(files)
             empty += [] if files else [speaker]
             ignored += others
-        samples, unusable = _examine(found_names, self.fetch, workers, progress)
+        samples, unusable = examine(found_names, self.fetch, workers, progress)
         return Entries(found_names, speakers, samples, bad + unusable, empty_speakers=empty, ignored=ignored)
 
     def _files(self, speaker: str) -> tuple[list[str], collections.Counter[str]]:
@@ -72,10 +72,10 @@ class Tree:
                     ):
                         raise UserError(f"{entry.path} is a link to a folder that holds it; remove the link.")
                     folders.append(name)
-                elif _is_audio(entry.name):
+                elif is_audio(entry.name):
                     files.append(name)
                 else:
-                    ignored[_ignored_kind(entry.name)] += 1
+                    ignored[ignored_kind(entry.name)] += 1
         return files, ignored
 
     def fetch(self, name: str, record: int | None) -> Path:
@@ -102,7 +102,7 @@ class FileList:
             if not line:
                 continue
             path, speaker = [names.unquote(field) for field in fields] if len(fields) == 2 else (fields[0], "")
-            if not speaker or not _is_audio(path):
+            if not speaker or not is_audio(path):
                 raise UserError(
                     f"{self.path}:{number} reads {shown(names.decode(line))} where `path speaker` is expected, the "
                     f"path ending in {', '.join(sorted(decoding.SUFFIXES))}; correct the line."
@@ -113,16 +113,19 @@ class FileList:
             if name in speaker_of:
                 raise UserError(f"{self.path}:{number} lists {shown(path)} a second time; remove the line.")
             speaker_of[name] = speaker
-        samples, bad = _examine(list(speaker_of), self.fetch, workers, progress)
+        samples, bad = examine(list(speaker_of), self.fetch, workers, progress)
         return Entries(list(speaker_of), list(speaker_of.values()), samples, bad)
 
     def fetch(self, name: str, record: int | None) -> Path:
-        return self.root / name  # an absolute name stays what it is
+        # An absolute name stays what it is.
+        return Path(name) if addresses.of(name) else self.root / name
 
 
-def _examine(
+def examine(
     utterances: Sequence[str], fetch: Callable[[str, None], Path], workers: int, progress: bool
 ) -> tuple[np.ndarray, list[Bad]]:
+    """Return the lengths of utterances, int64 (utterances,), and those that cannot be used, whose length is -1."""
+
     def chunk(part: range) -> tuple[list[int], list[Bad]]:
         lengths, bad = [], []
         for name in utterances[part.start : part.stop]:
@@ -135,7 +138,7 @@ def _examine(
                     bad.append(Bad(name, "without signal", f"holds no signal (its level is {found.level:.1e})"))
             except UserError as error:
                 length = -1
-                bad.append(Bad(name, "unreadable" if os.path.isfile(path) else "missing", str(error)))
+                bad.append(Bad(name, "unreadable" if addresses.is_file(path) else "missing", str(error)))
             lengths.append(length)
         return lengths, bad
 
@@ -172,17 +175,19 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"{folder} cannot be listed ({error.strerror}); check its permissions.") from error
 
 
-def _is_audio(name: str) -> bool:
+def is_audio(name: str) -> bool:
+    """Return whether a file of this name is taken for a recording."""
     base = posixpath.basename(name)
     return not base.startswith(".") and posixpath.splitext(base)[1].lower() in decoding.SUFFIXES
 
 
-def _ignored_kind(name: str) -> str:
+def ignored_kind(name: str) -> str:
+    """Return what a file that is not taken for a recording is counted as."""
     return "hidden" if name.startswith(".") else posixpath.splitext(name)[1].lower() or "without suffix"
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return addresses.read(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path.") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from redimnet_jax import addresses
 from redimnet_jax.checkpoints import native
 from redimnet_jax.embedding.keyed_rows import KeyedRows
 from redimnet_jax.errors import UserError
@@ -47,6 +48,12 @@ def identity(recordings: Any, index: int) -> bytes:
     source = recordings.source(index)
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
+    if (address := addresses.of(source)) is not None:
+        try:
+            entry = addresses.stat(address)
+        except FileNotFoundError as error:
+            raise UserError(f"There is no {address}; restore it or leave it out.") from error
+        return f"{address}\0{entry.size}\0{entry.version}".encode(errors="surrogateescape")
     try:
         facts = os.stat(source)
     except OSError as error:

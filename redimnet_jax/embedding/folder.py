@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from redimnet_jax import file_checksums, files, names
+from redimnet_jax import buckets, file_checksums, files, names
 from redimnet_jax.checkpoints import native
 from redimnet_jax.data import audio
 from redimnet_jax.data.corpus import Corpus
@@ -117,12 +117,12 @@ def check(folder: Path, wanted: Mapping[str, Any], verify: bool = True) -> bool:
 
 
 def load(folder: str | Path, verify: bool = True) -> Embeddings:
-    """Returns the embeddings in a finished `folder`, the array mapped.
+    """Returns the embeddings in a finished `folder`, a path or an address, the array mapped.
 
     Raises UserError when it is not finished, and when a file of it is damaged. `verify` False leaves out the checksum
     of the array, which takes a pass over all of it.
     """
-    folder = Path(folder)
+    folder = buckets.staged(folder)
     if not (folder / DESCRIPTION).exists() or (not (folder / ARRAY).exists() and (folder / PARTIAL).exists()):
         raise UserError(f"{folder} holds no finished embeddings; run the command that embeds to its end.")
     found = _description(folder)

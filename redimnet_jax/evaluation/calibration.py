@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from redimnet_jax import files, metrics, optional
+from redimnet_jax import addresses, files, metrics, optional
 from redimnet_jax.errors import ArgumentError, UserError
 from redimnet_jax.evaluation import report
 from redimnet_jax.evaluation.protocol import TrialSet
@@ -158,7 +158,7 @@ def save(calibration: SystemCalibration, path: str | Path) -> Path:
 def load(path: str | Path) -> SystemCalibration:
     """Return the calibration in a file that `save` wrote; raise UserError if the file is something else."""
     try:
-        content = files.parse_json(Path(path).read_bytes())
+        content = files.parse_json(addresses.read(path))
         dims = content["dims"]
         calibrations = {int(dim): Calibration(float(x["scale"]), float(x["offset"])) for dim, x in dims.items()}
         thresholds = {dim: float(dims[str(dim)]["threshold"]) for dim in calibrations}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax import files, names
+from redimnet_jax import addresses, files, names
 from redimnet_jax.errors import UserError
 from redimnet_jax.trials import Trials, from_pairs
 
@@ -85,11 +85,11 @@ def _is_dim(cell: str) -> bool:
 def _verify(path: Path) -> None:
     """Raise UserError unless the scores in `path` match the checksum beside them, if there is one."""
     beside = checksum_path(path)
-    if not beside.exists():
+    if not addresses.is_file(beside):
         return
     try:
-        expected = beside.read_bytes().split(maxsplit=1)[:1]
-        actual = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+        expected = addresses.read(beside).split(maxsplit=1)[:1]
+        actual = hashlib.sha256(addresses.read(path)).hexdigest().encode()
     except OSError as error:
         raise UserError(f"{beside} cannot be read ({error.strerror or error}); check its permissions.") from error
     if expected != [actual]:

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
 
 from redimnet_jax import files, sharding
+from redimnet_jax.buckets import Mirror
 from redimnet_jax.data import loader
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.chance_level import LossLevels
@@ -37,31 +37,34 @@ from redimnet_jax.training.trainer import StageSpan, StageTrainer
 from redimnet_jax.training.unreadable_list import FILE as UNREADABLE
 from redimnet_jax.training.unreadable_list import Unreadable
 from redimnet_jax.training.validator import ModelSelection, PooledRecordings, Validator
+from redimnet_jax.training.workdir import features_folder
 
 
 class Assembly:
-    """The parts of a run, each made from its settings; `stack` closes those that must be closed."""
+    """The parts of a run in the workdir `mirror`, each made from its settings; `stack` closes what must be closed."""
 
     def __init__(
         self,
         settings: Settings,
-        workdir: Path,
+        mirror: Mirror,
         data: Data,
         checkpoints: TrainingCheckpoints,
         stack: contextlib.ExitStack,
     ):
         self.settings = settings
-        self.workdir = workdir
+        self.workdir = mirror.local
         self.data = data
         self.checkpoints = checkpoints
         self.mesh = sharding.mesh()
         self.stop = StopRequest()
         self.dims = settings.projection.mrl_dims
-        self.log = stack.enter_context(contextlib.closing(TrainingLog(workdir, self.dims)))
-        self.unreadable = Unreadable(workdir / UNREADABLE, data.corpus, crop_samples(settings), settings.data.max_bad)
+        self.log = stack.enter_context(contextlib.closing(TrainingLog(self.workdir, self.dims)))
+        self.unreadable = Unreadable(
+            self.workdir / UNREADABLE, data.corpus, crop_samples(settings), settings.data.max_bad
+        )
         batches = stack.enter_context(contextlib.closing(train_batches(settings, data, augmented=True)))
         self.inputs = Inputs(
-            settings, data, batches, self.unreadable, workdir / "features", self.mesh, self.log, self.stop
+            settings, data, batches, self.unreadable, features_folder(mirror), self.mesh, self.log, self.stop
         )
         self.inputs.raise_if_too_many_unreadable()
         crops_per_utterance = settings.data.crops_per_utterance

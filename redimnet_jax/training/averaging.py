@@ -1,6 +1,5 @@
 """Averages of weights: a moving one within the training step, and the mean of the last epochs' models."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from redimnet_jax import files
 from redimnet_jax.checkpoints import native
 from redimnet_jax.models.speaker_model import SpeakerModel
 
@@ -42,12 +42,12 @@ def keep_snapshot(model: SpeakerModel, workdir: Path, step: int, *, count: int, 
     """Write `model` as that of `step`, and keep only the `count` newest ones that are later than step `after`."""
     folder = workdir / SNAPSHOTS / str(step)
     # The folder exists if a run was killed between this and its checkpoint.
-    shutil.rmtree(folder, ignore_errors=True)
+    files.remove_folder(folder)
     native.save(model, folder)
     kept = [other for other in snapshots(workdir, after) if other <= step][-count:]
     for other in snapshots(workdir, -1):
         if other not in kept:
-            shutil.rmtree(workdir / SNAPSHOTS / str(other))
+            files.remove_folder(workdir / SNAPSHOTS / str(other))
 
 
 def snapshots(workdir: Path, after: int) -> list[int]:

@@ -1,13 +1,12 @@
 """What a run evaluates after its epochs, as hooks."""
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from redimnet_jax import sharding
+from redimnet_jax import files, sharding
 from redimnet_jax.checkpoints import native
 from redimnet_jax.embedding.extract import embed_pooled
 from redimnet_jax.embedding.segments import CropPolicy
@@ -89,7 +88,7 @@ class Evaluations:
         native.fill(model.network, sharding.from_first_process(arrays))
         validation = self._validator.run(model, reuse=not self._state.trainer.backbone_trains)
         if jax.process_index() == 0:
-            shutil.rmtree(workdir / averaging.AVERAGED, ignore_errors=True)
+            files.remove_folder(workdir / averaging.AVERAGED)
             native.save(model, workdir / averaging.AVERAGED)
         return validation.results | {"epochs": list(epochs)}
 

@@ -11,7 +11,8 @@ Row r is of crop r // utterances of utterance r % utterances, whose waveform fol
 Every block is compared with its checksum before anything is trained on its rows. Rows of an earlier version, which
 have no checksums, are made anew.
 
-One process writes and all read, so with several processes they must see the folder under one path.
+One process writes and all read, so with several processes they see the folder under one path, or each has a copy of
+one in a bucket.
 """
 
 import collections
@@ -69,6 +70,16 @@ class Crops:
         }
 
 
+def folder_name(model: SpeakerModel, crops: Crops, dtype: jnp.dtype) -> str:
+    """Return the name of the folder of the features of `crops`, which follows from all that they depend on."""
+    return f"features-{hashlib.sha256(_made_of(model, crops, dtype).encode()).hexdigest()[:16]}"
+
+
+def _made_of(model: SpeakerModel, crops: Crops, dtype: jnp.dtype) -> str:
+    made_of = {"backbone": backbone_digest(model), **crops.made_of(), "dtype": np.dtype(dtype).name}
+    return json.dumps(made_of, indent=2, sort_keys=True)
+
+
 class FeatureCache:
     """The rows of one backbone and one kind of crops below `folder`.
 
@@ -79,14 +90,12 @@ class FeatureCache:
     def __init__(self, folder: str | Path, model: SpeakerModel, crops: Crops, dtype: jnp.dtype):
         self.utterances, self.features = len(crops.corpus), model.network.pool.features
         self.dtype = np.dtype(dtype)
-        made_of = {"backbone": backbone_digest(model), **crops.made_of(), "dtype": self.dtype.name}
-        text = json.dumps(made_of, indent=2, sort_keys=True)
-        self.folder = Path(folder) / f"features-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        self.folder = Path(folder) / folder_name(model, crops, dtype)
         self.classes = loader.classes(crops.corpus, crops.speed)
         row_bytes = {FEATURES: self.features * self.dtype.itemsize, LABELS: 4}
         self.store = RowStore(self.folder, row_bytes, "cache.folder")
         if jax.process_index() == 0 and not (self.folder / MADE_OF).exists():
-            files.write(self.folder / MADE_OF, text + "\n")
+            files.write(self.folder / MADE_OF, _made_of(model, crops, dtype) + "\n")
 
     @property
     def rows(self) -> int:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from redimnet_jax import buckets
 from redimnet_jax.data import loader
 from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.training.data import Data
-from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract
+from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract, folder_name
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.preemption import Preempted, StopRequest
@@ -54,7 +55,8 @@ def crop_samples(settings: Settings) -> int:
 class Inputs:
     """The training data of a run in the forms that its stages need.
 
-    `batches` are those of the whole run. Features that are not shared with other runs are in `folder`.
+    `batches` are those of the whole run. Features that are not shared with other runs are in `folder`, a path
+    or an address.
     """
 
     settings: Settings
@@ -123,8 +125,10 @@ class Inputs:
         settings = self.settings
         data = self.data
         crops = Crops(data.corpus, crop_samples(settings), settings.seed, data.steps, data.speed)
-        cache = FeatureCache(settings.cache.folder or self.folder, model, crops, jnp.dtype(settings.dtype))
-        with self.stop.watched():
+        dtype = jnp.dtype(settings.dtype)
+        folder = Path(settings.cache.folder or self.folder) / folder_name(model, crops, dtype)
+        with buckets.writing_together(folder) as mirror, self.stop.watched():
+            cache = FeatureCache(mirror.local.parent, model, crops, dtype)
             extract(
                 cache,
                 model,
@@ -137,6 +141,7 @@ class Inputs:
                 check=self._check_stop,
                 unreadable=self._note,
             )
+            mirror.share()
         return cache
 
     def _check_stop(self) -> None:

@@ -13,10 +13,11 @@ from redimnet_jax.data.recordings import Recordings
 from redimnet_jax.data.tree import parallel
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import config as train_config
-from redimnet_jax.training.data import open_data
+from redimnet_jax.training.data import Data, open_data
 from redimnet_jax.training.log import shows_progress
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.unreadable_list import printable
+from redimnet_jax.training.workdir import opened
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,11 @@ def check(settings: Settings | ConfigDict, workdir: Path, *, workers: int = 8) -
     run is judged by, which nothing can replace.
     """
     checked = train_config.check(settings, jax.device_count())
-    data = open_data(checked, Path(workdir).absolute())
+    with opened(workdir) as mirror:
+        _check(checked, open_data(checked, mirror.local), workers)
+
+
+def _check(checked: Settings, data: Data, workers: int) -> None:
     groups: list[tuple[str, Recordings, float]] = [
         ("training", data.corpus, checked.data.max_bad),
         ("validation", data.validation.recordings, 0.0),

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,11 @@ class ModelDescription:
 class TrainingCheckpoints:
     """The checkpoints of one workdir, which the first process writes in the background, one at a time.
 
-    The `keep` newest ones are kept, and the one with the best EER.
+    The `keep` newest ones are kept, and the one with the best EER. `saved` is called in the background after each.
     """
 
-    def __init__(self, workdir: Path, keep: int):
+    def __init__(self, workdir: Path, keep: int, saved: Callable[[], None] = lambda: None):
+        self._saved = saved
         self.folder = workdir.absolute() / FOLDER
         self._keep = keep
         self._pending: concurrent.futures.Future | None = None
@@ -189,6 +190,7 @@ class TrainingCheckpoints:
             removed = self.folder / f".{old}{REMOVED}"
             (self.folder / str(old)).rename(removed)
             _remove_folder(removed)
+        self._saved()
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax import nnx
 
+from redimnet_jax import addresses, buckets
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models.speaker_model import SpeakerModel
@@ -28,8 +29,14 @@ class SavedRun:
 
 def saved_steps(workdir: str | Path) -> list[int]:
     """Return the steps of the training checkpoints in `workdir`, in increasing order."""
-    folder = Path(workdir) / FOLDER
+    folder = _checkpoints(workdir)
     return sorted(int(path.name) for path in folder.glob("[0-9]*")) if folder.is_dir() else []
+
+
+def _checkpoints(workdir: str | Path) -> Path:
+    """Return the folder of the training checkpoints of a workdir, which may be at an address."""
+    folder = Path(workdir) / FOLDER
+    return buckets.staged(folder) if addresses.is_folder(folder) else addresses.absolute(folder)
 
 
 def open_run(workdir: str | Path, step: int | None = None, *, averaged: bool = True) -> SavedRun:
@@ -43,7 +50,7 @@ def open_run(workdir: str | Path, step: int | None = None, *, averaged: bool = T
         which = "no training checkpoint" if step is None else f"no training checkpoint of step {step}"
         raise UserError(f"{workdir} has {which}; give the workdir of a run, and a step of its checkpoints.")
     step = steps[-1] if step is None else step
-    progress, tree = read_checkpoint(Path(workdir).absolute() / FOLDER / str(step))
+    progress, tree = read_checkpoint(_checkpoints(workdir) / str(step))
     arrays = tree["params"] | tree["stats"] | tree["frozen"]
     if averaged:
         arrays |= tree.get("ema") or {}
