@@ -41,7 +41,10 @@ class Entry:
 def of(path: Any) -> str | None:
     """Return the address that `path` is, such as "gs://bucket/run" without a slash at its end; None for a path."""
     match = _ADDRESS.fullmatch(str(path))
-    return f"{match[1].lower()}://{match[2].rstrip('/')}" if match else None
+    if match is None:
+        return None
+    protocol = match[1].lower()
+    return f"{protocol}:///{match[2].rstrip('/')}" if protocol == "file" else f"{protocol}://{match[2].rstrip('/')}"
 
 
 def absolute(path: str | Path) -> Path:

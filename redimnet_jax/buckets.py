@@ -291,8 +291,10 @@ def check_new(path: str | Path) -> None:
     if address is None:
         files.check_new(path)
         return
-    broken = addresses.is_file(f"{address}/{SEAL}") and addresses.read(f"{address}/{SEAL}") == BROKEN
-    if not broken and (addresses.is_file(address) or addresses.is_folder(address)):
+    if not addresses.is_file(address) and not addresses.is_folder(address):
+        return
+    seal = f"{address}/{SEAL}"
+    if not (addresses.is_file(seal) and addresses.read(seal) == BROKEN):
         raise UserError(f"{address} exists already and is never overwritten; remove it or choose another output.")
 
 

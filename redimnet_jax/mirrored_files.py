@@ -121,6 +121,7 @@ def push(folder: Path, address: str, snapshot: Snapshot, known: dict[str, Stamp]
     def upload_whole(base: str) -> None:
         inside = {f"{base}/{name}": stamp for name, stamp in snapshot.whole[base].items()}
         before = _below(known, base)
+        known.update(dict.fromkeys(inside, UNKNOWN))
         addresses.write(f"{address}/{base}/{SEAL}", BROKEN)
         in_parallel(upload, list(inside))
         sums = {name: [stamp.size, crc32(folder / base / name)] for name, stamp in snapshot.whole[base].items()}

@@ -84,10 +84,7 @@ def opened(source: Source, name: str) -> Iterator[Signal]:
 
     Raises UserError, which calls the source `name`, when it cannot be opened.
     """
-    if not isinstance(source, bytes) and addresses.of(source):
-        source = _content(source, name)
-    if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise UserError(f"There is no audio file {name}; check the path.")
+    source = source if isinstance(source, bytes) else _located(source, name)
     with contextlib.ExitStack() as stack:
         with _refusals(name):
             signal = _open(source, stack)
@@ -121,12 +118,12 @@ def _guarded(
         yield block
 
 
-def _content(source: str | Path, name: str) -> bytes:
-    """Return the bytes of a file at an address."""
-    try:
-        return addresses.read(source)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no audio file {addresses.repaired(name)}; check the address.") from error
+def _located(source: str | Path, name: str) -> Source:
+    """A path where there is a file, or the bytes of the file at an address."""
+    with contextlib.suppress(FileNotFoundError):
+        if addresses.of(source) or os.path.isfile(source):
+            return addresses.read(source) if addresses.of(source) else source
+    raise UserError(f"There is no audio file {addresses.repaired(name)}; check the path.")
 
 
 def _open(source: Source, stack: contextlib.ExitStack) -> Signal:

@@ -369,7 +369,6 @@ def test_a_workdir_that_is_a_file(data, tmp_path):
         (["--config=configs/nothing.py", "--workdir={}"], "nothing.py"),
         (["--workdir={}"], "--config"),
         (["--config=configs/projection_only.py", "--workdir="], "--workdir"),
-        (["--config=configs/projection_only.py", "--workdir=gs://bucket/run"], "gs://"),
         (
             ["--config=configs/projection_only.py", "--workdir={}", "--config.learning_rate=1"],
             "optimizer.learning_rate",
