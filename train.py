@@ -21,6 +21,9 @@ if __name__ == "__main__":
         if signal.getsignal(number) is not signal.SIG_IGN:  # as Ctrl-C is by jobs in the background
             signal.signal(number, leave)
 
+    from redimnet_jax.cli import supervisor
+
+    supervisor.split(sys.argv[1:])
     from redimnet_jax.cli.train import main
 
     code = main()

@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,16 @@ TEXT_BYTES = 1024
 VISIBLE_SECONDS = 2.0
 POLL_SECONDS = 0.2
 FAREWELL_SECONDS = 5.0
-_ENDED, _LEFT = "redimnet_jax/ended", "redimnet_jax/left"
+BEAT_SECONDS = 2.0
+# A process that gave no sign of life for this long is lost. Threads of Python code get their turn while programs
+# compile, but not within single calls of native code that keep the interpreter, which take some seconds at most.
+LOST_SECONDS = 30.0
+# JAX's own limit, after which it aborts all processes: for a host of process 0 that vanishes without closing its
+# connections.
+HEARTBEAT_TIMEOUT = 45
+_ENDED, _LEFT, _ALIVE = "redimnet_jax/ended", "redimnet_jax/left", "redimnet_jax/alive"
+# Words in JAX's errors when another process is gone in the middle of a collective operation.
+_PEER_WORDS = ("gloo", "nccl", "connection", "unavailable", "timed out", "deadline", "peer")
 
 T = TypeVar("T")
 
@@ -137,11 +146,48 @@ def _reads(path: Path, content: str) -> bool:
         time.sleep(0.1)
 
 
+def join(coordinator: str | None, processes: int | None, process_id: int | None, seconds: int) -> None:
+    """Join the other processes of the run, which must come within `seconds`; see `jax.distributed.initialize`."""
+    jax.distributed.initialize(
+        coordinator,
+        processes,
+        process_id,
+        initialization_timeout=seconds,
+        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+    )
+
+
+def may_be_lost_peer(error: Exception) -> bool:
+    """Return whether `error` may come from a collective operation in which another process ended."""
+    text = str(error).lower()
+    kinds = (jax.errors.JaxRuntimeError, ValueError)  # JAX raises the second for some of them.
+    return isinstance(error, kinds) and any(word in text for word in _PEER_WORDS)
+
+
+class LifeWatch:
+    """Finds which of `count` processes has given no new sign of life for some `seconds`."""
+
+    def __init__(self, count: int, seconds: float):
+        self._seconds = seconds
+        self._latest = {index: ("", -1.0) for index in range(count)}
+
+    def lost(self, signs: Mapping[int, str], now: float) -> int | None:
+        """Return the first lost process, or None; `signs` are the latest ones by process, seen at the time `now`."""
+        for index, (sign, since) in self._latest.items():
+            latest = signs.get(index, "")
+            if latest != sign or since < 0:
+                self._latest[index] = (latest, now)
+            elif now - since > self._seconds:
+                return index
+        return None
+
+
 class Farewell:
     """Let the processes of a run end together, whatever they are waiting for.
 
     A process that ends early leaves its exit code and a sentence with the coordinator. A thread of every process
-    looks there; it calls `leave(code, sentence)`, which must end the process, when another one has left.
+    looks there; it calls `leave(code, sentence)`, which must end the process, when another one has left. The threads
+    also give signs of life, and process 0 leaves that sentence for a process which gives none any more.
     """
 
     def __init__(self, leave: Callable[[int, str], Any]):
@@ -188,11 +234,37 @@ class Farewell:
         return None
 
     def _watch(self) -> None:
+        watch = LifeWatch(self._count, LOST_SECONDS)
+        next_beat = 0.0
         while not self._done.wait(POLL_SECONDS):
-            if (told := self.heard()) is not None and not self._done.is_set():
+            now = time.monotonic()
+            told = self.heard()
+            if told is None and now >= next_beat:
+                next_beat = now + BEAT_SECONDS
+                told = self._beat(watch, now)
+            if told is not None and not self._done.is_set():
                 self._claim()
                 self._depart()
                 self._leave(*told)
+
+    def _beat(self, watch: "LifeWatch", now: float) -> tuple[int, str] | None:
+        """Give a sign of life; process 0 returns, and leaves for all, what is to be said of a lost process."""
+        # Fails when the coordinator is gone; JAX then aborts this process.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_ALIVE}/{self._index}", str(now), allow_overwrite=True)
+            if self._index:
+                return None
+            signs = {int(key.rpartition("/")[2]): text for key, text in self._client.key_value_dir_get(f"{_ALIVE}/")}
+            lost = watch.lost(signs, now)
+            if lost is None:
+                return None
+            sentence = (
+                f"it gave no sign of life for {LOST_SECONDS:.0f} s, so it or its host is gone. What was saved is "
+                "kept; start the same command on all hosts again."
+            )
+            self._client.key_value_set(_ENDED, json.dumps([lost, 1, sentence]))
+            return self.heard()
+        return None
 
     def _claim(self) -> None:
         """Let one thread end this process; another one that wants to as well waits here until it has."""

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from redimnet_jax.cli import supervisor
 from redimnet_jax.cli.command import closes_quietly
 
 # Command -> (module of this package, a line of help).
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: {name!r} is no command; see redimnet-jax --help.", file=sys.stderr)
         return 2
+    if name == "train":
+        supervisor.split(rest)
     return importlib.import_module(f"redimnet_jax.cli.{COMMANDS[name][0]}").main(rest)
 
 

@@ -31,6 +31,7 @@ HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same w
   --distributed           join the other hosts of the TPU slice or cluster first
   --coordinator=HOST:PORT --processes=N --process_id=I
                           the same where no cluster tells
+  --join_seconds=S        how long to wait for the other processes (default: 60)
 
 Give validation.trials (VoxCeleb's format), with validation.audio_root, or validation.tree (unseen speakers to make
 trials of); with neither, some training speakers are kept out of training and validated on. SIGTERM and Ctrl-C save
@@ -84,6 +85,7 @@ def _flags() -> Any:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no cluster tells", flag_values=values)
     flags.DEFINE_integer("processes", None, "how many there are, with --coordinator", flag_values=values)
     flags.DEFINE_integer("process_id", None, "which one this is, with --coordinator", flag_values=values)
+    flags.DEFINE_integer("join_seconds", 60, "how long to wait for the others", lower_bound=1, flag_values=values)
     return values
 
 
@@ -153,7 +155,7 @@ def _run(values: Any, ending: _Ending) -> int:
     if not (values.distributed or values.coordinator):
         return command.run(lambda: _train(values, ending))
     try:
-        jax.distributed.initialize(values.coordinator, values.processes, values.process_id)
+        hosts.join(values.coordinator, values.processes, values.process_id, values.join_seconds)
     except Exception as error:  # JAX and its plugins raise many kinds.
         print(f"error: The processes cannot be joined ({_reason(error)}); see train.py --help.", file=sys.stderr)
         return 1
@@ -171,7 +173,8 @@ def _run(values: Any, ending: _Ending) -> int:
             command.leave(1, f"error: {sentence}")
         except Exception as error:
             # When another process has ended, a collective call fails here before the other's sentence is seen.
-            if (told := farewell.heard(seconds=2.0)) is not None:
+            patience = hosts.LOST_SECONDS + 10.0 if hosts.may_be_lost_peer(error) else 2.0
+            if (told := farewell.heard(seconds=patience)) is not None:
                 farewell.say(*told)
                 ending.on_other(*told)
             traceback.print_exc()
