@@ -113,9 +113,7 @@ def test_another_machine_gets_what_was_pushed(address, machine):
 def test_only_changes_are_uploaded_in_their_order(address, monkeypatch):
     uploaded: list[str] = []
     upload = addresses.upload
-    monkeypatch.setattr(
-        addresses, "upload", lambda path, where: (uploaded.append(path.name), upload(path, where))
-    )
+    monkeypatch.setattr(addresses, "upload", lambda path, where: (uploaded.append(path.name), upload(path, where)))
     with buckets.writing(address, LAYOUT) as mirror:
         write(mirror.local, z="", a="")
         write(mirror.local, m="")

@@ -31,7 +31,7 @@ HELP = """Train a Matryoshka speaker embedding; an interrupted run in the same w
   --distributed           join the other hosts of the TPU slice or cluster first
   --coordinator=HOST:PORT --processes=N --process_id=I
                           the same where no cluster tells
-  --join_seconds=S        how long to wait for the other processes (default: 60)
+  --join_seconds=S        how long to wait for the other processes (default: 45)
 
 Give validation.trials (VoxCeleb's format), with validation.audio_root, or validation.tree (unseen speakers to make
 trials of); with neither, some training speakers are kept out of training and validated on. SIGTERM and Ctrl-C save
@@ -85,7 +85,7 @@ def _flags() -> Any:
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no cluster tells", flag_values=values)
     flags.DEFINE_integer("processes", None, "how many there are, with --coordinator", flag_values=values)
     flags.DEFINE_integer("process_id", None, "which one this is, with --coordinator", flag_values=values)
-    flags.DEFINE_integer("join_seconds", 60, "how long to wait for the others", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("join_seconds", 45, "how long to wait for the others", lower_bound=1, flag_values=values)
     return values
 
 

@@ -16,6 +16,7 @@ from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.settings import to_config_dict
+from redimnet_jax.training import cloud_notices
 from redimnet_jax.training import report as training_report
 from redimnet_jax.training.data import Data
 from redimnet_jax.training.evaluations import Evaluations
@@ -57,6 +58,7 @@ class Assembly:
         self.checkpoints = checkpoints
         self.mesh = sharding.mesh()
         self.stop = StopRequest()
+        stack.enter_context(cloud_notices.watched(self.stop.request))
         self.dims = settings.projection.mrl_dims
         self.log = stack.enter_context(contextlib.closing(TrainingLog(self.workdir, self.dims)))
         self.unreadable = Unreadable(

@@ -1,6 +1,7 @@
 """Requests to stop: SIGTERM, which a machine that is about to be taken away sends, and Ctrl-C."""
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -10,6 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long the main thread may take to handle a signal until the process ends without it.
@@ -32,6 +35,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+
+    def request(self, reason: str) -> None:
+        """Ask this process, from any thread, to stop for a `reason`, which is logged."""
+        logger.warning(f"{reason}; the run saves and stops.")
+        self.requested = True
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
