@@ -26,10 +26,10 @@ FAREWELL_SECONDS = 5.0
 BEAT_SECONDS = 2.0
 # A process that gave no sign of life for this long is lost. Threads of Python code get their turn while programs
 # compile, but not within single calls of native code that keep the interpreter, which take some seconds at most.
-LOST_SECONDS = 30.0
-# JAX's own limit, after which it aborts all processes: for a host of process 0 that vanishes without closing its
-# connections.
-HEARTBEAT_TIMEOUT = 45
+LOST_SECONDS = 20.0
+# JAX aborts all processes when it misses one for half to all of this time: for a host of process 0 that vanishes
+# without closing its connections.
+HEARTBEAT_TIMEOUT = 60
 _ENDED, _LEFT, _ALIVE = "redimnet_jax/ended", "redimnet_jax/left", "redimnet_jax/alive"
 # Words in JAX's errors when another process is gone in the middle of a collective operation.
 _PEER_WORDS = ("gloo", "nccl", "connection", "unavailable", "timed out", "deadline", "peer")

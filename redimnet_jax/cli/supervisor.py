@@ -1,7 +1,8 @@
 """A small process above one of several processes of a run, which says a sentence when that one is ended by a signal.
 
-JAX's coordination service aborts a process, with a log of C++ and from a thread that no Python code can stop, when the
-process that coordinates the run is gone. The kernel kills one that takes too much memory. Neither leaves a sentence.
+JAX's coordination service aborts a process, with a log of C++ and from a thread that no Python code can stop, when
+the process that coordinates the run is gone. The kernel kills one that takes too much memory. Neither leaves a
+sentence.
 """
 
 import ctypes
@@ -28,8 +29,8 @@ REASONS = {
 def split(arguments: Sequence[str]) -> None:
     """Go on in a child process, if the `arguments` of the command say that it is one of several processes.
 
-    The process that called this waits for the child and exits with its code. Where a signal ends the child, the exit
-    code is 1 and the last line says so. A child does not outlive the process above it. Call this before JAX starts its
+    The process that called this waits for the child and exits with its code. Where a signal ends the child, the code
+    is 1 and the last line says so. A child does not outlive the process above it. Call this before JAX starts its
     threads.
     """
     flags = {argument.lstrip("-").partition("=")[0] for argument in arguments if argument.startswith("-")}

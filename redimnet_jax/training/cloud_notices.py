@@ -1,7 +1,7 @@
 """Notices of Google Compute Engine that this machine is about to be taken away: a spot VM's, and of maintenance.
 
-The metadata server of a VM answers a request that waits for a change when there is one. Spot VMs also get an ACPI signal,
-upon which the system sends SIGTERM; this is earlier, and also comes where containers keep the signal away. See
+The metadata server of a VM answers a request that waits for a change when there is one. Spot VMs also get an ACPI
+signal, upon which the system sends SIGTERM; this also comes where a container or a shell keeps that away. See
 https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice and
 https://cloud.google.com/compute/docs/instances/create-use-spot.
 """
@@ -29,8 +29,8 @@ RETRY_SECONDS = 5.0
 def server() -> str | None:
     """Return HOST[:PORT] of this machine's metadata server, or None outside of Compute Engine.
 
-    The variables are those of Google's own libraries: `GCE_METADATA_HOST` names a server, and `NO_GCE_CHECK=true` says
-    that there is none.
+    The variables are those of Google's own libraries: `GCE_METADATA_HOST` names a server, and `NO_GCE_CHECK=true`
+    says that there is none.
     """
     if host := os.environ.get("GCE_METADATA_HOST"):
         return host
