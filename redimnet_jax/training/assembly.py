@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from redimnet_jax import files, sharding
+from redimnet_jax import files, hosts, sharding
 from redimnet_jax.buckets import Mirror
 from redimnet_jax.data import loader
 from redimnet_jax.errors import UserError
@@ -29,6 +29,7 @@ from redimnet_jax.training.preemption import StopRequest
 from redimnet_jax.training.progress import Progress
 from redimnet_jax.training.run_checkpoints import ModelDescription, TrainingCheckpoints
 from redimnet_jax.training.run_hooks import log_hooks, snapshot_hooks
+from redimnet_jax.training.run_time import OTHER, Clock, RunTime
 from redimnet_jax.training.sampler import choose_strata
 from redimnet_jax.training.saver import RunSaver, RunState
 from redimnet_jax.training.settings import Settings
@@ -51,12 +52,14 @@ class Assembly:
         data: Data,
         checkpoints: TrainingCheckpoints,
         stack: contextlib.ExitStack,
+        clock: Clock,
     ):
         self.settings = settings
         self.workdir = mirror.local
         self.data = data
         self.checkpoints = checkpoints
         self.mesh = sharding.mesh()
+        self.clock = clock
         self.stop = StopRequest()
         stack.enter_context(cloud_notices.watched(self.stop.request))
         self.dims = settings.projection.mrl_dims
@@ -66,7 +69,7 @@ class Assembly:
         )
         batches = stack.enter_context(contextlib.closing(train_batches(settings, data, augmented=True)))
         self.inputs = Inputs(
-            settings, data, batches, self.unreadable, features_folder(mirror), self.mesh, self.log, self.stop
+            settings, data, batches, self.unreadable, features_folder(mirror), self.mesh, self.log, self.stop, clock
         )
         self.inputs.raise_if_too_many_unreadable()
         crops_per_utterance = settings.data.crops_per_utterance
@@ -100,13 +103,19 @@ class Assembly:
         description = ModelDescription.of(model)
         trainer = self._trainer(progress, TrainableModel(model.network, heads, teacher), resumed=saved is not None)
         state = RunState(progress, trainer, int(trainer.state.step))
-        loop, evaluations = self._loop(state, description, pretrained)
+        with hosts.failing_together():
+            run_time = RunTime(self.workdir, self.clock, state.step, first=jax.process_index() == 0)
+        loop, evaluations = self._loop(state, description, pretrained, run_time)
         self._announce(state)
+        self.clock.begin(OTHER)
         with self.stop.watched():
             loop.run()
             last = settings.averaging.last
             averaged = evaluations.average(last, self.size.epoch_steps) if last else None
-        return self._report(progress, averaged)
+        results = self._report(progress, averaged)
+        run_time.write(state.step)
+        self.log.say(run_time.table())
+        return results
 
     def _adapted(self, pretrained: SpeakerModel, heads: Heads) -> SpeakerModel:
         return adapt(
@@ -141,10 +150,12 @@ class Assembly:
         )
 
     def _loop(
-        self, state: RunState, description: ModelDescription, pretrained: SpeakerModel | None
+        self, state: RunState, description: ModelDescription, pretrained: SpeakerModel | None, run_time: RunTime
     ) -> tuple[Loop, Evaluations]:
         settings = self.settings
-        saver = RunSaver(state, self.inputs.batches, self.checkpoints, self.stop, self._constants(description))
+        saver = RunSaver(
+            state, self.inputs.batches, self.checkpoints, self.stop, run_time, self._constants(description)
+        )
 
         def model() -> SpeakerModel:
             return description.model(state.trainer.model().network)
@@ -179,6 +190,7 @@ class Assembly:
             ],
             saver=saver,
             log=self.log,
+            time=run_time,
             open_stepper=lambda: self.inputs.open_stepper(
                 state.trainer, model, self.objective, state.progress.strata
             ),

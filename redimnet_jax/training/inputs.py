@@ -21,6 +21,7 @@ from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.preemption import Preempted, StopRequest
 from redimnet_jax.training.sampler import EpochSampler
+from redimnet_jax.training.run_time import FEATURES, Clock, program_flops
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import pooled_crops
 from redimnet_jax.training.steppers import CachedStepper, LiveStepper, Stepper
@@ -67,6 +68,7 @@ class Inputs:
     mesh: Mesh
     log: TrainingLog
     stop: StopRequest
+    clock: Clock
 
     def raise_if_too_many_unreadable(self) -> None:
         """Note the recordings that `batches` could not read; raise UserError when they are too many."""
@@ -99,7 +101,7 @@ class Inputs:
             return self._cached_stepper(step, model(), strata)
         compiled, seconds = trainer.compile_step(step, self.settings.batch_size, crop_samples(self.settings))
         self.log.say(f"compiled the training step in {seconds:.0f} s")
-        return LiveStepper(compiled, self.mesh, self.batches)
+        return LiveStepper(compiled, self.mesh, self.batches, clock=self.clock, flops=program_flops(compiled))
 
     def _cached_stepper(self, step: Callable, model: SpeakerModel, strata: int) -> CachedStepper:
         settings = self.settings
@@ -118,7 +120,7 @@ class Inputs:
         source = open_features(sampler, self.mesh, crops, memory_share=settings.cache.memory_share)
         where = "are in the devices' memory" if source.on_device else f"are read from {cache.folder}"
         self.log.say(f"cached features of {rows:,} crops {where}")
-        return CachedStepper(step, self.mesh, source)
+        return CachedStepper(step, self.mesh, source, clock=self.clock)
 
     def _features(self, model: SpeakerModel, crops_per_utterance: int) -> FeatureCache:
         """Return the features of so many crops of every utterance, and compute those that are not there yet."""
@@ -127,7 +129,7 @@ class Inputs:
         crops = Crops(data.corpus, crop_samples(settings), settings.seed, data.steps, data.speed)
         dtype = jnp.dtype(settings.dtype)
         folder = Path(settings.cache.folder or self.folder) / folder_name(model, crops, dtype)
-        with buckets.writing_together(folder) as mirror, self.stop.watched():
+        with self.clock.counting(FEATURES), buckets.writing_together(folder) as mirror, self.stop.watched():
             cache = FeatureCache(mirror.local.parent, model, crops, dtype)
             extract(
                 cache,

@@ -25,6 +25,7 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.training.hooks import Event, Hook
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.progress import EpochSums
+from redimnet_jax.training.run_time import CHECKPOINTS, STEPS, VALIDATION, RunTime
 from redimnet_jax.training.saver import RunSaver, RunState
 from redimnet_jax.training.stages import Stage
 from redimnet_jax.training.steppers import LiveStepper, Stepper
@@ -65,6 +66,7 @@ class Loop:
     hooks: Sequence[Hook]
     saver: RunSaver
     log: TrainingLog
+    time: RunTime
     open_stepper: Callable[[], Stepper]
     begin_stage: Callable[[int], None]
     raise_if_too_many_unreadable: Callable[[], None]
@@ -82,8 +84,11 @@ class Loop:
             with contextlib.closing(self.open_stepper()) as stepper:
                 stage = progress.stage
                 while progress.stage == stage and not self._finished():
-                    self._end_epoch(self._train_epoch(stepper))
-        self.saver.checkpoints.wait()
+                    with self.time.clock.counting(STEPS):
+                        timing = self._train_epoch(stepper)
+                    self._end_epoch(timing)
+        with self.time.clock.counting(CHECKPOINTS):
+            self.saver.checkpoints.wait()
 
     def _finished(self) -> bool:
         return self.state.step >= self.size.steps or self.state.progress.stopped
@@ -146,6 +151,7 @@ class Loop:
             trainer = state.trainer
             trainer.state, figures, state.step = stepper.run(trainer.state, trainer.frozen, before, until)
         in_flight.add(before, state.step, figures)
+        self.time.note(state.step, stepper.flops)
 
     def _processes_synchronize_here(self) -> bool:
         """Return whether all processes are about to communicate after the current step."""
@@ -185,9 +191,10 @@ class Loop:
             entry |= state.progress.sums.means(self.log.dims)
         entry |= timing
         last = state.step == self.size.steps
-        for hook in self.hooks:
-            if hook.is_due_after_epoch(epoch, last=last):
-                hook.run(Event(state.step, epoch, entry=entry))
+        with self.time.clock.counting(VALIDATION):
+            for hook in self.hooks:
+                if hook.is_due_after_epoch(epoch, last=last):
+                    hook.run(Event(state.step, epoch, entry=entry))
         if state.step:
             self._end_stage_when_due(epoch)
             self.saver.save()

@@ -25,6 +25,7 @@ from redimnet_jax.training import config as train_config
 from redimnet_jax.training.assembly import Assembly
 from redimnet_jax.training.data import check_sources, open_data
 from redimnet_jax.training.run_checkpoints import ModelDescription, TrainingCheckpoints
+from redimnet_jax.training.run_time import Clock
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import check_what_trains, open_teacher, starting_model
 from redimnet_jax.training.workdir import COMPILED, opened
@@ -74,10 +75,12 @@ def _check_cache_folder(settings: Settings) -> None:
 def _train(settings: Settings, mirror: Mirror) -> dict[str, Any]:
     """Train in a workdir that no other run uses; see `train`."""
     workdir = mirror.local
+    clock = Clock()
     # JAX adds its options to the class at run time.
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(workdir / COMPILED))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(clock.noting_compilations())
         checkpoints = stack.enter_context(
             contextlib.closing(TrainingCheckpoints(workdir, settings.checkpoint.keep, mirror.commit))
         )
@@ -95,5 +98,5 @@ def _train(settings: Settings, mirror: Mirror) -> dict[str, Any]:
         if jax.process_index() == 0:
             for folder in (workdir, *(workdir / name for name in LEFTOVERS)):
                 files.remove_leftovers(folder)
-        run = Assembly(settings, mirror, data, checkpoints, stack)
+        run = Assembly(settings, mirror, data, checkpoints, stack, clock)
         return run.complete(model, teacher, saved)

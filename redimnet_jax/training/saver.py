@@ -12,6 +12,7 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.training.preemption import Preempted, StopRequest
 from redimnet_jax.training.progress import Progress
 from redimnet_jax.training.run_checkpoints import TrainingCheckpoints
+from redimnet_jax.training.run_time import CHECKPOINTS, RunTime
 from redimnet_jax.training.trainer import StageTrainer
 
 
@@ -32,10 +33,16 @@ class RunSaver:
     batches: TrainBatches
     checkpoints: TrainingCheckpoints
     stop: StopRequest
+    time: RunTime
     constants: Mapping[str, Any]
 
     def save(self) -> None:
         """Save everything as it is now, in the background."""
+        with self.time.clock.counting(CHECKPOINTS):
+            self.time.write(self.state.step)
+            self._save()
+
+    def _save(self) -> None:
         progress = self.state.progress
         entries = {**self.constants, "batches": self.batches.get_state(), "progress": progress.to_json()}
         best_step = None if progress.best is None else progress.best.step
@@ -43,7 +50,9 @@ class RunSaver:
 
     def leave(self) -> NoReturn:
         """Raise Preempted when everything is on disk."""
-        self.checkpoints.wait()
+        with self.time.clock.counting(CHECKPOINTS):
+            self.checkpoints.wait()
+        self.time.write(self.state.step)
         raise Preempted(
             f"Stopped at step {self.state.step:,}; everything is saved, the same command goes on from there."
         )

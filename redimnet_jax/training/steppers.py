@@ -16,13 +16,16 @@ from redimnet_jax import sharding
 from redimnet_jax.data.loader import TrainBatches, WaitMeter
 from redimnet_jax.training.feature_source import FeatureSource
 from redimnet_jax.training.partition import NamedArrays
+from redimnet_jax.training.run_time import INPUT, Clock, program_flops
 from redimnet_jax.training.step import Figures, Step, TrainState
 
 Array = jax.Array
 
 
 class Stepper(Protocol):
-    """Training steps from one step number to another."""
+    """Training steps from one step number to another; `flops` are those of one on a device, None if not known."""
+
+    flops: float | None
 
     def run(
         self, state: TrainState, frozen: NamedArrays, begin: int, end: int
@@ -45,7 +48,11 @@ class Stepper(Protocol):
 class LiveStepper:
     """The compiled `step` on one of `batches` after another, one step a call."""
 
-    def __init__(self, step: Step, mesh: Mesh, batches: TrainBatches):
+    def __init__(
+        self, step: Step, mesh: Mesh, batches: TrainBatches, *, clock: Clock | None = None, flops: float | None = None
+    ):
+        self.flops = flops
+        self._clock = clock or Clock()
         self._step = step
         self._mesh = mesh
         self._meter = WaitMeter(batches)
@@ -54,7 +61,9 @@ class LiveStepper:
         self, state: TrainState, frozen: NamedArrays, begin: int, end: int
     ) -> tuple[TrainState, dict[str, Array], int]:
         """See `Stepper.run`; runs one step, whose figures have no leading axis."""
-        batch = sharding.shard_rows(next(self._meter), self._mesh)
+        with self._clock.counting(INPUT):
+            rows = next(self._meter)
+        batch = sharding.shard_rows(rows, self._mesh)
         state, figures = self._step(state, frozen, batch)
         return state, figures, begin + 1
 
@@ -73,8 +82,10 @@ class CachedStepper:
     its statistics are those of the whole batch.
     """
 
-    def __init__(self, step: Step, mesh: Mesh, source: FeatureSource):
+    def __init__(self, step: Step, mesh: Mesh, source: FeatureSource, *, clock: Clock | None = None):
         self.source = source
+        self.flops: float | None = None
+        self._clock = clock or Clock()
         self._step = step
         self._mesh = mesh
         self._compiled: Callable | None = None
@@ -92,7 +103,8 @@ class CachedStepper:
         source = self.source
         epoch, step = divmod(begin, source.sampler.steps_per_epoch)
         start = time.perf_counter()
-        chunk = source.chunk(epoch, step)
+        with self._clock.counting(INPUT):
+            chunk = source.chunk(epoch, step)
         if not source.on_device:
             self._waited += time.perf_counter() - start
         steps = min(end - begin, chunk.steps, source.max_steps)
@@ -102,6 +114,8 @@ class CachedStepper:
         if self._compiled is None:
             rows_per_step = source.sampler.batch_size // source.streams
             self._compiled = compile_loop(self._step, self._mesh, rows_per_step, source.max_steps, *arguments)
+            # The compiler counts the body of the loop, which is one step, once.
+            self.flops = program_flops(self._compiled)
         state, figures = self._compiled(*arguments)
         return state, figures, begin + steps
 

@@ -9,6 +9,7 @@ from redimnet_jax.training.hooks import Hook
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.loop import Loop, LoopSize
 from redimnet_jax.training.progress import Progress
+from redimnet_jax.training.run_time import Clock, RunTime
 from redimnet_jax.training.saver import RunState
 from redimnet_jax.training.stages import Stage
 
@@ -24,6 +25,8 @@ class CountingStepper:
         rows = np.ones((len(numbers), len(DIMS)))
         figures = {"loss": numbers, "grad_norm": numbers, "losses": rows, "accuracies": rows}
         return state, figures, reached
+
+    flops = None
 
     def wait_fraction(self):
         return 0.0
@@ -70,6 +73,7 @@ def test_hooks_and_checkpoints_come_in_their_order(tmp_path):
         hooks=hooks,
         saver=Saver(state, calls),
         log=TrainingLog(tmp_path, DIMS),
+        time=RunTime(tmp_path, Clock(), 0, first=True),
         open_stepper=CountingStepper,
         begin_stage=lambda index: None,
         raise_if_too_many_unreadable=lambda: None,
