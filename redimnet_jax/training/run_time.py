@@ -229,13 +229,15 @@ def table(total: dict[str, Any], starts: int) -> str:
 
 
 def program_flops(program: Any) -> float | None:
-    """Return the FLOPs of a compiled `program` on one device by the compiler's count, or None if it has none.
+    """Return the FLOPs of a compiled `program` on one device by the compiler's count, or None if there is none.
 
-    A program with this package's CUDA kernels has none, since the compiler counts nothing for them.
+    There is none for a function that is no compiled program itself, nor for a program with CUDA kernels of this
+    package, for which the compiler counts nothing.
     """
+    if not isinstance(program, jax.stages.Compiled):
+        return None
     if jax.default_backend() == "gpu" and _PTX_CALL in program.as_text():
         return None
     costs = program.cost_analysis()
-    costs = costs[0] if isinstance(costs, list) else costs
-    flops = (costs or {}).get("flops", 0.0)
+    flops = (costs[0] if isinstance(costs, list) else costs or {}).get("flops", 0.0)
     return float(flops) if flops > 0 else None
