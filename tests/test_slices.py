@@ -33,7 +33,8 @@ def test_a_gradient_crosses_between_slices_once():
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, timeout=300, check=True
     )
-    operations = re.findall(r"= \(?(\w+\[[\d,]*\])[^=]*? (reduce-scatter|all-reduce|all-gather|send)\((.*)", ran.stdout)
+    kinds = "reduce-scatter|all-reduce|all-gather|send"
+    operations = re.findall(rf"= \(?(\w+\[[\d,]*\])[^=]*? ({kinds})\((.*)", ran.stdout)
     by_kind = {kind: (shape, rest) for shape, kind, rest in operations}
     assert len(operations) == 3 and by_kind.keys() == {"reduce-scatter", "send", "all-gather"}
     # Within a slice of four chips ...

@@ -20,8 +20,8 @@ from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract, fo
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.preemption import Preempted, StopRequest
-from redimnet_jax.training.sampler import EpochSampler
 from redimnet_jax.training.run_time import FEATURES, Clock, program_flops
+from redimnet_jax.training.sampler import EpochSampler
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import pooled_crops
 from redimnet_jax.training.steppers import CachedStepper, LiveStepper, Stepper

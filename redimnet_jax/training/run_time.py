@@ -58,8 +58,8 @@ class Clock:
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
-        self._seconds = dict.fromkeys(KINDS, 0.0)
-        self._kinds = [START]
+        self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self._kinds: list[str] = [START]
         self._since = now()
 
     @contextlib.contextmanager
@@ -93,9 +93,9 @@ class Clock:
         """Count what JAX compiles in this thread during the block, wherever that is, as compilation."""
         thread = threading.get_ident()
 
-        def note(event: str, seconds: float, **_: Any) -> None:
+        def note(event: str, duration_secs: float, **_: str | int) -> None:
             if event in _COMPILE_EVENTS and threading.get_ident() == thread:
-                self.move(seconds, COMPILATION)
+                self.move(duration_secs, COMPILATION)
 
         jax.monitoring.register_event_duration_secs_listener(note)
         try:
@@ -175,7 +175,7 @@ def summary(starts: Sequence[Start]) -> dict[str, Any]:
     utilisation is that of the arithmetic of the devices during these steps, as a fraction of their peak in bfloat16,
     or None where the peak or the FLOPs of the step are not known.
     """
-    total = dict.fromkeys((*KINDS, LOST), 0.0)
+    total: dict[str, float] = dict.fromkeys((*KINDS, LOST), 0.0)
     lost_steps = 0
     peak_seconds = 0.0
     flops = 0.0
@@ -236,7 +236,7 @@ def program_flops(program: Any) -> float | None:
     """
     if not isinstance(program, jax.stages.Compiled):
         return None
-    if jax.default_backend() == "gpu" and _PTX_CALL in program.as_text():
+    if jax.default_backend() == "gpu" and _PTX_CALL in (program.as_text() or ""):
         return None
     costs = program.cost_analysis()
     flops = (costs[0] if isinstance(costs, list) else costs or {}).get("flops", 0.0)
