@@ -32,20 +32,35 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Example:
-    """Makes an example, {"waveform": float32 (crop,), "label": int32}, from its index and a generator.
+class Crops:
+    """The crops of `corpus`, `samples` long at 16 kHz, which follow from `seed`; `speed`, then `steps`, change them.
 
     Where a recording cannot be read, another crop takes its place: of the same recording, then of other recordings of
-    the speaker, then of any. Which one is decided by the generator, so by the seed and the position alone. A third
-    entry, UNREADABLE: int32 (MOST_FAILURES, 2), says what failed, with -1 in the rows that are not used.
+    the speaker, then of any. Which one is decided by the generator, so by the seed and the position alone.
     """
 
     corpus: "Utterances"
-    crop: int
-    steps: tuple[Step, ...]
-    speed: Speed | None
+    samples: int
+    seed: int
+    steps: tuple[Step, ...] = ()
+    speed: Speed | None = None
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def made_of(self) -> dict[str, Any]:
+        """All that a crop follows from but its number, as JSON."""
+        return {
+            "corpus": self.corpus.digest,
+            "samples": self.samples,
+            "seed": self.seed,
+            "steps": [repr(step) for step in self.steps],
+            "speed": repr(self.speed),
+        }
+
+    def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return {"waveform": float32 (samples,), "label": int32, UNREADABLE: int32 (MOST_FAILURES, 2)}.
+
+        The example is of utterance `index` % len(corpus), where it can be read. UNREADABLE holds what failed, with -1
+        in the rows that are not used. Raises UserError when nothing can be read.
+        """
         choice = int(rng.integers(len(self.speed.factors))) if self.speed else None
         utterance, failures = int(index) % len(self.corpus), []
         example = self.of_speaker(utterance, choice, rng, failures)
@@ -80,10 +95,10 @@ class Example:
     ) -> dict[str, Any] | None:
         """A crop of the first of `utterances` that can be read, or None; the others are appended to `failures`."""
         for utterance in utterances:
-            label, samples = int(self.corpus.labels[utterance]), self.crop
+            label, samples = int(self.corpus.labels[utterance]), self.samples
             if self.speed and choice is not None:
                 label = self.speed.label(label, choice, len(self.corpus.speakers))
-                samples = self.speed.samples(choice, self.crop)
+                samples = self.speed.samples(choice, self.samples)
             length = int(self.corpus.samples[utterance])
             start = int(rng.integers(max(length - samples, 0) + 1))
             try:
@@ -92,7 +107,7 @@ class Example:
                 failures.append(Failure(utterance, start, error))
                 continue
             if self.speed and choice is not None:
-                waveform = np.resize(self.speed.change(waveform, choice), self.crop)
+                waveform = np.resize(self.speed.change(waveform, choice), self.samples)
             waveform = apply(self.steps, waveform, rng)
             return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
         return None

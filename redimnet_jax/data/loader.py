@@ -9,19 +9,20 @@ depends neither on the number of workers nor, as a set of examples a step, on th
 the step, is all its state.
 """
 
+import dataclasses
 import os
 import shutil
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from redimnet_jax import optional
 from redimnet_jax.data import speaker_groups, worker_process
-from redimnet_jax.data.augment import Speed, Step
-from redimnet_jax.data.crops import UNREADABLE, Example
+from redimnet_jax.data.augment import Speed
+from redimnet_jax.data.crops import UNREADABLE, Crops
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,46 +139,58 @@ def _check_shared_memory(needed: int) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """What makes the batches of this process, one of `process_count`.
+
+    `workers` processes make whole batches in turn; with none, `threads` of this process do (default: one a core, 8 at
+    most), each a batch. Between threads and consumer up to `threads` batches wait, between workers and consumer up to
+    `BATCHES_A_WORKER` a worker, in shared memory.
+    """
+
+    workers: int = 0
+    threads: int | None = None
+    process_index: int = 0
+    process_count: int = 1
+
+    def local_batch(self, batch_size: int) -> int:
+        """Return how many of the `batch_size` crops of a batch this process makes."""
+        return batch_size // self.process_count
+
+    def number_of_threads(self, samples: int) -> int:
+        """Return how many threads make batches of `samples`; raise UserError when workers lack shared memory."""
+        if self.workers:
+            _check_shared_memory((self.workers * BATCHES_A_WORKER + 1) * samples * 4)
+        return min(os.cpu_count() or 1, 8) if self.threads is None else self.threads
+
+
 def train_batches(
-    corpus: "Utterances",
-    *,
+    crops: Crops,
     batch_size: int,
-    crop: int,
-    seed: int,
-    steps: Sequence[Step] = (),
-    speed: Speed | None = None,
+    *,
     crops_per_utterance: int = 1,
     crops_per_speaker: int = 1,
     one_utterance: bool = False,
-    workers: int = 0,
-    threads: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    readers: Readers = Readers(),  # noqa: B008 (it is immutable)
 ) -> TrainBatches:
-    """Endless batches {"waveform": float32 (batch_size / process_count, crop), "label": int32 (same,)}.
+    """Return endless batches {"waveform": float32 (rows, crops.samples), "label": int32 (rows,)}.
 
-    `batch_size` is that of all processes together, `crop` in samples at 16 kHz; every utterance gives
-    `crops_per_utterance` random crops an epoch. `steps` are applied to the crops in order, `speed` before; labels are
-    of `classes(corpus, speed)`. With more than one of `crops_per_speaker` the batches are of speakers with that many
-    crops each, see `speaker_groups`; an epoch has as many of them. `workers` processes make whole batches in turn;
-    with none, `threads` of this process do (default: one a core, 8 at most), each a batch. Between threads and
-    consumer up to `threads` batches wait, between workers and consumer up to `BATCHES_A_WORKER` a worker, in shared
-    memory.
+    `batch_size` is that of all processes together, of which this one makes rows = batch_size / process_count. Every
+    utterance gives `crops_per_utterance` random crops an epoch; labels are of `classes(corpus, speed)`. With
+    `crops_per_speaker` above 1 a batch holds speakers with that many crops each, see `speaker_groups`; an epoch has
+    as many batches.
 
-    Where a recording cannot be read, another crop takes its place, see `examples`, and `take_unreadable` tells.
+    Where a recording cannot be read, another crop takes its place, see `data.crops`, and `take_unreadable` tells.
     Raises UserError for impossible numbers now, and later where nothing can be read in place of a recording.
     """
     optional.require("train")
     import grain
 
+    corpus = crops.corpus
+    process_index = readers.process_index
+    process_count = readers.process_count
     _check_numbers(
-        batch_size,
-        process_count,
-        crop=crop,
-        crops_per_utterance=crops_per_utterance,
-        crops_per_speaker=crops_per_speaker,
-        workers=workers,
-        seed=seed,
+        crops, batch_size, readers, crops_per_utterance=crops_per_utterance, crops_per_speaker=crops_per_speaker
     )
     steps_an_epoch = steps_per_epoch(corpus, batch_size, crops_per_utterance)
     if not steps_an_epoch:
@@ -185,23 +198,21 @@ def train_batches(
             f"The batch size {batch_size} exceeds the {len(corpus) * crops_per_utterance} crops of an epoch, so lower"
             " it or raise crops_per_utterance."
         )
-    local_batch = batch_size // process_count
-    example = Example(corpus, crop, tuple(steps), speed)
+    local_batch = readers.local_batch(batch_size)
     if crops_per_speaker == 1:
         batches = (
             grain.MapDataset.range(len(corpus) * crops_per_utterance)
-            .seed(seed)
+            .seed(crops.seed)
             .shuffle()
-            .random_map(example)[: steps_an_epoch * batch_size][process_index::process_count]
+            .random_map(crops.example)[: steps_an_epoch * batch_size][process_index::process_count]
             .batch(local_batch, drop_remainder=True)
             .repeat()
         )
     else:
         speakers = batch_size // crops_per_speaker
         group = speaker_groups.group(
-            example,
-            corpus,
-            crops=crops_per_speaker,
+            crops,
+            crops_per_speaker,
             batch_size=batch_size,
             process_count=process_count,
             one_utterance=one_utterance,
@@ -209,7 +220,7 @@ def train_batches(
         count = len(corpus.speakers) // speakers * speakers
         batches = (
             grain.MapDataset.range(len(corpus.speakers))
-            .seed(seed)
+            .seed(crops.seed)
             .shuffle()
             .random_map(group)[:count][process_index::process_count]
             .batch(speakers // process_count, drop_remainder=True)
@@ -217,67 +228,62 @@ def train_batches(
             .repeat()
         )
     identity = {
-        "seed": seed,
+        "seed": crops.seed,
         "batch_size": batch_size,
-        "crop": crop,
+        "crop": crops.samples,
         "crops_per_utterance": crops_per_utterance,
         "crops_per_speaker": crops_per_speaker,
         "corpus": corpus.digest,
     }
-    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+    threads = readers.number_of_threads(local_batch * crops.samples)
+    return TrainBatches(batches, readers.workers, threads, identity)
 
 
 def crops_in_order(
-    corpus: "Utterances",
+    crops: Crops,
+    batch_size: int,
     *,
     begin: int = 0,
-    batch_size: int,
-    crop: int,
-    seed: int,
-    steps: Sequence[Step] = (),
-    speed: Speed | None = None,
-    workers: int = 0,
-    threads: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    readers: Readers = Readers(),  # noqa: B008 (it is immutable)
 ) -> TrainBatches:
-    """Endless batches, as of `train_batches`, of numbered crops, from number `begin` on.
+    """Return endless batches, as of `train_batches`, of numbered crops, from number `begin` on.
 
-    Crop r is of utterance r % len(corpus). It follows from `seed` and r alone, whatever batch it is in, so that any
+    Crop r is of utterance r % len(corpus). It follows from the seed and r alone, whatever batch it is in, so that any
     of them can be made again. Row i of the batch of process p is number i * process_count + p of the global batch.
     """
     optional.require("train")
     import grain
 
-    _check_numbers(batch_size, process_count, crop=crop, workers=workers, seed=seed)
-    local_batch = batch_size // process_count
+    _check_numbers(crops, batch_size, readers)
+    local_batch = readers.local_batch(batch_size)
     batches = (
         grain.MapDataset.range(MANY)
-        .seed(seed)
-        .random_map(Example(corpus, crop, tuple(steps), speed))[begin:][process_index::process_count]
+        .seed(crops.seed)
+        .random_map(crops.example)[begin:][readers.process_index :: readers.process_count]
         .batch(local_batch, drop_remainder=True)
     )
-    identity = {"seed": seed, "batch_size": batch_size, "crop": crop, "begin": begin, "corpus": corpus.digest}
-    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+    identity = {
+        "seed": crops.seed,
+        "batch_size": batch_size,
+        "crop": crops.samples,
+        "begin": begin,
+        "corpus": crops.corpus.digest,
+    }
+    threads = readers.number_of_threads(local_batch * crops.samples)
+    return TrainBatches(batches, readers.workers, threads, identity)
 
 
-def _check_numbers(batch_size: int, process_count: int, **numbers: int) -> None:
-    """Raises UserError for numbers that cannot be."""
+def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: int) -> None:
+    """Raise UserError for numbers that cannot be."""
+    numbers |= {"batch_size": batch_size, "crop": crops.samples, "workers": readers.workers, "seed": crops.seed}
     least = {"workers": 0, "seed": 0}
-    for name, value in {"batch_size": batch_size, **numbers}.items():
+    for name, value in numbers.items():
         if value < least.get(name, 1):
             raise UserError(f"The input pipeline's {name} is {value}, so give {least.get(name, 1)} or more.")
-    if batch_size % process_count:
+    if batch_size % readers.process_count:
         raise UserError(
-            f"The batch size {batch_size} is no multiple of the {process_count} processes, so make it one."
+            f"The batch size {batch_size} is no multiple of the {readers.process_count} processes, so make it one."
         )
-
-
-def _threads(threads: int | None, workers: int, samples: int) -> int:
-    """How many threads make batches of `samples` where no `workers` do, whose shared memory must suffice."""
-    if workers:
-        _check_shared_memory((workers * BATCHES_A_WORKER + 1) * samples * 4)
-    return min(os.cpu_count() or 1, 8) if threads is None else threads
 
 
 class WaitMeter:

@@ -9,7 +9,7 @@ import jax
 
 from redimnet_jax import hosts, utterance_speakers
 from redimnet_jax.data import augment, resumed, splits
-from redimnet_jax.data.corpus import Corpus, open_corpus
+from redimnet_jax.data.corpus import Corpus, open_corpus, require_speakers
 from redimnet_jax.data.recordings import Utterances
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import ArgumentError, UserError
@@ -127,15 +127,17 @@ class _Corpora:
 
     def _open(self, source: str, indices: Path, min_speakers: int) -> Corpus:
         synthetic = source.startswith("synthetic:")
-        return open_corpus(
-            _synthetic_tree(source, self._workdir / "synthetic") if synthetic else source,
+        path = str(_synthetic_tree(source, self._workdir / "synthetic")) if synthetic else source
+        corpus = open_corpus(
+            path,
             cache_dir=indices,
             min_seconds=self._settings.min_seconds,
             max_bad=self._settings.max_bad,
-            min_speakers=min_speakers,
             data_dir=self._settings.data_dir,
             progress=shows_progress(),
         )
+        require_speakers(corpus, path, min_speakers)
+        return corpus
 
 
 def _generated_trials(corpus: Utterances, settings: ValidationSettings, seed: int, description: str) -> TrialSet:

@@ -1,7 +1,7 @@
 """Pooled features of training crops kept on disk: with a frozen backbone they are computed once for all epochs.
 
 Row r is of crop r // utterances of utterance r % utterances, whose waveform follows from the seed and r alone (see
-`input_pipeline.crops_in_order`), so that more crops only make the files longer. A folder holds
+`loader.crops_in_order`), so that more crops only make the files longer. A folder holds
 
     features        (rows, pool.features), bfloat16 or float32, little-endian and nothing else
     labels          (rows,) int32: of the corpus, or with speed perturbation of its new speakers
@@ -16,7 +16,6 @@ One process writes and all read, so with several processes they must see the fol
 
 import collections
 import contextlib
-import dataclasses
 import hashlib
 import json
 import time
@@ -31,7 +30,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import files, sharding
 from redimnet_jax.data import loader
-from redimnet_jax.data.augment import Speed, Step
+from redimnet_jax.data.crops import Crops
 from redimnet_jax.embedding.cache import backbone_digest
 from redimnet_jax.embedding.extract import PooledFeatures
 from redimnet_jax.errors import UserError
@@ -48,27 +47,6 @@ FEATURES, LABELS, MADE_OF = "features", "labels", "made_of.json"
 IN_FLIGHT = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Crops:
-    """The endless numbered crops of a corpus: `samples` long, made from `seed`, changed by `steps` and `speed`."""
-
-    corpus: Any
-    samples: int
-    seed: int
-    steps: tuple[Step, ...] = ()
-    speed: Speed | None = None
-
-    def made_of(self) -> dict[str, Any]:
-        """All that a crop follows from but its number, as JSON."""
-        return {
-            "corpus": self.corpus.digest,
-            "samples": self.samples,
-            "seed": self.seed,
-            "steps": [repr(step) for step in self.steps],
-            "speed": repr(self.speed),
-        }
-
-
 class FeatureCache:
     """The rows of one backbone and one kind of crops below `folder`.
 
@@ -77,7 +55,10 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, model: SpeakerModel, crops: Crops, dtype: jnp.dtype):
-        self.utterances, self.features = len(crops.corpus), model.network.pool.features
+        self.model = model
+        self.crops = crops
+        self.utterances = len(crops.corpus)
+        self.features = model.network.pool.features
         self.dtype = np.dtype(dtype)
         made_of = {"backbone": backbone_digest(model), **crops.made_of(), "dtype": self.dtype.name}
         text = json.dumps(made_of, indent=2, sort_keys=True)
@@ -121,8 +102,6 @@ class FeatureCache:
 
 def extract(
     cache: FeatureCache,
-    model: SpeakerModel,
-    crops: Crops,
     rows: int,
     *,
     batch_size: int,
@@ -136,31 +115,21 @@ def extract(
 
     An interrupted extraction goes on where it stopped, with any batch size and on any devices. `check` is called
     before each batch and may raise, which loses nothing. So may `unreadable`, which is told for each batch what could
-    not be read and has another crop in its place (see `examples`), whose label is that of the row.
+    not be read and has another crop in its place (see `data.crops`), whose label is that of the row.
     Raises UserError for features that are not finite, with the name of the utterance.
     """
     if int(sharding.from_first_process(np.asarray(cache.rows, np.int32))) >= rows:
         return
 
     def name(row: int) -> str:
-        return crops.corpus.name(row % cache.utterances)
+        return cache.crops.corpus.name(row % cache.utterances)
 
     with cache.writer() as writer:
         # Counted by the process that alone may append, since another run may have appended meanwhile.
         begin = int(sharding.from_first_process(np.asarray(writer.rows if writer else 0, np.int32)))
-        batches = loader.crops_in_order(
-            crops.corpus,
-            begin=begin,
-            batch_size=batch_size,
-            crop=crops.samples,
-            seed=crops.seed,
-            steps=crops.steps,
-            speed=crops.speed,
-            workers=workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        pooled_features = PooledFeatures(model.network, mesh, replicated=True)
+        readers = loader.Readers(workers, process_index=jax.process_index(), process_count=jax.process_count())
+        batches = loader.crops_in_order(cache.crops, batch_size, begin=begin, readers=readers)
+        pooled_features = PooledFeatures(cache.model.network, mesh, replicated=True)
         meter, start = loader.WaitMeter(batches), time.perf_counter()
 
         def made() -> Iterator[Rows]:
