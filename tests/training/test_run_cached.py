@@ -75,7 +75,7 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.slow
 def test_a_second_stage_on_audio(data, tmp_path, caplog):
-    """The features may lie in a folder that runs share, and are read from its files when memory does not hold them."""
+    """The features may lie in a folder that runs share, and are read from its files where memory is too small."""
     changes = CACHED | {"cache__folder": str(tmp_path / "shared"), "epochs": 2, "stage2__epoch": 1}
     changes["cache__memory_share"] = 0.0
     training_run.train(config(data, **changes, projection__mrl_dims=(8,)), tmp_path / "run")
