@@ -11,7 +11,7 @@ ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def check(value: Any, name: str) -> None:
-    """Raises UserError when `value`, which the user gave as `name`, is an address such as "gs://bucket/run"."""
+    """Raise UserError when `value`, which the user gave as `name`, is an address such as "gs://bucket/run"."""
     match = ADDRESS.match(str(value))
     if match:
         raise UserError(
@@ -21,7 +21,7 @@ def check(value: Any, name: str) -> None:
 
 
 def check_all(values: Mapping[str, Any], prefix: str) -> None:
-    """Runs `check` on every string and path among `values`, whose names are the keys behind `prefix`."""
+    """Run `check` on every string and path among `values`, whose names are the keys behind `prefix`."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             check_all(value, f"{prefix}{name}.")

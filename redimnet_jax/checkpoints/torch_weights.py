@@ -52,7 +52,7 @@ class Report:
 
 
 def detect_layout(state_dict: Mapping[str, np.ndarray]) -> str:
-    """The layout whose tell-tale keys `state_dict` has."""
+    """Return the layout whose tell-tale keys `state_dict` has."""
     if any(name.startswith("backbone.backbone.") for name in state_dict):
         return "redimnet_mrl"
     if any(name.startswith("backbone.inputs_weights.") for name in state_dict):
@@ -78,7 +78,7 @@ class TorchCheckpoint:
 def read_checkpoint(
     path: str | Path, *, arch: str | None = None, model_config: Mapping[str, Any] | None = None
 ) -> TorchCheckpoint:
-    """Reads a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, or a bare state dict.
+    """Read a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, or a bare state dict.
 
     `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs.
     """
@@ -111,7 +111,7 @@ def read_checkpoint(
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """Returns `state_dict` under the names of the network itself, and what wrappers had put before or into them.
+    """Return `state_dict` under the names of the network itself, and what wrappers had put before or into them.
 
     In every layout names begin in several ways, so a beginning that all names share is a wrapper's (`_orig_mod.`,
     `module.`, `model.` and the like, in any number). Nothing is removed where no known name would remain.
@@ -133,7 +133,7 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
 
 
 def _plain_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns mappings and sequences as dicts and lists, as JSON has them; UserError for more than a config holds."""
+    """Return mappings and sequences as dicts and lists; raise UserError for more than a config holds."""
     left = MAX_CONFIG_VALUES
 
     def plain(value: Any) -> Any:
@@ -165,12 +165,12 @@ def from_torch(
     arch: str | None = None,
     dtype: Any = jnp.float32,
 ) -> SpeakerModel:
-    """The model in a PyTorch checkpoint file, read without PyTorch; arguments as for `read_checkpoint` and `load`."""
+    """Read the model in a PyTorch checkpoint, without PyTorch; arguments as for `read_checkpoint` and `load`."""
     return convert(read_checkpoint(path, arch=arch, model_config=model_config), dtype)[0]
 
 
 def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[SpeakerModel, Report]:
-    """The model of `checkpoint`, every variable of it filled from a tensor, and the report."""
+    """Return the model of `checkpoint`, every variable of it filled from a tensor, and the report."""
     entries = checkpoint.model_config
     if checkpoint.layout == "redimnet_mrl":
         entries = WRAPPER_DEFAULTS | entries
@@ -186,7 +186,7 @@ def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[Spea
 
 
 def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
-    """Puts every tensor of `checkpoint` into `network`; all or, with a UserError that lists the reasons, none."""
+    """Put every tensor of `checkpoint` into `network`; all or, with a UserError that lists the reasons, none."""
     wanted, given = slots(network, checkpoint.layout), checkpoint.state_dict
     _check(wanted, given, checkpoint)
     flushed = 0

@@ -74,7 +74,7 @@ class Crops:
     def of_speaker(
         self, utterance: int, choice: int | None, rng: np.random.Generator, failures: list[Failure]
     ) -> dict[str, Any] | None:
-        """A crop of an utterance at the speed of index `choice`, or one of another utterance of its speaker.
+        """Return a crop of an utterance at the speed of index `choice`, or one of another utterance of its speaker.
 
         None when a few tries find none that can be read; what fails is appended to `failures`.
         """
@@ -93,7 +93,7 @@ class Crops:
         rng: np.random.Generator,
         failures: list[Failure],
     ) -> dict[str, Any] | None:
-        """A crop of the first of `utterances` that can be read, or None; the others are appended to `failures`."""
+        """Return a crop of the first utterance that can be read, or None; append the others to `failures`."""
         for utterance in utterances:
             label, samples = int(self.corpus.labels[utterance]), self.samples
             if self.speed and choice is not None:
@@ -114,7 +114,7 @@ class Crops:
 
 
 def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int) -> np.ndarray:
-    """The samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
+    """Return the samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
 
     Raises UserError when they cannot be read, are fewer than the index of the corpus says, or so loud that their
     features would be infinite.
@@ -136,7 +136,7 @@ def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int)
 
 
 def failure_rows(failures: Sequence[Failure]) -> np.ndarray:
-    """What of `failures` travels with an example, int32 (MOST_FAILURES, 2): utterances and first samples."""
+    """Return what of `failures` travels with an example, int32 (MOST_FAILURES, 2): utterances and first samples."""
     rows = np.full((MOST_FAILURES, 2), -1, np.int32)
     for row, failure in zip(rows, failures, strict=False):
         row[:] = failure.utterance, min(failure.start, np.iinfo(np.int32).max)
@@ -144,7 +144,7 @@ def failure_rows(failures: Sequence[Failure]) -> np.ndarray:
 
 
 def nothing_readable(failures: Sequence[Failure]) -> UserError:
-    """The error of a place in a batch for which no recording can be read."""
+    """Return the error of a place in a batch for which no recording can be read."""
     return UserError(
         f"None of the {len(failures)} crops that were tried for one place in a batch can be read, the first since: "
         f"{failures[0].error}"

@@ -38,12 +38,12 @@ MANY = 2**40
 
 
 def steps_per_epoch(corpus: "Utterances", batch_size: int, crops_per_utterance: int = 1) -> int:
-    """The number of batches of an epoch; the remainder of less than a batch is dropped."""
+    """Return the number of batches of an epoch; the remainder of less than a batch is dropped."""
     return len(corpus) * crops_per_utterance // batch_size
 
 
 def classes(corpus: "Utterances", speed: Speed | None = None) -> int:
-    """The number of classes that the labels of `train_batches` are of."""
+    """Return the number of classes that the labels of `train_batches` are of."""
     return speed.classes(len(corpus.speakers)) if speed else len(corpus.speakers)
 
 
@@ -102,7 +102,7 @@ class TrainBatches:
         return iter(batches)
 
     def get_state(self) -> dict[str, Any]:
-        """The number of batches taken so far ("step"), and what it counts; JSON-serialisable."""
+        """Return the number of batches taken so far ("step"), and what it counts; JSON-serialisable."""
         return {"step": self._step, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class TrainBatches:
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """Ends workers and threads; the next batch starts them again."""
+        """End workers and threads; the next batch starts them again."""
         if self._iterator is not None:
             self._closing()
             self._iterator = None
@@ -309,7 +309,7 @@ class WaitMeter:
         return batch
 
     def wait_fraction(self) -> float:
-        """The part of the time since the last call (or the start) that was spent waiting, from 0 to 1."""
+        """Return the part of the time since the last call (or the start) that was spent waiting, from 0 to 1."""
         now = self._clock()
         fraction = self._waited / max(now - self._since, 1e-9)
         self._waited, self._since = 0.0, now

@@ -152,7 +152,7 @@ def _examine(
 def parallel(
     function: Callable[[T], R], items: Sequence[T], workers: int, progress: bool, label: str, size=lambda item: 1
 ) -> Iterator[R]:
-    """`function` of every item, in order, by threads, with a progress bar that counts `size(item)` for each."""
+    """Return `function` of every item, in order, by threads; a progress bar counts `size(item)` for each."""
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     total = sum(map(size, items))
     try:

@@ -80,7 +80,7 @@ class Done:
 
 
 def settings(model: SpeakerModel, crop_policy: CropPolicy, dim: int) -> dict[str, Any]:
-    """What embeddings depend on but the recordings, as JSON."""
+    """Return what embeddings depend on but the recordings, as JSON."""
     return {
         "format": FORMAT,
         "tool": f"redimnet_jax {version('redimnet_jax')}",
@@ -93,7 +93,7 @@ def settings(model: SpeakerModel, crop_policy: CropPolicy, dim: int) -> dict[str
 
 
 def check(folder: Path, wanted: Mapping[str, Any], verify: bool = True) -> bool:
-    """Returns whether `folder` is finished.
+    """Return whether `folder` is finished.
 
     Raises UserError when it holds embeddings that differ in anything of `wanted`, and when a file of a finished
     folder is damaged. `verify` False leaves out the checksum of the array, which takes a pass over all of it.
@@ -117,7 +117,7 @@ def check(folder: Path, wanted: Mapping[str, Any], verify: bool = True) -> bool:
 
 
 def load(folder: str | Path, verify: bool = True) -> Embeddings:
-    """Returns the embeddings in a finished `folder`, the array mapped.
+    """Return the embeddings in a finished `folder`, the array mapped.
 
     Raises UserError when it is not finished, and when a file of it is damaged. `verify` False leaves out the checksum
     of the array, which takes a pass over all of it.
@@ -161,7 +161,7 @@ def _digest(description: Mapping[str, Any]) -> str:
 
 
 def _verify(folder: Path, found: Mapping[str, Any], array_too: bool) -> None:
-    """Raises UserError unless the files of a finished folder are those in its description `found`."""
+    """Raise UserError unless the files of a finished folder are those in its description `found`."""
     listed = found.get("files")
     if "sha256" not in found or not isinstance(listed, dict) or not {ARRAY, INDEX} <= listed.keys():
         raise UserError(f"{folder / DESCRIPTION} has no checksums of the finished files; {MEND}.")
@@ -340,7 +340,7 @@ def _finish(
 
 
 def _index(corpus: Corpus, chosen: np.ndarray) -> str:
-    """The table of the utterances `chosen` of `corpus`."""
+    """Return the table of the utterances `chosen` of `corpus`."""
     text = io.StringIO(newline="")
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(COLUMNS)

@@ -75,12 +75,12 @@ class FeatureCache:
         return self.store.complete().rows
 
     def read_features(self, rows: int) -> np.ndarray:
-        """The first `rows` rows (rows, features), memory-mapped; UserError when they do not match their checksums."""
+        """Map the first `rows` rows (rows, features); raise UserError when they do not match their checksums."""
         self.store.check(FEATURES, rows)
         return np.memmap(self.folder / FEATURES, self.dtype, "r", shape=(rows, self.features))
 
     def read_labels(self, rows: int) -> np.ndarray:
-        """The labels (rows,) int32 of the first `rows` rows; UserError when they are damaged or of no class."""
+        """Return the labels (rows,) int32 of the first `rows` rows; raise UserError when they are damaged."""
         self.store.check(LABELS, rows)
         labels = np.fromfile(self.folder / LABELS, "<i4", rows)
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
@@ -91,7 +91,7 @@ class FeatureCache:
         return labels
 
     def writer(self) -> contextlib.AbstractContextManager[Appender | None]:
-        """What appends rows, in the first process; UserError when another run appends."""
+        """Return what appends rows, in the first process; raise UserError when another run appends."""
         return self.store.appender() if jax.process_index() == 0 else contextlib.nullcontext()
 
     def sample(self, rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +111,7 @@ def extract(
     check: Callable[[], None] = lambda: None,
     unreadable: Callable[[list[tuple[int, int]]], None] = lambda found: None,
 ) -> None:
-    """Makes `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
+    """Make `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
 
     An interrupted extraction goes on where it stopped, with any batch size and on any devices. `check` is called
     before each batch and may raise, which loses nothing. So may `unreadable`, which is told for each batch what could
@@ -164,7 +164,7 @@ def keep(
     name: Callable[[int], str],
     done: Callable[[int], Any],
 ) -> None:
-    """Writes what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of a cache.
+    """Write what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of a cache.
 
     Only the first process has a `writer`. `name` is that of the utterance of a row, `done` is told how many rows are
     written. Raises UserError for features that are not finite.
