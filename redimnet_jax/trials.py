@@ -325,7 +325,7 @@ def _pairs(
     _, start, size = np.unique(groups[circle], return_index=True, return_counts=True)
     start, size = np.repeat(start, size), np.repeat(size, size)
     place = np.arange(len(groups)) - start
-    found, total = [np.empty((2, 0), np.int64)], 0
+    blocks, total = [np.empty((2, 0), np.int64)], 0
     for step in range(1, int(size.max(initial=0)) // 2 + 1):
         # At half an even circle, the second half would repeat the first.
         once = (2 * step < size) | ((2 * step == size) & (place < step))
@@ -334,8 +334,8 @@ def _pairs(
         pairs = np.stack([a[ok], b[ok]])
         if total + pairs.shape[1] > count:
             pairs = pairs[:, rng.choice(pairs.shape[1], count - total, replace=False)]
-        found.append(pairs)
+        blocks.append(pairs)
         total += pairs.shape[1]
         if total == count:
             break
-    return np.concatenate(found, axis=1)
+    return np.concatenate(blocks, axis=1)

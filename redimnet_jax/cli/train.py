@@ -172,9 +172,9 @@ def _run(values: Any, ending: _Ending) -> int:
             command.leave(1, f"error: {error}")
         except Exception as error:
             # When another process has ended, a collective call fails here before the other's sentence is seen.
-            if (told := farewell.heard(seconds=2.0)) is not None:
-                farewell.say(*told)
-                ending.on_other(*told)
+            if (message := farewell.heard(seconds=2.0)) is not None:
+                farewell.say(*message)
+                ending.on_other(*message)
             traceback.print_exc()
             sentence = f"{type(error).__name__}: {_reason(error)}"
             farewell.say(1, sentence)
