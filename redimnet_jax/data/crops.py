@@ -12,13 +12,12 @@ from redimnet_jax.errors import UserError
 if TYPE_CHECKING:
     from redimnet_jax.data.recordings import Recordings, Utterances
 
-# How often another crop of a recording that cannot be read is tried, and how many other recordings then: of the
-# speaker, and of anybody.
+# Crops that are tried of a recording that cannot be read; then so many others of the same speaker, then of anybody.
 SAME_RECORDING, OTHERS = 3, 6
-# The entry of an example that says what could not be read, and its rows.
+# The key of the failures in an example, and the most rows that it can have.
 UNREADABLE, MOST_FAILURES = "unreadable", SAME_RECORDING + 2 * OTHERS
-# Bound of the root mean square of a crop: float32 does not hold the energies of much louder ones. Integers of 32 bits
-# read as floats are far below.
+# The largest root mean square of a crop: the squares of far louder ones overflow float32. Integers of 32 bits that
+# are read as floats stay far below.
 LOUDEST = 1e12
 
 
@@ -33,10 +32,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Crops:
-    """The crops of `corpus`, `samples` long at 16 kHz, which follow from `seed`; `speed`, then `steps`, change them.
+    """Crops of `samples` samples at 16 kHz of `corpus`, fixed by `seed`; `speed`, then `steps`, augment them.
 
     Where a recording cannot be read, another crop takes its place: of the same recording, then of other recordings of
-    the speaker, then of any. Which one is decided by the generator, so by the seed and the position alone.
+    the speaker, then of any. The choice comes from the example's random generator, so from seed and position only.
     """
 
     corpus: "Utterances"
@@ -46,7 +45,7 @@ class Crops:
     speed: Speed | None = None
 
     def made_of(self) -> dict[str, Any]:
-        """All that a crop follows from but its number, as JSON."""
+        """Return all that determines a crop, except its number, as JSON."""
         return {
             "corpus": self.corpus.digest,
             "samples": self.samples,
@@ -58,8 +57,8 @@ class Crops:
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return {"waveform": float32 (samples,), "label": int32, UNREADABLE: int32 (MOST_FAILURES, 2)}.
 
-        The example is of utterance `index` % len(corpus), where it can be read. UNREADABLE holds what failed, with -1
-        in the rows that are not used. Raises UserError when nothing can be read.
+        The example comes from utterance `index` % len(corpus), or from a substitute. UNREADABLE holds what failed, with
+        -1 in the rows that are not used. Raises UserError when nothing can be read.
         """
         choice = int(rng.integers(len(self.speed.factors))) if self.speed else None
         utterance, failures = int(index) % len(self.corpus), []
@@ -74,7 +73,7 @@ class Crops:
     def of_speaker(
         self, utterance: int, choice: int | None, rng: np.random.Generator, failures: list[Failure]
     ) -> dict[str, Any] | None:
-        """Return a crop of an utterance at the speed of index `choice`, or one of another utterance of its speaker.
+        """Return a crop of `utterance` with speed number `choice`, or of another utterance of its speaker.
 
         None when a few tries find none that can be read; what fails is appended to `failures`.
         """
@@ -126,7 +125,7 @@ def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int)
             f"The utterance {corpus.name(utterance)} is shorter than the {length} samples that the index of"
             " the corpus gives it, so restore the recording or remove it."
         )
-    # Not less than the limit: NaN is above it too.
+    # Written as `not <=`, so that NaN is refused too.
     if not np.dot(waveform, waveform) <= LOUDEST**2 * len(waveform):
         raise UserError(
             f"The utterance {corpus.name(utterance)} has samples beyond {LOUDEST:g}, of which no features can be"
@@ -136,7 +135,7 @@ def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int)
 
 
 def failure_rows(failures: Sequence[Failure]) -> np.ndarray:
-    """Return what of `failures` travels with an example, int32 (MOST_FAILURES, 2): utterances and first samples."""
+    """Return `failures` as an array that fits in an example, int32 (MOST_FAILURES, 2): utterance, first sample."""
     rows = np.full((MOST_FAILURES, 2), -1, np.int32)
     for row, failure in zip(rows, failures, strict=False):
         row[:] = failure.utterance, min(failure.start, np.iinfo(np.int32).max)
@@ -144,7 +143,7 @@ def failure_rows(failures: Sequence[Failure]) -> np.ndarray:
 
 
 def nothing_readable(failures: Sequence[Failure]) -> UserError:
-    """Return the error of a place in a batch for which no recording can be read."""
+    """Return the error for a place in a batch that no recording could fill."""
     return UserError(
         f"None of the {len(failures)} crops that were tried for one place in a batch can be read, the first since: "
         f"{failures[0].error}"

@@ -1,12 +1,11 @@
 """Training batches from a corpus: shuffled, cropped, augmented, and the same whatever machine makes them.
 
-Everything is decided by numbers alone. The crops of an epoch are 0 to utterances * crops_per_utterance - 1; a
-pseudo-random permutation, another one every epoch and computed element by element, says which crop stands at which
-global position, and the random numbers of an example follow from the seed and that position. Batch t of an epoch is
-positions t * batch_size onwards; what remains at the end of an epoch is dropped (other utterances every epoch).
-Processes take every process_count-th position, and whole batches are handed to the workers in turn. So the stream
-depends neither on the number of workers nor, as a set of examples a step, on the number of processes, and one number,
-the step, is all its state.
+The order depends on the seed and the position only. The crops of an epoch are 0 to utterances * crops_per_utterance
+- 1. Each epoch has its own pseudo-random permutation of them, computed one element at a time. The random numbers of a
+crop come from the seed and its position. Batch t of an epoch starts at position t * batch_size; the incomplete last
+batch is dropped, other utterances every epoch. Processes take every process_count-th position, and workers make whole
+batches in turn. So the number of workers does not change the stream, and the number of processes changes only who
+makes which example of a step. The step number is the whole state.
 """
 
 import dataclasses
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
-# Batches that a worker process and its queue hold in shared memory at most: one being made, one in the queue, one in
-# the hands of the reading thread and one behind it.
+# Batches that a worker process and its queue hold in shared memory at most: being made, queued, held by the reader,
+# and waiting behind it.
 BATCHES_A_WORKER = 4
 # More crops than anybody will ever draw.
 MANY = 2**40
@@ -43,15 +42,15 @@ def steps_per_epoch(corpus: "Utterances", batch_size: int, crops_per_utterance: 
 
 
 def classes(corpus: "Utterances", speed: Speed | None = None) -> int:
-    """Return the number of classes that the labels of `train_batches` are of."""
+    """Return how many classes the labels of `train_batches` have; changed speeds may count as new speakers."""
     return speed.classes(len(corpus.speakers)) if speed else len(corpus.speakers)
 
 
 class TrainBatches:
     """An endless iterator over batches whose state is the number of batches taken.
 
-    The state is plain JSON and holds beside the step what the step's meaning depends on, which `set_state` compares.
-    It fits any number of workers and processes.
+    The state is plain JSON. It holds the step and what gives it meaning (seed, batch size, corpus), and `set_state`
+    refuses others. It fits any number of workers and processes.
     """
 
     def __init__(self, batches: Any, workers: int, threads: int, identity: dict[str, Any]):
@@ -79,7 +78,7 @@ class TrainBatches:
         return batch
 
     def take_unreadable(self) -> list[tuple[int, int]]:
-        """(utterance, first sample) of what could not be read for the batches taken since the last call."""
+        """Return (utterance, first sample) of all that could not be read in the batches since the last call."""
         taken, self._unreadable = self._unreadable, []
         return taken
 
@@ -92,7 +91,7 @@ class TrainBatches:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if self._workers:
-            # Grain reads its flags of absl, which only absl.app parses: elsewhere their defaults hold.
+            # Grain needs parsed flags of absl, which only absl.app parses; elsewhere their defaults hold.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
@@ -106,7 +105,7 @@ class TrainBatches:
         return {"step": self._step, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on behind the batch after which `state` was got; UserError if that was another stream."""
+        """Continue after the batch at which `state` was taken; raise UserError if it is from another stream."""
         for key, ours in self._identity.items():
             if state.get(key) != ours and key == "corpus":
                 raise UserError(
@@ -143,9 +142,9 @@ def _check_shared_memory(needed: int) -> None:
 class Readers:
     """What makes the batches of this process, one of `process_count`.
 
-    `workers` processes make whole batches in turn; with none, `threads` of this process do (default: one a core, 8 at
-    most), each a batch. Between threads and consumer up to `threads` batches wait, between workers and consumer up to
-    `BATCHES_A_WORKER` a worker, in shared memory.
+    With workers, each worker process makes whole batches in turn. Without, `threads` threads do (default: one per
+    core, at most 8). Up to `threads` batches wait for the consumer, or `BATCHES_A_WORKER` per worker in shared
+    memory.
     """
 
     workers: int = 0
@@ -177,11 +176,11 @@ def train_batches(
 
     `batch_size` is that of all processes together, of which this one makes rows = batch_size / process_count. Every
     utterance gives `crops_per_utterance` random crops an epoch; labels are of `classes(corpus, speed)`. With
-    `crops_per_speaker` above 1 a batch holds speakers with that many crops each, see `speaker_groups`; an epoch has
-    as many batches.
+    `crops_per_speaker` above 1 a batch holds speakers with that many crops each, see `speaker_groups`; the number of
+    batches of an epoch stays the same.
 
-    Where a recording cannot be read, another crop takes its place, see `data.crops`, and `take_unreadable` tells.
-    Raises UserError for impossible numbers now, and later where nothing can be read in place of a recording.
+    Where a recording cannot be read, another crop takes its place (see `data.crops`), and `take_unreadable` lists it.
+    Raises UserError at once for numbers out of range, and while iterating if no substitute can be read.
     """
     optional.require("train")
     import grain
@@ -246,10 +245,10 @@ def crops_in_order(
     begin: int = 0,
     readers: Readers = Readers(),  # noqa: B008 (it is immutable)
 ) -> TrainBatches:
-    """Return endless batches, as of `train_batches`, of numbered crops, from number `begin` on.
+    """Return endless batches, as `train_batches` does, of crops in the order of their numbers, from `begin` on.
 
-    Crop r is of utterance r % len(corpus). It follows from the seed and r alone, whatever batch it is in, so that any
-    of them can be made again. Row i of the batch of process p is number i * process_count + p of the global batch.
+    Crop r is of utterance r % len(corpus). It depends only on the seed and r, so any crop can be made again. Row i of
+    the batch of process p is number i * process_count + p of the global batch.
     """
     optional.require("train")
     import grain
@@ -274,7 +273,7 @@ def crops_in_order(
 
 
 def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: int) -> None:
-    """Raise UserError for numbers that cannot be."""
+    """Raise UserError for numbers out of range."""
     numbers |= {"batch_size": batch_size, "crop": crops.samples, "workers": readers.workers, "seed": crops.seed}
     least = {"workers": 0, "seed": 0}
     for name, value in numbers.items():
@@ -289,8 +288,8 @@ def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: i
 class WaitMeter:
     """Iterates over `batches` and measures how long the consumer waits for them.
 
-    A step that JAX has only been told to run returns at once, so the fraction speaks of the accelerator only if the
-    consumer waits for a result at least every few steps (as reading a loss does).
+    JAX returns before a step is done. So the fraction is how long the accelerator waits only if the consumer reads a
+    result every few steps, such as a loss.
     """
 
     def __init__(self, batches: Iterator[Batch], clock=time.perf_counter):

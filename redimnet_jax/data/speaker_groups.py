@@ -1,8 +1,8 @@
 """Batches of P speakers with K crops each, for losses that compare the crops of a batch.
 
-In place of crops, speakers stand in a pseudo-random order, another one every round; a batch is the next P of them, so
-no speaker is in it twice, and what remains at the end of a round is dropped. Each gives K crops, of different
-utterances as far as they go, in consecutive rows. Speakers are drawn equally often, however much they said.
+Speakers, not crops, are shuffled, anew in each round. A batch takes the next P of them, all different unless one
+cannot be read (see `Group`); the rest of a round is dropped. Each gives K crops in consecutive rows, from different
+utterances while it has enough. Speakers are drawn equally often, however much they said.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from redimnet_jax.errors import UserError
 class Group:
     """Makes `size` crops of a speaker, {"waveform": float32 (size, samples), "label": int32 (size,)}.
 
-    Where a speaker at another speed is another one, all crops of a group have the same speed. Another crop of the
-    speaker takes the place of one that cannot be read; where the speaker has none that can be, a group of another
-    speaker does, who may then be in a batch twice. The entry UNREADABLE holds what failed, as in `Crops.example`.
+    If changed speeds count as new speakers, all crops of a group have the same speed. Another crop of the speaker
+    takes the place of one that cannot be read. If none of the speaker can, a group of another speaker does; that
+    speaker may then be in a batch twice. The entry UNREADABLE holds what failed, as in `Crops.example`.
     """
 
     crops: Crops
     size: int
-    utterances: np.ndarray  # of the corpus, speaker by speaker
-    ends: np.ndarray  # (speakers,), where those of a speaker end
+    utterances: np.ndarray  # numbers of the utterances, sorted by speaker
+    ends: np.ndarray  # (speakers,): ends[s] is the end of speaker s in `utterances`
 
     def __call__(self, speaker: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         failures: list[Failure] = []
@@ -36,7 +36,7 @@ class Group:
                 raise nothing_readable(failures)
             group = self._of(int(rng.integers(len(self.ends))), rng, failures)
             tries += 1
-        # The failures of the whole group travel in the rows of its crops.
+        # The failures of the group are spread over the failure entries of its crops.
         rows = [failure_rows(failures[row :: self.size]) for row in range(self.size)]
         return group | {UNREADABLE: np.stack(rows)}
 
@@ -65,7 +65,8 @@ class Group:
 def group(crops: Crops, size: int, *, batch_size: int, process_count: int, one_utterance: bool) -> Group:
     """Return the groups of `size` crops of each speaker, in batches of `batch_size` crops.
 
-    Raises UserError when such batches cannot be, and unless `one_utterance`, for speakers with a single utterance.
+    Raises UserError if the sizes do not divide, if there are too few speakers, or, unless `one_utterance`, if a
+    speaker has a single utterance only.
     """
     corpus = crops.corpus
     speakers = batch_size // size
@@ -76,7 +77,7 @@ def group(crops: Crops, size: int, *, batch_size: int, process_count: int, one_u
         )
     if speakers > len(corpus.speakers):
         raise UserError(
-            f"A batch of {batch_size} crops, {size} a speaker, is of {speakers} speakers and the corpus has "
+            f"A batch of {batch_size} crops, {size} a speaker, needs {speakers} speakers and the corpus has "
             f"{len(corpus.speakers)}, so lower the batch size or raise crops_per_speaker."
         )
     counts = np.bincount(corpus.labels, minlength=len(corpus.speakers))
