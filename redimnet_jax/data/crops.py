@@ -57,8 +57,8 @@ class Crops:
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return {"waveform": float32 (samples,), "label": int32, UNREADABLE: int32 (MOST_FAILURES, 2)}.
 
-        The example comes from utterance `index` % len(corpus), or from a substitute. UNREADABLE says what failed, with
-        -1 in the rows that are not used. Raises UserError when nothing can be read.
+        The example comes from utterance `index` % len(corpus), or from a substitute. UNREADABLE says what failed, and
+        holds -1 in the rows that are not used. Raises UserError when nothing can be read.
         """
         choice = int(rng.integers(len(self.speed.factors))) if self.speed else None
         utterance, failures = int(index) % len(self.corpus), []
