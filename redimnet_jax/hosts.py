@@ -238,14 +238,14 @@ class Farewell:
         next_beat = 0.0
         while not self._done.wait(POLL_SECONDS):
             now = time.monotonic()
-            told = self.heard()
-            if told is None and now >= next_beat:
+            message = self.heard()
+            if message is None and now >= next_beat:
                 next_beat = now + BEAT_SECONDS
-                told = self._beat(watch, now)
-            if told is not None and not self._done.is_set():
+                message = self._beat(watch, now)
+            if message is not None and not self._done.is_set():
                 self._claim()
                 self._depart()
-                self._leave(*told)
+                self._leave(*message)
 
     def _beat(self, watch: "LifeWatch", now: float) -> tuple[int, str] | None:
         """Give a sign of life; process 0 returns, and leaves for all, what is to be said of a lost process."""
