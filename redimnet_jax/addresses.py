@@ -201,13 +201,13 @@ def _file_system(protocol: str, _process: int) -> Any:
         return fsspec.filesystem(protocol, skip_instance_cache=True)
     import aiohttp
 
-    # The class that fsspec would choose asks Google for the kind of every bucket first, which an emulator cannot tell.
+    # The class that fsspec would choose asks Google for the kind of every bucket, which an emulator cannot tell.
     from gcsfs.core import GCSFileSystem
 
     # It logs tracebacks of what it raises as well.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
     # An emulator has no accounts either, and the search for one would take long.
-    account = {"token": "anon"} if os.environ.get("STORAGE_EMULATOR_HOST") else {}
-    session = {"timeout": timeout}
-    return GCSFileSystem(skip_instance_cache=True, use_listings_cache=False, session_kwargs=session, **account)
+    options: dict[str, Any] = {"token": "anon"} if os.environ.get("STORAGE_EMULATOR_HOST") else {}
+    options |= {"use_listings_cache": False, "session_kwargs": {"timeout": timeout}}
+    return GCSFileSystem(skip_instance_cache=True, **options)

@@ -18,14 +18,15 @@ import redimnet_jax as rj
 from redimnet_jax import addresses, buckets
 from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import embed, evaluate
-from redimnet_jax.data import tfds
+from redimnet_jax.data import decoding, tfds
 from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.embedding import folder as embedding_folder
+from redimnet_jax.evaluation import score_file
 from redimnet_jax.mirrored_files import SEAL
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training import saved_run
 
-SETTINGS = {"epochs": 2, "checkpoint.every_steps": 2, "averaging.last": 2, "cache.crops": 0}
+SETTINGS = {"epochs": 2, "checkpoint.every_steps": 2, "averaging.last": 2, "cache.crops": 1}
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +78,11 @@ def sealed(workdir: str) -> list[int]:
 
 
 @pytest.mark.slow
-def test_killed_resumed_evaluated_and_embedded(local, bucket, machine, tmp_path, capsys):
+def test_killed_resumed_evaluated_and_embedded(local, bucket, machine, tmp_path, capsys, caplog):
     whole = tmp_path / "run"
     training_run.train(training_runs.config(local | SETTINGS), whole)
     workdir = f"{bucket}/run"
-    settings = in_bucket(local, bucket) | SETTINGS
+    settings = in_bucket(local, bucket) | SETTINGS | {"cache.folder": f"{bucket}/features"}
     flags = training_runs.SETTINGS | settings
     process = run_commands.begin(f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in flags.items()))
     run_commands.wait_until(lambda: process.poll() is not None or sealed(workdir), "a checkpoint")
@@ -90,7 +91,9 @@ def test_killed_resumed_evaluated_and_embedded(local, bucket, machine, tmp_path,
     assert not addresses.is_file(f"{workdir}/results.json")
     # Another machine, where nothing of the run is, goes on; it need not wait, since the killed process was here.
     machine("b")
+    caplog.clear()
     training_run.train(training_runs.config(settings), workdir)
+    assert "resumed at step" in caplog.text and "features of 36 crops, " not in caplog.text
     copy = buckets.staged(workdir)
     arrays, _ = training_runs.saved(copy, saved_run.saved_steps(workdir)[-1])
     training_runs.same_bits(arrays, training_runs.saved(whole, saved_run.saved_steps(whole)[-1])[0])
@@ -115,34 +118,22 @@ def test_killed_resumed_evaluated_and_embedded(local, bucket, machine, tmp_path,
     arguments += ["--bootstrap=10", f"--cache={bucket}/pooled"]
     assert evaluate.main([*arguments, f"--output={report}"]) == 0
     assert f"plots are in {report}" in capsys.readouterr().out
-    compared = [f"--output={bucket}/again", f"--compare={report}/scores.tsv"]
-    assert evaluate.main([*arguments, *compared]) == 0
-    assert addresses.read(f"{report}/scores.tsv") == addresses.read(f"{bucket}/again/scores.tsv")
+    assert len(score_file.read(f"{report}/scores.tsv")[0]) == 80
+    assert any(name.startswith("pooled-") for name in addresses.files_below(f"{bucket}/pooled"))
     embeddings = f"{bucket}/embeddings"
-    for told in ("24 utterances", "has all embeddings"):
-        assert embed.main([settings["validation.tree"], f"--checkpoint={workdir}", f"--output={embeddings}"]) == 0
-        assert told in (said := capsys.readouterr().out) and embeddings in said and "disk-" not in said
+    assert embed.main([settings["validation.tree"], f"--checkpoint={workdir}", f"--output={embeddings}"]) == 0
+    assert embeddings in (said := capsys.readouterr().out) and "disk-" not in said
     machine("d")
     assert embedding_folder.load(embeddings).array.shape == (24, training_runs.tiny.DIMS[-1])
 
 
 def trial_list(tree: Path) -> str:
-    names = sorted(str(path.relative_to(tree)) for path in tree.rglob("*.*"))
+    files = (path for path in tree.rglob("*") if path.suffix in decoding.SUFFIXES)
+    names = sorted(str(path.relative_to(tree)) for path in files)
     pairs = [(a, b) for a in names for b in names if a < b]
     chosen = np.random.default_rng(0).permutation(len(pairs))[:80]
     lines = [f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}" for a, b in (pairs[i] for i in chosen)]
     return "\n".join(lines) + "\n"
-
-
-@pytest.mark.slow
-def test_features_are_shared_through_a_bucket(local, bucket, machine, monkeypatch, caplog):
-    settings = in_bucket(local, bucket) | {"epochs": 1, "cache.crops": 1, "cache.folder": f"{bucket}/features"}
-    training_run.train(training_runs.config(settings), f"{bucket}/first")
-    assert "features of 36 crops, " in caplog.text
-    caplog.clear()
-    machine("b")
-    training_run.train(training_runs.config(settings), f"{bucket}/second")
-    assert "features of 36 crops, " not in caplog.text and "cached features of 36 crops" in caplog.text
 
 
 def test_a_tree_in_a_bucket_is_the_same_corpus(local, bucket, machine):
