@@ -166,7 +166,7 @@ class Mirror:
         assert self.address is not None
         state = State.read(self._state_path)
         wanted = snapshot.stamps()
-        if state.revisions and state.files == wanted:
+        if state.files == wanted and (state.revisions or not wanted):
             return
         known = dict(state.files)
         state.revisions = [*state.revisions[-1:], secrets.token_hex(8)]

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import bucket_server
+import checkpoint_files
 import jax
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from refusals import refusal
 import redimnet_jax as rj
 from redimnet_jax import addresses, buckets
 from redimnet_jax.checkpoints import native
-from redimnet_jax.cli import embed, evaluate
+from redimnet_jax.checkpoints.open import open_model
+from redimnet_jax.cli import convert, embed, evaluate
 from redimnet_jax.data import decoding, tfds
 from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.embedding import folder as embedding_folder
@@ -156,6 +158,19 @@ def test_a_tree_in_a_bucket_is_the_same_corpus(local, bucket, machine):
         assert len(open_corpus(source, cache_dir=index, progress=False)) == len(here) - 1
     finally:
         addresses.upload(Path(local["data.train"]) / here.name(5), f"{source}/{here.name(5)}")
+
+
+def test_weights_are_converted_in_a_bucket(bucket, machine, tmp_path, capsys):
+    addresses.upload(checkpoint_files.save(tmp_path / "b0.pt", "v1_fc"), f"{bucket}/b0.pt")
+    arguments = [f"--checkpoint={bucket}/b0.pt", f"--output={bucket}/weights/b0"]
+    assert convert.main(arguments) == 0
+    assert f"{bucket}/weights/b0" in capsys.readouterr().out
+    machine("b")
+    converted, original = (native.flat(open_model(f"{bucket}/{name}").network) for name in ("weights/b0", "b0.pt"))
+    training_runs.same_bits(
+        *({name: np.asarray(array) for name, array in arrays.items()} for arrays in (converted, original))
+    )
+    assert convert.main(arguments) == 1 and "exists already" in capsys.readouterr().err
 
 
 def test_a_tfds_data_set_in_a_bucket(local, bucket, machine):
