@@ -195,16 +195,19 @@ def _line(error: Exception) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _file_system(protocol: str, _process: int) -> Any:
-    # Its other form asks Google for the kind of every bucket, and warns where that may not be asked.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    if protocol not in ("gs", "gcs"):
+        import fsspec
+
+        return fsspec.filesystem(protocol, skip_instance_cache=True)
+    import aiohttp
+
+    # The class that fsspec would choose asks Google for the kind of every bucket, which an emulator cannot tell.
+    from gcsfs.core import GCSFileSystem
+
     # It logs tracebacks of what it raises as well.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    import fsspec
-
-    options: dict[str, Any] = {}
-    if protocol in ("gs", "gcs"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-        options = {"use_listings_cache": False, "session_kwargs": {"timeout": timeout}}
-    return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+    # An emulator has no accounts either, and the search for one would take long.
+    options: dict[str, Any] = {"token": "anon"} if os.environ.get("STORAGE_EMULATOR_HOST") else {}
+    options |= {"use_listings_cache": False, "session_kwargs": {"timeout": timeout}}
+    return GCSFileSystem(skip_instance_cache=True, **options)

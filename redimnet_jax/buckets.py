@@ -7,7 +7,7 @@ nothing. `staged` gives a local copy of a file or folder to read. Copies are bel
 A push changes a bucket in the order in which the folder changed, so that a push that is interrupted leaves what an
 interruption at some moment would have left in the folder:
 
-1. Files are uploaded in the order in which they were written or renamed.
+1. Files, folders and links are uploaded in the order in which they were written or renamed.
 2. A folder of `Layout.whole`, which appears whole or not at all, gets an object `.sealed.json` that says it is not
    complete, then its files, and then the seal: the sizes and checksums of all files. A folder with a broken seal is
    ignored; one that does not match its seal is refused. A folder without a seal was put there by another program.
@@ -144,10 +144,11 @@ class Mirror:
             if not _is_ahead(state, _read_revision(self.address), there):
                 _pull(self.address, self.local, state, self._layout)
                 return
-            # An interrupted push left the others, which the next one replaces or removes.
-            state.files |= {name: UNKNOWN for name in there if name not in state.files}
-            state.write(self._state_path)
             self.local.mkdir(parents=True, exist_ok=True)
+            if self._lease is not None:
+                # An interrupted push left the others, which the next one replaces or removes.
+                state.files |= {name: UNKNOWN for name in there if name not in state.files}
+                state.write(self._state_path)
 
     def share(self) -> None:
         """Give the other processes what the first one wrote: it pushes, then they pull. All must call this."""
@@ -165,7 +166,7 @@ class Mirror:
         assert self.address is not None
         state = State.read(self._state_path)
         wanted = snapshot.stamps()
-        if state.revisions and state.files == wanted:
+        if state.files == wanted and (state.revisions or not wanted):
             return
         known = dict(state.files)
         state.revisions = [*state.revisions[-1:], secrets.token_hex(8)]

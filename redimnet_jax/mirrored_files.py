@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import fnmatch
+import functools
 import json
 import logging
 import os
@@ -55,12 +56,16 @@ class Layout:
 
 @dataclasses.dataclass
 class Snapshot:
-    """The files of a local folder at one moment: single ones in the order of their change, whole folders, links."""
+    """What a local folder holds at one moment: single files, whole folders with their files, and links by target.
+
+    `order` has the names of all of these in the order of their change; the files `apart` have none.
+    """
 
     single: dict[str, Stamp]
     whole: dict[str, dict[str, Stamp]]
     links: dict[str, str]
-    apart: frozenset[str]
+    apart: list[str]
+    order: list[str]
 
     def stamps(self) -> dict[str, Stamp]:
         """Return the stamps of all files and links by the name of their object."""
@@ -74,32 +79,35 @@ def scan(folder: Path, layout: Layout) -> Snapshot:
 
     Raise FileNotFoundError when a link's target is not there, since the folder is being changed.
     """
-    single: list[tuple[int, str, Stamp]] = []
-    whole: dict[str, dict[str, Stamp]] = {}
-    links: dict[str, str] = {}
+    found = Snapshot({}, {}, {}, [], [])
+    changed: dict[str, tuple] = {}
     for root, folders, names in os.walk(folder):
         base = os.path.relpath(root, folder)
         prefix = "" if base == "." else f"{base}/"
         for name in list(folders):
-            path = os.path.join(root, name)
-            hidden = name.startswith(".") or prefix + name in layout.skipped
-            if not hidden and os.path.islink(path):
-                links[prefix + name] = os.readlink(path)
-            elif not hidden and _matches(prefix + name, layout.whole):
-                whole[prefix + name] = _inside(Path(path))
-            elif not hidden:
-                continue
-            folders.remove(name)
+            path = Path(root, name)
+            if name.startswith(".") or prefix + name in layout.skipped:
+                folders.remove(name)
+            elif path.is_symlink():
+                found.links[prefix + name] = os.readlink(path)
+                changed[prefix + name] = path.lstat().st_ctime_ns, 2
+                folders.remove(name)
+            elif _matches(prefix + name, layout.whole):
+                found.whole[prefix + name] = _inside(path)
+                changed[prefix + name] = path.lstat().st_ctime_ns, 1
+                folders.remove(name)
         for name in names:
             if not name.startswith(".") and name != locks.LOCK:
                 facts = os.stat(os.path.join(root, name))
-                single.append((facts.st_ctime_ns, prefix + name, Stamp(facts.st_size, facts.st_mtime_ns)))
-    for name, target in links.items():
-        if not os.path.isdir(folder / name) or os.path.join(os.path.dirname(name), target) not in whole:
+                found.single[prefix + name] = Stamp(facts.st_size, facts.st_mtime_ns)
+                # A clock may tick slowly; what describes other files is written after them.
+                changed[prefix + name] = facts.st_ctime_ns, 0, name.endswith(".json"), name
+    for name, target in found.links.items():
+        if os.path.join(os.path.dirname(name), target) not in found.whole:
             raise FileNotFoundError(target)
-    ordered = {name: stamp for _, name, stamp in sorted(single)}
-    apart = frozenset(name for name in ordered if _matches(name, layout.apart))
-    return Snapshot(ordered, whole, links, apart)
+    found.apart = [name for name in found.single if _matches(name, layout.apart)]
+    found.order = sorted(changed.keys() - set(found.apart), key=lambda name: changed[name])
+    return found
 
 
 def push(folder: Path, address: str, snapshot: Snapshot, known: dict[str, Stamp]) -> None:
@@ -107,43 +115,50 @@ def push(folder: Path, address: str, snapshot: Snapshot, known: dict[str, Stamp]
 
     Raise FileNotFoundError when a file of the snapshot is gone.
     """
-
-    def upload(name: str) -> None:
-        if not os.path.exists(folder / name):
-            raise FileNotFoundError(name)
-        known[name] = UNKNOWN
-        addresses.upload(folder / name, f"{address}/{name}")
+    upload = functools.partial(_upload, folder, address, known)
 
     def upload_single(name: str) -> None:
-        upload(name)
-        known[name] = snapshot.single[name]
+        if known.get(name) != snapshot.single[name]:
+            upload(name)
+            known[name] = snapshot.single[name]
 
-    def upload_whole(base: str) -> None:
-        inside = {f"{base}/{name}": stamp for name, stamp in snapshot.whole[base].items()}
-        before = _below(known, base)
-        known.update(dict.fromkeys(inside, UNKNOWN))
-        addresses.write(f"{address}/{base}/{SEAL}", BROKEN)
-        in_parallel(upload, list(inside))
-        sums = {name: [stamp.size, crc32(folder / base / name)] for name, stamp in snapshot.whole[base].items()}
-        remove_objects(address, [name for name in before if name not in inside])
-        addresses.write(f"{address}/{base}/{SEAL}", json.dumps({"complete": True, "files": sums}).encode())
-        for name in before:
-            del known[name]
-        known.update(inside)
-
-    changed = [name for name, stamp in snapshot.single.items() if known.get(name) != stamp]
-    in_parallel(upload_single, [name for name in changed if name in snapshot.apart])
-    for name in changed:
-        if name not in snapshot.apart:
+    in_parallel(upload_single, snapshot.apart)
+    for name in snapshot.order:
+        if name in snapshot.whole:
+            _upload_whole(folder, address, known, name, snapshot.whole[name])
+        elif name in snapshot.links:
+            stamp = Stamp(0, 0, snapshot.links[name])
+            if known.get(f"{name}{LINK}") != stamp:
+                addresses.write(f"{address}/{name}{LINK}", stamp.target.encode())
+                known[f"{name}{LINK}"] = stamp
+        else:
             upload_single(name)
-    for base, inside in snapshot.whole.items():
-        if _below(known, base) != {f"{base}/{name}": stamp for name, stamp in inside.items()}:
-            upload_whole(base)
-    for name, target in snapshot.links.items():
-        stamp = Stamp(0, 0, target)
-        if known.get(f"{name}{LINK}") != stamp:
-            addresses.write(f"{address}/{name}{LINK}", target.encode())
-            known[f"{name}{LINK}"] = stamp
+
+
+def _upload(folder: Path, address: str, known: dict[str, Stamp], name: str) -> None:
+    if not os.path.exists(folder / name):
+        raise FileNotFoundError(name)
+    known[name] = UNKNOWN
+    addresses.upload(folder / name, f"{address}/{name}")
+
+
+def _upload_whole(
+    folder: Path, address: str, known: dict[str, Stamp], base: str, stamps: Mapping[str, Stamp]
+) -> None:
+    """Upload the folder `base`, whose files have the `stamps`, with its seal, unless all of it is known."""
+    inside = {f"{base}/{name}": stamp for name, stamp in stamps.items()}
+    before = {name: stamp for name, stamp in known.items() if _is_below(name, base)}
+    if before == inside:
+        return
+    known.update(dict.fromkeys(inside, UNKNOWN))
+    addresses.write(f"{address}/{base}/{SEAL}", BROKEN)
+    in_parallel(functools.partial(_upload, folder, address, known), list(inside))
+    sums = {name: [stamp.size, crc32(folder / base / name)] for name, stamp in stamps.items()}
+    remove_objects(address, [name for name in before if name not in inside])
+    addresses.write(f"{address}/{base}/{SEAL}", json.dumps({"complete": True, "files": sums}).encode())
+    for name in before:
+        del known[name]
+    known.update(inside)
 
 
 def remove(address: str, gone: Sequence[str], snapshot: Snapshot) -> None:
@@ -234,7 +249,7 @@ def _read_seals(address: str, there: Mapping[str, addresses.Entry]) -> dict[str,
 def _expected(
     address: str, seals: Mapping[str, dict[str, Any] | None], there: Mapping[str, addresses.Entry]
 ) -> dict[str, int]:
-    """Return the checksums of all files of sealed folders; raise UserError where one is missing or of another size."""
+    """Return the checksums of all files of sealed folders; raise UserError where one is missing, or has changed."""
     expected: dict[str, int] = {}
     for base, listed in seals.items():
         for name, (size, checksum) in (listed or {}).items():
@@ -344,10 +359,6 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
         and all(fnmatch.fnmatchcase(part, wanted) for part, wanted in zip(parts, pattern.split("/"), strict=True))
         for pattern in patterns
     )
-
-
-def _below(stamps: Mapping[str, Stamp], base: str) -> dict[str, Stamp]:
-    return {name: stamp for name, stamp in stamps.items() if _is_below(name, base)}
 
 
 def _is_below(name: str, base: str) -> bool:

@@ -84,10 +84,9 @@ def opened(source: Source, name: str) -> Iterator[Signal]:
 
     Raises UserError, which calls the source `name`, when it cannot be opened.
     """
-    source = source if isinstance(source, bytes) else _located(source, name)
     with contextlib.ExitStack() as stack:
         with _refusals(name):
-            signal = _open(source, stack)
+            signal = _open(source if isinstance(source, bytes) else _located(source, name), stack)
         yield dataclasses.replace(signal, blocks=functools.partial(_guarded, signal.blocks, name))
 
 

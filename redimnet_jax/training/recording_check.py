@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from redimnet_jax import addresses, buckets
 from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.data.crops import read_stretch
 from redimnet_jax.data.recordings import Recordings
@@ -17,7 +18,7 @@ from redimnet_jax.training.data import Data, open_data
 from redimnet_jax.training.log import shows_progress
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.unreadable_list import printable
-from redimnet_jax.training.workdir import opened
+from redimnet_jax.training.workdir import LAYOUT
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def check(settings: Settings | ConfigDict, workdir: Path, *, workers: int = 8) -
     run is judged by, which nothing can replace.
     """
     checked = train_config.check(settings, jax.device_count())
-    with opened(workdir) as mirror:
+    with buckets.writing_together(addresses.absolute(workdir), LAYOUT) as mirror:
         _check(checked, open_data(checked, mirror.local), workers)
 
 
