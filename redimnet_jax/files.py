@@ -97,7 +97,7 @@ def new_folder(path: str | Path, advice: str = "choose another output") -> Itera
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder, if it is there, under a hidden name, so that nobody sees a part of it."""
+    """Remove a folder, if it is there, under a hidden name, so that nobody sees a part of it."""
     hidden = _part_of(path)
     with contextlib.suppress(FileNotFoundError):
         path.rename(hidden)

@@ -118,7 +118,7 @@ def _guarded(
 
 
 def _located(source: str | Path, name: str) -> Source:
-    """A path where there is a file, or the bytes of the file at an address."""
+    """Return a path where there is a file, or the bytes of the file at an address."""
     with contextlib.suppress(FileNotFoundError):
         if addresses.of(source) or os.path.isfile(source):
             return addresses.read(source) if addresses.of(source) else source

@@ -2,9 +2,9 @@
 
 The workdir, a path or an address, holds `config.json`, `checkpoints/` (from which an interrupted run resumes),
 `best/` (the best model, native), `scores/` (of the validations that were the best so far), `index/` (of the audio),
-`events/` (TensorBoard), `unreadable.txt` (training recordings that could not be read, if any), and at the end
-`results.json`, `results.md` and plots; with `averaging.last` also `epochs/`, the last epochs' models, and
-`averaged/`, their mean.
+`events/` (TensorBoard), `time.json` (where its time went), `unreadable.txt` (training recordings that could not be
+read, if any), and at the end `results.json`, `results.md` and plots; with `averaging.last` also `epochs/`, the last
+epochs' models, and `averaged/`, their mean.
 """
 
 import contextlib
