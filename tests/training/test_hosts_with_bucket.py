@@ -64,7 +64,7 @@ def start(tmp_path):
         """Two hosts; the second one has `more` in its environment."""
         command = [sys.executable, "-u", "train.py", "--config=configs/projection_only.py", f"--workdir={workdir}"]
         command += [f"--config.{key}={value}" for key, value in settings.items()] + ["--config.cache.crops=0"]
-        command += [f"--coordinator=localhost:{bucket_server.free_port()}", "--processes=2", "--join_seconds=120"]
+        command += [f"--coordinator=localhost:{bucket_server.free_port()}", "--processes=2", "--join_seconds=240"]
         hosts = []
         for index in (0, 1):
             environment = bucket_server.environment(tmp_path / f"disk{index}") | (more if index else {})

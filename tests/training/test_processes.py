@@ -49,7 +49,7 @@ def start(settings: dict, workdir: Path) -> list[subprocess.Popen]:
     port = free_port()
     command = [sys.executable, "-u", "train.py", "--config=configs/projection_only.py", f"--workdir={workdir}"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
-    command += [f"--coordinator=localhost:{port}", "--processes=2"]
+    command += [f"--coordinator=localhost:{port}", "--processes=2", "--join_seconds=240"]
     environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
