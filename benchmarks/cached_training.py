@@ -30,6 +30,7 @@ from tqdm import tqdm, trange
 from redimnet_jax import sharding
 from redimnet_jax.checkpoints import pretrained
 from redimnet_jax.checkpoints.open import open_model
+from redimnet_jax.data.crops import Crops
 from redimnet_jax.embedding.extract import PooledFeatures
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
@@ -39,7 +40,7 @@ from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.training import optimizer
-from redimnet_jax.training.feature_cache import Crops, FeatureCache, keep
+from redimnet_jax.training.feature_cache import FeatureCache, keep
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.partition import TrainableModel, TrainablePartition
 from redimnet_jax.training.sampler import EpochSampler, choose_strata

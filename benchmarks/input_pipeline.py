@@ -24,7 +24,8 @@ from redimnet_jax.cli.signals import reference
 from redimnet_jax.data import audio
 from redimnet_jax.data.augment import STEPS, Speed, Step, from_config
 from redimnet_jax.data.corpus import Corpus, open_corpus
-from redimnet_jax.data.loader import train_batches
+from redimnet_jax.data.crops import Crops
+from redimnet_jax.data.loader import Readers, train_batches
 
 RATE = audio.SAMPLE_RATE
 FORMATS = ("wav", "flac", "ogg", "mp3", "m4a")
@@ -105,10 +106,10 @@ def step_rate(step: Step, crop: int, seconds: float) -> float:
     return rate(work, seconds)
 
 
-def pipeline_rate(corpus: Corpus, seconds: float, **options) -> float:
-    batches = train_batches(corpus, seed=0, crops_per_utterance=1000, **options)
+def pipeline_rate(crops: Crops, seconds: float, batch_size: int, readers: Readers) -> float:
+    batches = train_batches(crops, batch_size, crops_per_utterance=1000, readers=readers)
     # What was prefetched before the clock starts is not counted: the buffers are full again at its end.
-    for _ in range(2 * max(options["workers"] * 4, options["threads"]) + 1):
+    for _ in range(2 * max(readers.workers * 4, readers.threads) + 1):
         next(batches)
     try:
         return rate(lambda: len(next(batches)["label"]), seconds)
@@ -139,10 +140,12 @@ def main() -> None:
         steps = make_steps(root)
         results["decode"] = {suffix: decode_rate(corpus, crop, args.time) for suffix, corpus in corpora.items()}
         results["steps"] = {key: step_rate(step, crop, args.time) for key, step in steps.items()}
-        options = {"batch_size": args.batch, "crop": crop, "workers": args.workers, "threads": args.threads}
+        readers = Readers(args.workers, args.threads)
         every = {"steps": tuple(steps.values())}
         results["pipeline"] = {
-            f"{suffix}, {name}": pipeline_rate(corpora[suffix], args.time, **options, **chosen)
+            f"{suffix}, {name}": pipeline_rate(
+                Crops(corpora[suffix], crop, 0, **chosen), args.time, args.batch, readers
+            )
             for suffix in ("wav", "m4a")
             for name, chosen in (
                 ("plain", {}),

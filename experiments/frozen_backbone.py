@@ -12,6 +12,7 @@ from redimnet_jax import files, sharding
 from redimnet_jax.checkpoints import pretrained
 from redimnet_jax.data import loader
 from redimnet_jax.data.corpus import open_corpus
+from redimnet_jax.data.crops import Crops
 from redimnet_jax.embedding.extract import PooledFeatures, pool_recordings
 from redimnet_jax.evaluation import confidence, plots, protocol, report
 from redimnet_jax.evaluation import results as evaluation_results
@@ -43,13 +44,8 @@ def open_all(args: argparse.Namespace) -> tuple[SpeakerModel, TrialSet, np.ndarr
     model, judged = rj.load(args.checkpoint), protocol.from_list(args.trials, args.audio_root)
     corpus = open_corpus(args.train, cache_dir=args.output / "index")
     protocol.check(judged, corpus.speakers, allow_shared=False)
-    batches = loader.train_batches(
-        corpus,
-        batch_size=1,
-        crop=round(args.crop_seconds * 16000),
-        seed=args.seed,
-        crops_per_utterance=args.crops,
-    )
+    crops = Crops(corpus, round(args.crop_seconds * 16000), args.seed)
+    batches = loader.train_batches(crops, 1, crops_per_utterance=args.crops)
     found = [next(batches) for _ in range(args.crops * len(corpus))]
     batches.close()
     waveforms, labels = (np.concatenate([batch[name] for batch in found]) for name in ("waveform", "label"))

@@ -31,7 +31,7 @@ class ArgumentError(UserError):
 
 
 def some_of(names: Iterable[Any], most: int = 5) -> str:
-    """Joins `names` with commas, each cut to 100 characters; after the first `most` says how many more there are."""
+    """Join `names` with commas, each cut to 100 characters; after the first `most` says how many more there are."""
     names = list(names)
     shown = [_shortened(str(name)) for name in names[:most]]
     more = len(names) - len(shown)
@@ -52,7 +52,7 @@ class _Repr(reprlib.Repr):
 
 
 def shown(value: Any) -> str:
-    """Returns the `repr` of any `value`, cut to 100 characters, in time that does not depend on the value's size."""
+    """Return the `repr` of any `value`, cut to 100 characters, in time that does not depend on the value's size."""
     return _shortened(_Repr().repr(value))
 
 

@@ -11,7 +11,7 @@ BLOCK = 1 << 24  # bytes
 
 
 def of(path: Path) -> dict[str, Any]:
-    """Returns {"bytes", "block_bytes", "blake2b"}: a digest of 16 bytes, in hex, for every block of the file `path`.
+    """Return {"bytes", "block_bytes", "blake2b"}: a digest of 16 bytes, in hex, for every block of the file `path`.
 
     Raises OSError when the file cannot be read.
     """
@@ -19,7 +19,7 @@ def of(path: Path) -> dict[str, Any]:
 
 
 def verify(path: Path, wanted: Mapping[str, Any], remedy: str) -> None:
-    """Raises UserError, which ends with `remedy`, unless the file `path` is what `of` gave `wanted` for."""
+    """Raise UserError, which ends with `remedy`, unless the file `path` is what `of` gave `wanted` for."""
     try:
         size, block, digests = (wanted[key] for key in ("bytes", "block_bytes", "blake2b"))
         found = path.stat().st_size

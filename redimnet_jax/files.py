@@ -24,7 +24,7 @@ _SETTLED = 60.0  # seconds after which the maker of an unfinished folder has loc
 
 
 def reason(error: Exception) -> str:
-    """The cause of a failed write in a few words; TensorStore puts the system's among many others."""
+    """Return the cause of a failed write in a few words; TensorStore puts the system's among many others."""
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
         if os.strerror(number) in str(error):
             return os.strerror(number)
@@ -32,7 +32,7 @@ def reason(error: Exception) -> str:
 
 
 def write(path: str | Path, data: bytes | str) -> Path:
-    """Writes `data` (text as UTF-8) to `path`, over what was there; makes its folder; returns the path.
+    """Write `data` (text as UTF-8) to `path`, over what was there; make its folder; return the path.
 
     Raises UserError when it cannot be written; what was there before then stays as it was.
     """
@@ -54,7 +54,7 @@ def write(path: str | Path, data: bytes | str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the hidden files and folders with random ends that a killed process left in `folder`.
+    """Remove the hidden files and folders with random ends that a killed process left in `folder`.
 
     Nobody else may be writing there.
     """
@@ -68,7 +68,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, advice: str = "choose another output") -> Iterator[Path]:
-    """Gives an empty folder beside `path` to write into, and renames it to `path` when the block ends without error.
+    """Give an empty folder beside `path` to write into, and rename it to `path` when the block ends without error.
 
     The content is on the disk before it gets its name; after an error nothing is left of it, and what killed
     processes left of a folder of this name is removed. Raises UserError, which ends with `advice`, for every OSError
@@ -97,7 +97,7 @@ def new_folder(path: str | Path, advice: str = "choose another output") -> Itera
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder, if it is there, under a hidden name, so that nobody sees a part of it."""
+    """Remove a folder, if it is there, under a hidden name, so that nobody sees a part of it."""
     hidden = _part_of(path)
     with contextlib.suppress(FileNotFoundError):
         path.rename(hidden)
@@ -105,13 +105,13 @@ def remove_folder(path: Path) -> None:
 
 
 def check_new(path: str | Path) -> None:
-    """Raises UserError when there is something at `path` already."""
+    """Raise UserError when there is something at `path` already."""
     if os.path.lexists(path):
         raise UserError(f"{path} exists already and is never overwritten; remove it or choose another output.")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns the value of JSON in UTF-8; raises ValueError, with a reason of one line, for whatever is none."""
+    """Return the value of JSON in UTF-8; raise ValueError, with a reason of one line, for whatever is none."""
     try:
         value = json.loads(text)
         _check_depth(value, _MAX_DEPTH)
@@ -126,7 +126,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of what `error` says, of at most 300 characters, without its full stop, or its type."""
+    """Return the first line of what `error` says, of at most 300 characters, without its full stop, or its type."""
     return str(error).partition("\n")[0][:300].rstrip(".") or type(error).__name__
 
 

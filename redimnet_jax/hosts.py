@@ -189,10 +189,10 @@ class Farewell:
 
     def _watch(self) -> None:
         while not self._done.wait(POLL_SECONDS):
-            if (told := self.heard()) is not None and not self._done.is_set():
+            if (message := self.heard()) is not None and not self._done.is_set():
                 self._claim()
                 self._depart()
-                self._leave(*told)
+                self._leave(*message)
 
     def _claim(self) -> None:
         """Let one thread end this process; another one that wants to as well waits here until it has."""

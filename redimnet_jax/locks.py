@@ -20,7 +20,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 
 @contextlib.contextmanager
 def locked(folder: str | Path, *, name: str = LOCK, wait: bool = False) -> Iterator[None]:
-    """Holds the lock file `name` in `folder`, which is made if needed, during the block.
+    """Hold the lock file `name` in `folder`, which is made if needed, during the block.
 
     The operating system releases the lock of a process that ends, however it ends. On a file system without locks a
     warning says so, and the block runs unprotected. Raises UserError when another process holds
@@ -50,7 +50,7 @@ def locked(folder: str | Path, *, name: str = LOCK, wait: bool = False) -> Itera
 
 
 def _acquire(path: Path, wait: bool) -> BinaryIO:
-    """Returns the open, locked file; BlockingIOError when another process has it and `wait` is False."""
+    """Return the open, locked file; BlockingIOError when another process has it and `wait` is False."""
     import fcntl
 
     while True:
@@ -76,7 +76,7 @@ def _acquire(path: Path, wait: bool) -> BinaryIO:
 
 
 def _holder(path: Path) -> str:
-    """The process that wrote the lock file, in brackets, or nothing."""
+    """Return the process that wrote the lock file, in brackets, or nothing."""
     try:
         holder = path.read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -26,13 +26,13 @@ class Roc:
     frr: np.ndarray
 
     def corners(self) -> "Roc":
-        """The points at which the curve turns: the same curve, drawn with fewer points."""
+        """Return the points at which the curve turns: the same curve, drawn with fewer points."""
         step_far, step_frr = np.diff(self.far), np.diff(self.frr)
         turns = step_far[:-1] * step_frr[1:] != step_far[1:] * step_frr[:-1]
         return self._at(np.concatenate([[True], turns, [True]]))
 
     def convex_hull(self) -> "Roc":
-        """The lower convex hull of (far, frr): what mixing two thresholds at random could reach.
+        """Return the lower convex hull of (far, frr): what mixing two thresholds at random could reach.
 
         Its edges are the pools of isotonic regression (pool adjacent violators; Fawcett and Niculescu-Mizil 2007).
         """
@@ -49,11 +49,11 @@ class Roc:
         return float(self.far[before] + share * (self.far[after] - self.far[before]))
 
     def min_dcf(self, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
-        """The least normalised detection cost of the points, between 0 and 1."""
+        """Return the least normalised detection cost of the points, between 0 and 1."""
         return float(np.min(detection_cost(self.far, self.frr, p_target, c_miss, c_fa)))
 
     def eer_threshold(self) -> float:
-        """The threshold of that one of the two operating points around far = frr where they differ less.
+        """Return the threshold of that one of the two operating points around far = frr where they differ less.
 
         The lower threshold if both differ alike. It is a score of the trials, never infinite.
         """
@@ -68,7 +68,7 @@ class Roc:
         return ndtri(self.far[inside]), ndtri(self.frr[inside])
 
     def _crossing(self) -> tuple[int, int, float]:
-        """The last point with far < frr, the first without, and the share of the way at which they meet."""
+        """Return the last point with far < frr, the first without, and the share of the way at which they meet."""
         difference = self.far - self.frr
         after = int(np.argmax(difference >= 0))
         before = after - 1
@@ -115,7 +115,7 @@ def eer(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def eer_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The score to accept from at the EER, see `Roc.eer_threshold`; errors as in `roc`."""
+    """Return the score to accept from at the EER, see `Roc.eer_threshold`; errors as in `roc`."""
     return roc(scores, labels).eer_threshold()
 
 
@@ -149,7 +149,7 @@ def detection_cost(far, frr, p_target: float = 0.01, c_miss: float = 1.0, c_fa: 
 
 
 def bayes_threshold(p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
-    """The log-likelihood ratio from which accepting costs less on average than rejecting."""
+    """Return the log-likelihood ratio from which accepting costs less on average than rejecting."""
     miss, false_alarm = cost_weights(p_target, c_miss, c_fa)
     return float(np.log(false_alarm) - np.log(miss))
 
@@ -168,7 +168,7 @@ def accuracy(scores: ArrayLike, labels: ArrayLike, threshold: float) -> float:
 
 
 def threshold_at_far(scores: ArrayLike, labels: ArrayLike, far: float) -> float:
-    """The lowest operating point's threshold with at most this false acceptance rate; errors as in `roc`.
+    """Return the lowest operating point's threshold with at most this false acceptance rate; errors as in `roc`.
 
     It is inf (reject all) where accepting even the highest score would be too much.
     """
@@ -177,7 +177,7 @@ def threshold_at_far(scores: ArrayLike, labels: ArrayLike, far: float) -> float:
 
 
 def threshold_at_frr(scores: ArrayLike, labels: ArrayLike, frr: float) -> float:
-    """The highest operating point's threshold with at most this false rejection rate; errors as in `roc`."""
+    """Return the highest operating point's threshold with at most this false rejection rate; errors as in `roc`."""
     points = roc(scores, labels)
     return float(points.thresholds[np.argmax(points.frr <= _checked_rate("frr", frr))])
 
@@ -247,7 +247,7 @@ def checked_labels(labels: ArrayLike) -> np.ndarray:
 
 
 def _falling_order(scores: np.ndarray) -> np.ndarray:
-    """Indices of `scores` (float64, no NaN) from the highest score to the lowest.
+    """Return indices of `scores` (float64, no NaN) from the highest score to the lowest.
 
     Scores that single precision holds are sorted as integers that have the score's bits above the index, which takes
     about a third of the time of `argsort`.

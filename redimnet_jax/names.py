@@ -26,18 +26,18 @@ _MEANINGS = {escape: character for character, escape in _LETTERS.items()}
 
 
 def quote(name: str) -> str:
-    """Returns `name` as lists and tables hold it: one line, without tabs, that UTF-8 can encode."""
+    """Return `name` as lists and tables hold it: one line, without tabs, that UTF-8 can encode."""
     plain = name and name == name.strip() and not name.startswith("$'") and not _UNSAFE.search(name)
     return name if plain else quoted(name)
 
 
 def quoted(name: str) -> str:
-    """Returns the quoted form of any `name`, plain or not; it has no blanks, commas or double quotes."""
+    """Return the quoted form of any `name`, plain or not; it has no blanks, commas or double quotes."""
     return f"$'{_ESCAPED.sub(_escape, name)}'"
 
 
 def unquote(text: str) -> str:
-    """Returns the name that `quote` or `quoted` wrote as `text`; raises UserError when the quotes are malformed."""
+    """Return the name that `quote` or `quoted` wrote as `text`; raise UserError when the quotes are malformed."""
     if not text.startswith("$'"):
         return text
     body = text[2:-1]
@@ -48,12 +48,12 @@ def unquote(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Returns `text` for people to read: what would break a line or cannot be encoded is shown as an escape."""
+    """Return `text` for people to read: what would break a line or cannot be encoded is shown as an escape."""
     return _UNSAFE.sub(_escape, text)
 
 
 def normalised(path: str) -> str:
-    """Returns `path` without "." and repeated slashes; ".." stays, for a link may come before it."""
+    """Return `path` without "." and repeated slashes; ".." stays, for a link may come before it."""
     if "//" not in path and "./" not in path and not path.endswith(("/", "/.")):
         return path
     parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -61,7 +61,7 @@ def normalised(path: str) -> str:
 
 
 def read_lines(path: str | Path, kind: str) -> list[bytes]:
-    """Returns the lines of a text file, apart by newlines alone, without a carriage return at their ends.
+    """Return the lines of a text file, apart by newlines alone, without a carriage return at their ends.
 
     Bytes, for names need not be UTF-8: see `decode`. `kind` is what an error calls the file, such as "The trial
     list". Raises UserError when the file cannot be read or is not text.
@@ -76,7 +76,7 @@ def read_lines(path: str | Path, kind: str) -> list[bytes]:
 
 
 def decode(data: bytes) -> str:
-    """Returns bytes of a list as text; each byte that is not UTF-8 becomes a surrogate, as in names of files."""
+    """Return bytes of a list as text; each byte that is not UTF-8 becomes a surrogate, as in names of files."""
     return data.decode(errors="surrogateescape")
 
 

@@ -263,7 +263,7 @@ def _inverse_roots(squares: Array) -> Array:
 
 
 def _prefix_sums(x: Array, dims: tuple[int, ...]) -> Array:
-    """Sums of the first `dims` elements of every row of `x` (rows, width), (rows, dims), each element added once.
+    """Sum the first `dims` elements of every row of `x` (rows, width) to (rows, dims), adding each element once.
 
     The row is cut into chunks of the largest width that every dimension is a multiple of.
     """

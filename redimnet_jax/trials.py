@@ -44,7 +44,7 @@ def from_pairs(left: list[str], right: list[str], labels: Iterable[bool]) -> Tri
 
 
 def read(path: str | Path) -> Trials:
-    """A trial list: one trial a line, `1 a b` (VoxCeleb) or `a b target`, columns apart by blanks, tabs or commas.
+    """Read a trial list: a trial a line, `1 a b` (VoxCeleb) or `a b target`, columns apart by blanks, tabs or commas.
 
     Labels are 1, 0, target, nontarget or non-target in any case. With commas (and CSV quotes) or tabs, names may hold
     blanks, and a first line without a label is a header. Empty lines are skipped. Names may have any bytes, and
@@ -93,7 +93,7 @@ def read(path: str | Path) -> Trials:
 
 
 def write(trials: Trials, path: str | Path) -> None:
-    """Writes a list that `read` gives back, in VoxCeleb's form, whole or not at all.
+    """Write a list that `read` gives back, in VoxCeleb's form, whole or not at all.
 
     Columns are apart by tabs if a name has a blank or a comma; names are written as by `names.quote`, and so are
     those that could be taken for labels. Raises UserError where it cannot be written.
@@ -157,7 +157,7 @@ def generate(
 
 
 def speaker_of_path(name: str) -> str:
-    """Returns the speaker of an utterance named as in VoxCeleb, `speaker/session/file`: the first component.
+    """Return the speaker of an utterance named as in VoxCeleb, `speaker/session/file`: the first component.
 
     Of a whole list, `utterance_speakers.speakers_of` leaves out what all names have in common.
     """
@@ -172,7 +172,7 @@ def speaker_of_path(name: str) -> str:
 def speakers(
     trials: Trials, speaker_of: Callable[[str], str] | Mapping[str, str] | None = None
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The speakers' names, and the number of each trial's left and right speaker, int32 (trials,).
+    """Return the speakers' names, and the number of each trial's left and right speaker, int32 (trials,).
 
     `speaker_of` is a function or a mapping from an utterance's name; None is the folder, see `utterance_speakers`.
     Raises UserError for an unknown utterance.
@@ -201,7 +201,7 @@ def check(
     training_speakers: Collection[str] | None = None,
     speaker_of: Callable[[str], str] | Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """What is wrong with a list: kind -> one sentence; empty if nothing is.
+    """Return what is wrong with a list: kind -> one sentence; empty if nothing is.
 
     "missing": utterances not among `known`. "one class": no target or no non-target trials. "self": an utterance
     compared with itself. "duplicate": a pair, in either order, more than once. "shared": speakers that are also
@@ -263,7 +263,7 @@ def check(
 
 
 def _unquoted(left: list[str], right: list[str], labels: list[bool], numbers: list[int], path: Path) -> Trials:
-    """The trials of the names in two columns, which are quoted where need be, of the lines `numbers` of `path`."""
+    """Return the trials of the names in two columns, quoted where need be, of the lines `numbers` of `path`."""
     if not any(name.startswith("$'") for side in (left, right) for name in side):
         return from_pairs(left, right, labels)
     plain: list[list[str]] = []
@@ -278,7 +278,7 @@ def _unquoted(left: list[str], right: list[str], labels: list[bool], numbers: li
 
 
 def _cells(lines: list[bytes]) -> tuple[list[str], list[int]]:
-    """The cells of all lines in one list, and how many each line has; the first line shows the separator.
+    """Return the cells of all lines in one list, and how many each line has; the first line shows the separator.
 
     A list for every line of a million would keep the garbage collector busy for longer than the reading takes.
     """
@@ -325,7 +325,7 @@ def _pairs(
     _, start, size = np.unique(groups[circle], return_index=True, return_counts=True)
     start, size = np.repeat(start, size), np.repeat(size, size)
     place = np.arange(len(groups)) - start
-    found, total = [np.empty((2, 0), np.int64)], 0
+    blocks, total = [np.empty((2, 0), np.int64)], 0
     for step in range(1, int(size.max(initial=0)) // 2 + 1):
         # At half an even circle, the second half would repeat the first.
         once = (2 * step < size) | ((2 * step == size) & (place < step))
@@ -334,8 +334,8 @@ def _pairs(
         pairs = np.stack([a[ok], b[ok]])
         if total + pairs.shape[1] > count:
             pairs = pairs[:, rng.choice(pairs.shape[1], count - total, replace=False)]
-        found.append(pairs)
+        blocks.append(pairs)
         total += pairs.shape[1]
         if total == count:
             break
-    return np.concatenate(found, axis=1)
+    return np.concatenate(blocks, axis=1)

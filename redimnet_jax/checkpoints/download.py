@@ -132,7 +132,7 @@ def conversion_command(output: str | Path) -> str:
 
 
 def _file_name(url: str) -> str | None:
-    """Returns the last part of the path of `url`, or None when it is no address of a file."""
+    """Return the last part of the path of `url`, or None when it is no address of a file."""
     if not re.fullmatch("https?://[!-~]+", url):
         return None
     try:

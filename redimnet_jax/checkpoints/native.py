@@ -212,14 +212,14 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
     with own_checkpointer() as checkpointer:
         try:
-            found = checkpointer.metadata(folder).item_metadata.tree
+            metadata = checkpointer.metadata(folder).item_metadata.tree
             # What is compressed may be small; weights hardly are, so this much smaller is a lie about the shape.
             stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in found.values())
+            claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in metadata.values())
             if claimed > _MAX_COMPRESSION * stored:
                 raise ValueError(f"{stored:,} bytes are said to hold arrays of {claimed:,}")
-            wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in found}
-            arrays = checkpointer.restore(folder, restore_args=wanted)
+            restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in metadata}
+            arrays = checkpointer.restore(folder, restore_args=restore_args)
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("it holds something other than arrays")
             return arrays

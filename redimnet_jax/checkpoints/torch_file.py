@@ -69,7 +69,7 @@ def _read(path: Path) -> Any:
 
 
 def _not_a_checkpoint(head: bytes) -> str | None:
-    """What is wrong with a file that starts like this, or None if it may be a checkpoint."""
+    """Return what is wrong with a file that starts like this, or None if it may be a checkpoint."""
     if not head:
         return "is empty"
     if head.startswith(b"PK") or (head.startswith(pickle.PROTO) and _LEGACY_HEAD in head):
@@ -129,7 +129,7 @@ def _read_zip(data: bytes) -> Any:
 
 
 def _stored(data: bytes, entry: zipfile.ZipInfo) -> memoryview:
-    """A view of one zip entry; refusing compressed ones rules out zip bombs."""
+    """Return a view of one zip entry; refusing compressed ones rules out zip bombs."""
     name = show(entry.filename)
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         raise ValueError(f"{name} is compressed or encrypted, as torch.save never does")

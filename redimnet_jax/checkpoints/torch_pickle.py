@@ -98,7 +98,7 @@ class Budget:
         self.tensors = max(_SMALL, _MAX_SHARING * size)
 
     def spend(self, what: str, amount: int, problem: str) -> None:
-        """Takes `amount` off the `what` that is left; raises ValueError with `problem` when there is less."""
+        """Take `amount` off the `what` that is left; raise ValueError with `problem` when there is less."""
         left = getattr(self, what) - amount
         if left < 0:
             raise ValueError(problem)
@@ -268,7 +268,7 @@ def _numpy_scalar(dtype: Any, raw: Any) -> np.generic:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """The bytes of a numpy scalar, as protocol 2 writes them."""
+    """Return the bytes of a numpy scalar, as protocol 2 writes them."""
     if type(text) is not str or len(text) > _MAX_ENCODED or type(encoding) is not str or encoding != "latin1":
         raise not_allowed("bytes other than those of a number")
     return text.encode("latin1")
@@ -295,7 +295,7 @@ class Walk:
         self._measured: dict[int, tuple[int, int]] = {}
 
     def measure(self, value: Any, above: int = 0) -> tuple[int, int]:
-        """Returns (levels of containers in `value`, values in it).
+        """Return (levels of containers in `value`, values in it).
 
         Refuses loops, deep nesting, what is not plain data, and more values than a walk meets in a second.
         """

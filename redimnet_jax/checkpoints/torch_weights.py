@@ -53,7 +53,7 @@ class Report:
 
 
 def detect_layout(state_dict: Mapping[str, np.ndarray]) -> str:
-    """The layout whose tell-tale keys `state_dict` has."""
+    """Return the layout whose tell-tale keys `state_dict` has."""
     if any(name.startswith("backbone.backbone.") for name in state_dict):
         return "redimnet_mrl"
     if any(name.startswith("backbone.inputs_weights.") for name in state_dict):
@@ -79,7 +79,7 @@ class TorchCheckpoint:
 def read_checkpoint(
     path: str | Path, *, arch: str | None = None, model_config: Mapping[str, Any] | None = None
 ) -> TorchCheckpoint:
-    """Reads a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, or a bare state dict.
+    """Read a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, or a bare state dict.
 
     `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs.
     """
@@ -112,7 +112,7 @@ def read_checkpoint(
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """Returns `state_dict` under the names of the network itself, and what wrappers had put before or into them.
+    """Return `state_dict` under the names of the network itself, and what wrappers had put before or into them.
 
     In every layout names begin in several ways, so a beginning that all names share is a wrapper's (`_orig_mod.`,
     `module.`, `model.` and the like, in any number). Nothing is removed where no known name would remain.
@@ -134,7 +134,7 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
 
 
 def _plain_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns mappings and sequences as dicts and lists, as JSON has them; UserError for more than a config holds."""
+    """Return mappings and sequences as dicts and lists; raise UserError for more than a config holds."""
     left = MAX_CONFIG_VALUES
 
     def plain(value: Any) -> Any:
@@ -166,12 +166,12 @@ def from_torch(
     arch: str | None = None,
     dtype: Any = jnp.float32,
 ) -> SpeakerModel:
-    """The model in a PyTorch checkpoint file, read without PyTorch; arguments as for `read_checkpoint` and `load`."""
+    """Read the model in a PyTorch checkpoint, without PyTorch; arguments as for `read_checkpoint` and `load`."""
     return convert(read_checkpoint(path, arch=arch, model_config=model_config), dtype)[0]
 
 
 def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[SpeakerModel, Report]:
-    """The model of `checkpoint`, every variable of it filled from a tensor, and the report."""
+    """Return the model of `checkpoint`, every variable of it filled from a tensor, and the report."""
     entries = checkpoint.model_config
     if checkpoint.layout == "redimnet_mrl":
         entries = WRAPPER_DEFAULTS | entries
@@ -187,32 +187,32 @@ def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[Spea
 
 
 def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
-    """Puts every tensor of `checkpoint` into `network`; all or, with a UserError that lists the reasons, none."""
-    wanted, given = slots(network, checkpoint.layout), checkpoint.state_dict
-    _check(wanted, given, checkpoint)
+    """Put every tensor of `checkpoint` into `network`; all or, with a UserError that lists the reasons, none."""
+    slots_by_name, tensors = slots(network, checkpoint.layout), checkpoint.state_dict
+    _check(slots_by_name, tensors, checkpoint)
     flushed = 0
-    for name, slot in wanted.items():
+    for name, slot in slots_by_name.items():
         if slot.variable is None:
             continue
-        if slot.expected is not None and given[name].dtype.itemsize < 4:
+        if slot.expected is not None and tensors[name].dtype.itemsize < 4:
             # A checkpoint that was rounded as a whole: its network was trained with the exact constant.
             slot.variable.set_value(jnp.asarray(slot.expected))
             continue
-        array, count = flush_subnormals(given[name].astype(np.float32))
+        array, count = flush_subnormals(tensors[name].astype(np.float32))
         flushed += count
         slot.variable.set_value(jnp.asarray(slot.convert(array)))
-    mapped = [slot for slot in wanted.values() if slot.variable is not None]
+    mapped = [slot for slot in slots_by_name.values() if slot.variable is not None]
     buffers = [s for s in mapped if isinstance(s.variable, nnx.BatchStat) or s.expected is not None]
-    checked = [slot for slot in wanted.values() if slot.variable is None and slot.expected is not None]
+    checked = [slot for slot in slots_by_name.values() if slot.variable is None and slot.expected is not None]
     return Report(
         layout=checkpoint.layout,
-        tensors_read=len(given),
+        tensors_read=len(tensors),
         tensors_mapped=len(mapped),
         constants_checked=len(checked),
-        counters_dropped=len(wanted) - len(mapped) - len(checked),
-        left_over=len(given.keys() - wanted.keys()),
+        counters_dropped=len(slots_by_name) - len(mapped) - len(checked),
+        left_over=len(tensors.keys() - slots_by_name.keys()),
         parameters=_elements(mapped) - _elements(buffers),
-        elements=sum(x.size for x in given.values()),
+        elements=sum(x.size for x in tensors.values()),
         subnormals_flushed=flushed,
         prefix_removed=checkpoint.prefix or "none",
     )
@@ -222,21 +222,21 @@ def _elements(slots: list[Slot]) -> int:
     return sum(math.prod(slot.shape) for slot in slots)
 
 
-def _check(wanted: dict[str, Slot], given: dict[str, np.ndarray], checkpoint: TorchCheckpoint) -> None:
-    fitting = [n for n, slot in wanted.items() if n in given and given[n].shape == slot.shape]
-    numbers = [n for n in fitting if given[n].dtype.kind in "fiuV"]
+def _check(slots_by_name: dict[str, Slot], tensors: dict[str, np.ndarray], checkpoint: TorchCheckpoint) -> None:
+    fitting = [n for n, slot in slots_by_name.items() if n in tensors and tensors[n].shape == slot.shape]
+    numbers = [n for n in fitting if tensors[n].dtype.kind in "fiuV"]
     problems = {
-        "missing": [n for n in wanted if n not in given],
-        "unexpected": [n for n in given if n not in wanted],
+        "missing": [n for n in slots_by_name if n not in tensors],
+        "unexpected": [n for n in tensors if n not in slots_by_name],
         "misshapen": [
-            f"{n} is {list(given[n].shape)}, not {list(slot.shape)}"
-            for n, slot in wanted.items()
-            if n in given and given[n].shape != slot.shape
+            f"{n} is {list(tensors[n].shape)}, not {list(slot.shape)}"
+            for n, slot in slots_by_name.items()
+            if n in tensors and tensors[n].shape != slot.shape
         ],
         "not numbers": [n for n in fitting if n not in numbers],
-        "not finite": [n for n in numbers if not _is_finite(given[n])],
+        "not finite": [n for n in numbers if not _is_finite(tensors[n])],
         "at odds with the front end in model_config": [
-            n for n in numbers if wanted[n].expected is not None and not _agrees(wanted[n], given[n])
+            n for n in numbers if slots_by_name[n].expected is not None and not _agrees(slots_by_name[n], tensors[n])
         ],
     }
     found = [f"{len(names)} {kind} ({some_of(names)})" for kind, names in problems.items() if names]

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def reference(seconds: float = 3.0, sample_rate: int = 16000) -> np.ndarray:
-    """A buzz of gliding harmonics in soft noise, float32 (samples,): the same on every machine.
+    """Return a buzz of gliding harmonics in soft noise, float32 (samples,): the same on every machine.
 
     It is no speech; embeddings of it tell whether two installations compute the same thing.
     """

@@ -104,13 +104,13 @@ def _parse(values: Any, arguments: Sequence[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of an error, which alone says why a file does not load."""
+    """Return the last line of an error, which alone says why a file does not load."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip().removesuffix(".")
 
 
 def _unknown_setting(arguments: Sequence[str]) -> str | None:
-    """Returns a sentence on the first `--config.KEY` that is no setting, with the nearest ones, or None."""
+    """Return a sentence on the first `--config.KEY` that is no setting, with the nearest ones, or None."""
     from redimnet_jax.settings import leaves, nearest
     from redimnet_jax.training.settings import Settings
 
@@ -133,7 +133,7 @@ class _Ending:
         self.farewell: hosts.Farewell | None = None
 
     def on_signal(self, number: int) -> NoReturn:
-        """Ends this process, and the others, on SIGTERM or Ctrl-C outside of what a run watches."""
+        """End this process, and the others, on SIGTERM or Ctrl-C outside of what a run watches."""
         import signal
 
         code, word = (0, "Stopped") if number == signal.SIGTERM else (130, "Interrupted")
@@ -143,7 +143,7 @@ class _Ending:
         command.leave(code, sentence)
 
     def on_other(self, code: int, sentence: str) -> NoReturn:
-        """Ends this process after another one has."""
+        """End this process after another one has."""
         command.leave(code, f"error: {sentence}" if code == 1 else sentence)
 
 
@@ -171,9 +171,9 @@ def _run(values: Any, ending: _Ending) -> int:
             command.leave(1, f"error: {sentence}")
         except Exception as error:
             # When another process has ended, a collective call fails here before the other's sentence is seen.
-            if (told := farewell.heard(seconds=2.0)) is not None:
-                farewell.say(*told)
-                ending.on_other(*told)
+            if (message := farewell.heard(seconds=2.0)) is not None:
+                farewell.say(*message)
+                ending.on_other(*message)
             traceback.print_exc()
             sentence = f"{type(error).__name__}: {_reason(error)}"
             farewell.say(1, sentence)
@@ -202,7 +202,7 @@ def _train(values: Any, ending: _Ending) -> None:
 
 
 def _default_workdir(values: Any) -> Path:
-    """A folder in `RUNS` named by the config, its preset and the time; the same on every process."""
+    """Return a folder in `RUNS` named by the config, its preset and the time; the same on every process."""
     from ml_collections import config_flags
 
     path, _, preset = config_flags.get_config_filename(values["config"]).partition(":")

@@ -122,7 +122,6 @@ def open_corpus(
     cache_dir: str | Path | None,
     min_seconds: float = 0.5,
     max_bad: float = 0.01,
-    min_speakers: int = 1,
     audio_root: str | Path | None = None,
     data_dir: str | Path | None = None,
     workers: int | None = None,
@@ -139,11 +138,11 @@ def open_corpus(
     none are counted in `corpus.summary` and listed in a text file beside the index. With `progress` a progress bar is
     shown and the summary is logged.
 
-    Raises UserError when the source does not exist or is malformed, when more than the fraction `max_bad` cannot be
-    used, and when there are fewer than `min_speakers` speakers.
+    Raises UserError when the source does not exist or is malformed, and when more than the fraction `max_bad` cannot
+    be used.
     """
     if cache_dir is not None and addresses.of(cache_dir):
-        given = {"min_speakers": min_speakers, "audio_root": audio_root, "data_dir": data_dir, "workers": workers}
+        given = {"audio_root": audio_root, "data_dir": data_dir, "workers": workers}
         given |= {"min_seconds": min_seconds, "max_bad": max_bad, "progress": progress}
         with buckets.writing(cache_dir, buckets.Layout(whole=("index-*",))) as mirror:
             return open_corpus(source, cache_dir=mirror.local, **given)
@@ -167,7 +166,7 @@ def open_corpus(
         left_out = {entry.name: entry.kind for entry in bad}
         description: dict[str, Any] = {**_describe(index, bad, entries.ignored, folder), "identity": identity}
     # A cached index is checked too, since it may have been built with a higher limit.
-    _check_usable(source, index, description, max_bad, min_speakers)
+    _check_usable(source, index, description, max_bad)
     if folder is not None and not cached:
         corpus_index.save(index, description, folder)
         index, description = corpus_index.load(folder)
@@ -176,19 +175,21 @@ def open_corpus(
     return Corpus(index, origin, description["digest"], description["summary"], folder, left_out)
 
 
-def _check_usable(
-    source: str | Path, index: Index, description: Mapping[str, Any], max_bad: float, min_speakers: int
-) -> None:
+def require_speakers(corpus: Corpus, source: str | Path, count: int) -> None:
+    """Raise UserError unless the corpus from `source` has at least `count` speakers."""
+    speakers = corpus.speakers
+    if len(speakers) < count:
+        raise UserError(
+            f"{source} has {len(speakers)} speaker{'s' * (len(speakers) > 1)} (the first is {shown(speakers[0])}) "
+            f"where at least {count} are needed; in a tree, every folder directly below the one given is a speaker."
+        )
+
+
+def _check_usable(source: str | Path, index: Index, description: Mapping[str, Any], max_bad: float) -> None:
     if description["bad"] > max_bad * description["total"] or not len(index.labels):
         raise UserError(
             f"{source} has too much that cannot be used, {description['bad']:,} of {description['total']:,} "
             f"(max_bad={max_bad:g}): {description['left_out']}; mend or remove these, or raise max_bad."
-        )
-    count = len(index.speakers)
-    if count < min_speakers:
-        raise UserError(
-            f"{source} has {count} speaker{'s' * (count > 1)} (the first is {shown(index.speakers[0])}) where at "
-            f"least {min_speakers} are needed; in a tree, every folder directly below the one given is a speaker."
         )
 
 

@@ -12,13 +12,12 @@ from redimnet_jax.errors import UserError
 if TYPE_CHECKING:
     from redimnet_jax.data.recordings import Recordings, Utterances
 
-# How often another crop of a recording that cannot be read is tried, and how many other recordings then: of the
-# speaker, and of anybody.
+# Crops that are tried of a recording that cannot be read; then so many others of the same speaker, then of anybody.
 SAME_RECORDING, OTHERS = 3, 6
-# The entry of an example that says what could not be read, and its rows.
+# The key of the failures in an example, and the most rows that it can have.
 UNREADABLE, MOST_FAILURES = "unreadable", SAME_RECORDING + 2 * OTHERS
-# Bound of the root mean square of a crop: float32 does not hold the energies of much louder ones. Integers of 32 bits
-# read as floats are far below.
+# The largest root mean square of a crop: the squares of far louder ones overflow float32. Integers of 32 bits that
+# are read as floats stay far below.
 LOUDEST = 1e12
 
 
@@ -32,20 +31,35 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Example:
-    """Makes an example, {"waveform": float32 (crop,), "label": int32}, from its index and a generator.
+class Crops:
+    """Crops of `samples` samples at 16 kHz of `corpus`, fixed by `seed`; `speed`, then `steps`, augment them.
 
     Where a recording cannot be read, another crop takes its place: of the same recording, then of other recordings of
-    the speaker, then of any. Which one is decided by the generator, so by the seed and the position alone. A third
-    entry, UNREADABLE: int32 (MOST_FAILURES, 2), says what failed, with -1 in the rows that are not used.
+    the speaker, then of any. The choice comes from the example's random generator, so from seed and position only.
     """
 
     corpus: "Utterances"
-    crop: int
-    steps: tuple[Step, ...]
-    speed: Speed | None
+    samples: int
+    seed: int
+    steps: tuple[Step, ...] = ()
+    speed: Speed | None = None
 
-    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def made_of(self) -> dict[str, Any]:
+        """Return all that determines a crop, except its number, as JSON."""
+        return {
+            "corpus": self.corpus.digest,
+            "samples": self.samples,
+            "seed": self.seed,
+            "steps": [repr(step) for step in self.steps],
+            "speed": repr(self.speed),
+        }
+
+    def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return {"waveform": float32 (samples,), "label": int32, UNREADABLE: int32 (MOST_FAILURES, 2)}.
+
+        The example comes from utterance `index` % len(corpus), or from a substitute. UNREADABLE says what failed, and
+        holds -1 in the rows that are not used. Raises UserError when nothing can be read.
+        """
         choice = int(rng.integers(len(self.speed.factors))) if self.speed else None
         utterance, failures = int(index) % len(self.corpus), []
         example = self.of_speaker(utterance, choice, rng, failures)
@@ -59,7 +73,7 @@ class Example:
     def of_speaker(
         self, utterance: int, choice: int | None, rng: np.random.Generator, failures: list[Failure]
     ) -> dict[str, Any] | None:
-        """A crop of an utterance at the speed of index `choice`, or one of another utterance of its speaker.
+        """Return a crop of `utterance` with speed number `choice`, or of another utterance of its speaker.
 
         None when a few tries find none that can be read; what fails is appended to `failures`.
         """
@@ -78,12 +92,12 @@ class Example:
         rng: np.random.Generator,
         failures: list[Failure],
     ) -> dict[str, Any] | None:
-        """A crop of the first of `utterances` that can be read, or None; the others are appended to `failures`."""
+        """Return a crop of the first utterance that can be read, or None; append the others to `failures`."""
         for utterance in utterances:
-            label, samples = int(self.corpus.labels[utterance]), self.crop
+            label, samples = int(self.corpus.labels[utterance]), self.samples
             if self.speed and choice is not None:
                 label = self.speed.label(label, choice, len(self.corpus.speakers))
-                samples = self.speed.samples(choice, self.crop)
+                samples = self.speed.samples(choice, self.samples)
             length = int(self.corpus.samples[utterance])
             start = int(rng.integers(max(length - samples, 0) + 1))
             try:
@@ -92,14 +106,14 @@ class Example:
                 failures.append(Failure(utterance, start, error))
                 continue
             if self.speed and choice is not None:
-                waveform = np.resize(self.speed.change(waveform, choice), self.crop)
+                waveform = np.resize(self.speed.change(waveform, choice), self.samples)
             waveform = apply(self.steps, waveform, rng)
             return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
         return None
 
 
 def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int) -> np.ndarray:
-    """The samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
+    """Return the samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
 
     Raises UserError when they cannot be read, are fewer than the index of the corpus says, or so loud that their
     features would be infinite.
@@ -111,7 +125,7 @@ def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int)
             f"The utterance {corpus.name(utterance)} is shorter than the {length} samples that the index of"
             " the corpus gives it, so restore the recording or remove it."
         )
-    # Not less than the limit: NaN is above it too.
+    # Written as `not <=`, so that NaN is refused too.
     if not np.dot(waveform, waveform) <= LOUDEST**2 * len(waveform):
         raise UserError(
             f"The utterance {corpus.name(utterance)} has samples beyond {LOUDEST:g}, of which no features can be"
@@ -121,7 +135,7 @@ def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int)
 
 
 def failure_rows(failures: Sequence[Failure]) -> np.ndarray:
-    """What of `failures` travels with an example, int32 (MOST_FAILURES, 2): utterances and first samples."""
+    """Return `failures` as an array that fits in an example, int32 (MOST_FAILURES, 2): utterance, first sample."""
     rows = np.full((MOST_FAILURES, 2), -1, np.int32)
     for row, failure in zip(rows, failures, strict=False):
         row[:] = failure.utterance, min(failure.start, np.iinfo(np.int32).max)
@@ -129,7 +143,7 @@ def failure_rows(failures: Sequence[Failure]) -> np.ndarray:
 
 
 def nothing_readable(failures: Sequence[Failure]) -> UserError:
-    """The error of a place in a batch for which no recording can be read."""
+    """Return the error for a place in a batch that no recording could fill."""
     return UserError(
         f"None of the {len(failures)} crops that were tried for one place in a batch can be read, the first since: "
         f"{failures[0].error}"

@@ -80,7 +80,7 @@ class Signal:
 
 @contextlib.contextmanager
 def opened(source: Source, name: str) -> Iterator[Signal]:
-    """The signal in `source`, a path or the bytes of a file.
+    """Return the signal in `source`, a path or the bytes of a file.
 
     Raises UserError, which calls the source `name`, when it cannot be opened.
     """
@@ -107,7 +107,7 @@ def _refusals(name: str) -> Iterator[None]:
 def _guarded(
     blocks: Callable[[int, int | None], Iterator[np.ndarray]], name: str, first: int, last: int | None
 ) -> Iterator[np.ndarray]:
-    """The blocks, with errors of the decoder, but not of who uses the blocks, as UserErrors."""
+    """Return the blocks, with errors of the decoder, but not of who uses the blocks, as UserErrors."""
     iterator = blocks(first, last)
     while True:
         with _refusals(name):
@@ -118,7 +118,7 @@ def _guarded(
 
 
 def _located(source: str | Path, name: str) -> Source:
-    """A path where there is a file, or the bytes of the file at an address."""
+    """Return a path where there is a file, or the bytes of the file at an address."""
     with contextlib.suppress(FileNotFoundError):
         if addresses.of(source) or os.path.isfile(source):
             return addresses.read(source) if addresses.of(source) else source
@@ -147,7 +147,7 @@ def _open(source: Source, stack: contextlib.ExitStack) -> Signal:
 
 
 def _tag_size(file: BinaryIO) -> int:
-    """The bytes of the ID3v2 tags that `file` begins with."""
+    """Return the bytes of the ID3v2 tags that `file` begins with."""
     start = 0
     while True:
         file.seek(start)
@@ -243,7 +243,7 @@ def _sound_blocks(file: soundfile.SoundFile, seeks: bool, first: int, last: int 
 
 
 def _ogg(source: Source, file: BinaryIO, stack: contextlib.ExitStack) -> Signal:
-    """An Ogg file is a chain of links, each a stream of its own; libsndfile reads the first one only."""
+    """Open an Ogg file, a chain of links that are streams of their own; libsndfile reads the first link only."""
     data = source if isinstance(source, bytes) else stack.enter_context(_mapped(file))
     links = _links(data)
     if not all(kind.startswith((b"\x01vorbis", b"OpusHead")) for _, _, kind in links):
@@ -317,7 +317,7 @@ def _pyav(file: BinaryIO, start: int, stack: contextlib.ExitStack) -> Signal:
 
 
 def _av_frames(container, stream, promised: int | None) -> Iterator[Any]:
-    """The decoded frames; raises ValueError when there are fewer packets than `promised`."""
+    """Return the decoded frames; raise ValueError when there are fewer packets than `promised`."""
     import av.error
 
     failure, packets = None, 0
@@ -354,7 +354,7 @@ def _av_parts(frames: Iterator[Any], rate: int) -> Iterator[np.ndarray]:
 
 
 def _up_to(parts: Iterator[np.ndarray], promised: int, rate: int) -> Iterator[np.ndarray]:
-    """The parts without the padding of the last packets; all of them where they go on beyond what padding can be.
+    """Return the parts without the padding of the last packets, or all where they go on beyond what padding can be.
 
     Raises ValueError when they end before `promised` frames, which is rounded to a millisecond.
     """
@@ -389,7 +389,7 @@ def _joined(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _mp3_packets(head: bytes) -> int | None:
-    """The number of frames that the Xing header of an MP3 says, which `head` begins with; None without one."""
+    """Return the number of frames that the Xing header of an MP3 says, which `head` begins with; None without one."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     mpeg1, mono = head[1] & 0x18 == 0x18, head[3] & 0xC0 == 0xC0

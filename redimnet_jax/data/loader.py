@@ -1,27 +1,27 @@
 """Training batches from a corpus: shuffled, cropped, augmented, and the same whatever machine makes them.
 
-Everything is decided by numbers alone. The crops of an epoch are 0 to utterances * crops_per_utterance - 1; a
-pseudo-random permutation, another one every epoch and computed element by element, says which crop stands at which
-global position, and the random numbers of an example follow from the seed and that position. Batch t of an epoch is
-positions t * batch_size onwards; what remains at the end of an epoch is dropped (other utterances every epoch).
-Processes take every process_count-th position, and whole batches are handed to the workers in turn. So the stream
-depends neither on the number of workers nor, as a set of examples a step, on the number of processes, and one number,
-the step, is all its state.
+The order depends on the seed and the position only. The crops of an epoch are 0 to utterances * crops_per_utterance
+- 1. Each epoch has its own pseudo-random permutation of them, computed one element at a time. The random numbers of a
+crop come from the seed and its position. Batch t of an epoch starts at position t * batch_size; the incomplete last
+batch is dropped, other utterances every epoch. Processes take every process_count-th position, and workers make whole
+batches in turn. So the number of workers does not change the stream, and the number of processes changes only who
+makes which example of a step. The step number is the whole state.
 """
 
+import dataclasses
 import os
 import shutil
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from redimnet_jax import optional
 from redimnet_jax.data import speaker_groups, worker_process
-from redimnet_jax.data.augment import Speed, Step
-from redimnet_jax.data.crops import UNREADABLE, Example
+from redimnet_jax.data.augment import Speed
+from redimnet_jax.data.crops import UNREADABLE, Crops
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
-# Batches that a worker process and its queue hold in shared memory at most: one being made, one in the queue, one in
-# the hands of the reading thread and one behind it.
+# Batches that a worker process and its queue hold in shared memory at most: being made, queued, held by the reader,
+# and waiting behind it.
 BATCHES_A_WORKER = 4
 # More crops than anybody will ever draw.
 MANY = 2**40
 
 
 def steps_per_epoch(corpus: "Utterances", batch_size: int, crops_per_utterance: int = 1) -> int:
-    """The number of batches of an epoch; the remainder of less than a batch is dropped."""
+    """Return the number of batches of an epoch; the remainder of less than a batch is dropped."""
     return len(corpus) * crops_per_utterance // batch_size
 
 
 def classes(corpus: "Utterances", speed: Speed | None = None) -> int:
-    """The number of classes that the labels of `train_batches` are of."""
+    """Return how many classes the labels of `train_batches` have; changed speeds may count as new speakers."""
     return speed.classes(len(corpus.speakers)) if speed else len(corpus.speakers)
 
 
 class TrainBatches:
     """An endless iterator over batches whose state is the number of batches taken.
 
-    The state is plain JSON and holds beside the step what the step's meaning depends on, which `set_state` compares.
-    It fits any number of workers and processes.
+    The state is plain JSON. It holds the step and what gives it meaning (seed, batch size, corpus), and `set_state`
+    refuses others. It fits any number of workers and processes.
     """
 
     def __init__(self, batches: Any, workers: int, threads: int, identity: dict[str, Any]):
@@ -78,7 +78,7 @@ class TrainBatches:
         return batch
 
     def take_unreadable(self) -> list[tuple[int, int]]:
-        """(utterance, first sample) of what could not be read for the batches taken since the last call."""
+        """Return (utterance, first sample) of all that could not be read in the batches since the last call."""
         taken, self._unreadable = self._unreadable, []
         return taken
 
@@ -91,7 +91,7 @@ class TrainBatches:
             grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         )
         if self._workers:
-            # Grain reads its flags of absl, which only absl.app parses: elsewhere their defaults hold.
+            # Grain needs parsed flags of absl, which only absl.app parses; elsewhere their defaults hold.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
@@ -101,11 +101,11 @@ class TrainBatches:
         return iter(batches)
 
     def get_state(self) -> dict[str, Any]:
-        """The number of batches taken so far ("step"), and what it counts; JSON-serialisable."""
+        """Return the number of batches taken so far ("step"), and what it counts; JSON-serialisable."""
         return {"step": self._step, **self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on behind the batch after which `state` was got; UserError if that was another stream."""
+        """Continue after the batch at which `state` was taken; raise UserError if it is from another stream."""
         for key, ours in self._identity.items():
             if state.get(key) != ours and key == "corpus":
                 raise UserError(
@@ -122,7 +122,7 @@ class TrainBatches:
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """Ends workers and threads; the next batch starts them again."""
+        """End workers and threads; the next batch starts them again."""
         if self._iterator is not None:
             self._closing()
             self._iterator = None
@@ -138,46 +138,58 @@ def _check_shared_memory(needed: int) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """What makes the batches of this process, one of `process_count`.
+
+    With workers, each worker process makes whole batches in turn. Without, `threads` threads do (default: one per
+    core, at most 8). Up to `threads` batches wait for the consumer, or `BATCHES_A_WORKER` per worker in shared
+    memory.
+    """
+
+    workers: int = 0
+    threads: int | None = None
+    process_index: int = 0
+    process_count: int = 1
+
+    def local_batch(self, batch_size: int) -> int:
+        """Return how many of the `batch_size` crops of a batch this process makes."""
+        return batch_size // self.process_count
+
+    def number_of_threads(self, samples: int) -> int:
+        """Return how many threads make batches of `samples`; raise UserError when workers lack shared memory."""
+        if self.workers:
+            _check_shared_memory((self.workers * BATCHES_A_WORKER + 1) * samples * 4)
+        return min(os.cpu_count() or 1, 8) if self.threads is None else self.threads
+
+
 def train_batches(
-    corpus: "Utterances",
-    *,
+    crops: Crops,
     batch_size: int,
-    crop: int,
-    seed: int,
-    steps: Sequence[Step] = (),
-    speed: Speed | None = None,
+    *,
     crops_per_utterance: int = 1,
     crops_per_speaker: int = 1,
     one_utterance: bool = False,
-    workers: int = 0,
-    threads: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    readers: Readers = Readers(),  # noqa: B008 (it is immutable)
 ) -> TrainBatches:
-    """Endless batches {"waveform": float32 (batch_size / process_count, crop), "label": int32 (same,)}.
+    """Return endless batches {"waveform": float32 (rows, crops.samples), "label": int32 (rows,)}.
 
-    `batch_size` is that of all processes together, `crop` in samples at 16 kHz; every utterance gives
-    `crops_per_utterance` random crops an epoch. `steps` are applied to the crops in order, `speed` before; labels are
-    of `classes(corpus, speed)`. With more than one of `crops_per_speaker` the batches are of speakers with that many
-    crops each, see `speaker_groups`; an epoch has as many of them. `workers` processes make whole batches in turn;
-    with none, `threads` of this process do (default: one a core, 8 at most), each a batch. Between threads and
-    consumer up to `threads` batches wait, between workers and consumer up to `BATCHES_A_WORKER` a worker, in shared
-    memory.
+    `batch_size` is that of all processes together, of which this one makes rows = batch_size / process_count. Every
+    utterance gives `crops_per_utterance` random crops an epoch; labels are of `classes(corpus, speed)`. With
+    `crops_per_speaker` above 1 a batch holds speakers with that many crops each, see `speaker_groups`; the number of
+    batches of an epoch stays the same.
 
-    Where a recording cannot be read, another crop takes its place, see `examples`, and `take_unreadable` tells.
-    Raises UserError for impossible numbers now, and later where nothing can be read in place of a recording.
+    Where a recording cannot be read, another crop takes its place (see `data.crops`), and `take_unreadable` lists it.
+    Raises UserError at once for numbers out of range, and while iterating if no substitute can be read.
     """
     optional.require("train")
     import grain
 
+    corpus = crops.corpus
+    process_index = readers.process_index
+    process_count = readers.process_count
     _check_numbers(
-        batch_size,
-        process_count,
-        crop=crop,
-        crops_per_utterance=crops_per_utterance,
-        crops_per_speaker=crops_per_speaker,
-        workers=workers,
-        seed=seed,
+        crops, batch_size, readers, crops_per_utterance=crops_per_utterance, crops_per_speaker=crops_per_speaker
     )
     steps_an_epoch = steps_per_epoch(corpus, batch_size, crops_per_utterance)
     if not steps_an_epoch:
@@ -185,23 +197,21 @@ def train_batches(
             f"The batch size {batch_size} exceeds the {len(corpus) * crops_per_utterance} crops of an epoch, so lower"
             " it or raise crops_per_utterance."
         )
-    local_batch = batch_size // process_count
-    example = Example(corpus, crop, tuple(steps), speed)
+    local_batch = readers.local_batch(batch_size)
     if crops_per_speaker == 1:
         batches = (
             grain.MapDataset.range(len(corpus) * crops_per_utterance)
-            .seed(seed)
+            .seed(crops.seed)
             .shuffle()
-            .random_map(example)[: steps_an_epoch * batch_size][process_index::process_count]
+            .random_map(crops.example)[: steps_an_epoch * batch_size][process_index::process_count]
             .batch(local_batch, drop_remainder=True)
             .repeat()
         )
     else:
         speakers = batch_size // crops_per_speaker
         group = speaker_groups.group(
-            example,
-            corpus,
-            crops=crops_per_speaker,
+            crops,
+            crops_per_speaker,
             batch_size=batch_size,
             process_count=process_count,
             one_utterance=one_utterance,
@@ -209,7 +219,7 @@ def train_batches(
         count = len(corpus.speakers) // speakers * speakers
         batches = (
             grain.MapDataset.range(len(corpus.speakers))
-            .seed(seed)
+            .seed(crops.seed)
             .shuffle()
             .random_map(group)[:count][process_index::process_count]
             .batch(speakers // process_count, drop_remainder=True)
@@ -217,74 +227,69 @@ def train_batches(
             .repeat()
         )
     identity = {
-        "seed": seed,
+        "seed": crops.seed,
         "batch_size": batch_size,
-        "crop": crop,
+        "crop": crops.samples,
         "crops_per_utterance": crops_per_utterance,
         "crops_per_speaker": crops_per_speaker,
         "corpus": corpus.digest,
     }
-    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+    threads = readers.number_of_threads(local_batch * crops.samples)
+    return TrainBatches(batches, readers.workers, threads, identity)
 
 
 def crops_in_order(
-    corpus: "Utterances",
+    crops: Crops,
+    batch_size: int,
     *,
     begin: int = 0,
-    batch_size: int,
-    crop: int,
-    seed: int,
-    steps: Sequence[Step] = (),
-    speed: Speed | None = None,
-    workers: int = 0,
-    threads: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    readers: Readers = Readers(),  # noqa: B008 (it is immutable)
 ) -> TrainBatches:
-    """Endless batches, as of `train_batches`, of numbered crops, from number `begin` on.
+    """Return endless batches, as `train_batches` does, of crops in the order of their numbers, from `begin` on.
 
-    Crop r is of utterance r % len(corpus). It follows from `seed` and r alone, whatever batch it is in, so that any
-    of them can be made again. Row i of the batch of process p is number i * process_count + p of the global batch.
+    Crop r is of utterance r % len(corpus). It depends only on the seed and r, so any crop can be made again. Row i of
+    the batch of process p is number i * process_count + p of the global batch.
     """
     optional.require("train")
     import grain
 
-    _check_numbers(batch_size, process_count, crop=crop, workers=workers, seed=seed)
-    local_batch = batch_size // process_count
+    _check_numbers(crops, batch_size, readers)
+    local_batch = readers.local_batch(batch_size)
     batches = (
         grain.MapDataset.range(MANY)
-        .seed(seed)
-        .random_map(Example(corpus, crop, tuple(steps), speed))[begin:][process_index::process_count]
+        .seed(crops.seed)
+        .random_map(crops.example)[begin:][readers.process_index :: readers.process_count]
         .batch(local_batch, drop_remainder=True)
     )
-    identity = {"seed": seed, "batch_size": batch_size, "crop": crop, "begin": begin, "corpus": corpus.digest}
-    return TrainBatches(batches, workers, _threads(threads, workers, local_batch * crop), identity)
+    identity = {
+        "seed": crops.seed,
+        "batch_size": batch_size,
+        "crop": crops.samples,
+        "begin": begin,
+        "corpus": crops.corpus.digest,
+    }
+    threads = readers.number_of_threads(local_batch * crops.samples)
+    return TrainBatches(batches, readers.workers, threads, identity)
 
 
-def _check_numbers(batch_size: int, process_count: int, **numbers: int) -> None:
-    """Raises UserError for numbers that cannot be."""
+def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: int) -> None:
+    """Raise UserError for numbers out of range."""
+    numbers |= {"batch_size": batch_size, "crop": crops.samples, "workers": readers.workers, "seed": crops.seed}
     least = {"workers": 0, "seed": 0}
-    for name, value in {"batch_size": batch_size, **numbers}.items():
+    for name, value in numbers.items():
         if value < least.get(name, 1):
             raise UserError(f"The input pipeline's {name} is {value}, so give {least.get(name, 1)} or more.")
-    if batch_size % process_count:
+    if batch_size % readers.process_count:
         raise UserError(
-            f"The batch size {batch_size} is no multiple of the {process_count} processes, so make it one."
+            f"The batch size {batch_size} is no multiple of the {readers.process_count} processes, so make it one."
         )
-
-
-def _threads(threads: int | None, workers: int, samples: int) -> int:
-    """How many threads make batches of `samples` where no `workers` do, whose shared memory must suffice."""
-    if workers:
-        _check_shared_memory((workers * BATCHES_A_WORKER + 1) * samples * 4)
-    return min(os.cpu_count() or 1, 8) if threads is None else threads
 
 
 class WaitMeter:
     """Iterates over `batches` and measures how long the consumer waits for them.
 
-    A step that JAX has only been told to run returns at once, so the fraction speaks of the accelerator only if the
-    consumer waits for a result at least every few steps (as reading a loss does).
+    JAX returns before a step is done. So the fraction is how long the accelerator waits only if the consumer reads a
+    result every few steps, such as a loss.
     """
 
     def __init__(self, batches: Iterator[Batch], clock=time.perf_counter):
@@ -303,7 +308,7 @@ class WaitMeter:
         return batch
 
     def wait_fraction(self) -> float:
-        """The part of the time since the last call (or the start) that was spent waiting, from 0 to 1."""
+        """Return the part of the time since the last call (or the start) that was spent waiting, from 0 to 1."""
         now = self._clock()
         fraction = self._waited / max(now - self._since, 1e-9)
         self._waited, self._since = 0.0, now

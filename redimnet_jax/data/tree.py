@@ -51,8 +51,8 @@ class Tree:
             else:
                 ignored[ignored_kind(entry.name)] += 1
         folders.sort()
-        found = parallel(self._files, folders, workers, progress, "speakers")
-        for speaker, (files, others) in zip(folders, found, strict=True):
+        files_of_speakers = parallel(self._files, folders, workers, progress, "speakers")
+        for speaker, (files, others) in zip(folders, files_of_speakers, strict=True):
             found_names += files
             speakers += [speaker] * len(files)
             empty += [] if files else [speaker]
@@ -131,11 +131,11 @@ def examine(
         for name in utterances[part.start : part.stop]:
             path = fetch(name, None)
             try:
-                found = audio.inspect(path)
-                length = found.samples
-                if length and not found.has_signal:
+                inspection = audio.inspect(path)
+                length = inspection.samples
+                if length and not inspection.has_signal:
                     length = -1
-                    bad.append(Bad(name, "without signal", f"holds no signal (its level is {found.level:.1e})"))
+                    bad.append(Bad(name, "without signal", f"holds no signal (its level is {inspection.level:.1e})"))
             except UserError as error:
                 length = -1
                 bad.append(Bad(name, "unreadable" if addresses.is_file(path) else "missing", str(error)))
@@ -155,7 +155,7 @@ def examine(
 def parallel(
     function: Callable[[T], R], items: Sequence[T], workers: int, progress: bool, label: str, size=lambda item: 1
 ) -> Iterator[R]:
-    """`function` of every item, in order, by threads, with a progress bar that counts `size(item)` for each."""
+    """Return `function` of every item, in order, by threads; a progress bar counts `size(item)` for each."""
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     total = sum(map(size, items))
     try:

@@ -8,7 +8,7 @@ from multiprocessing import connection
 
 
 def begin(index: int = 0, count: int = 1) -> None:
-    """Prepares this worker, number `index` of `count`: it outlives signals to all processes, but not its parent.
+    """Prepare this worker, number `index` of `count`: it outlives signals to all processes, but not its parent.
 
     A Ctrl-C in a terminal, or the SIGTERM of a job scheduler, reaches every process. The parent then still needs the
     workers, and ends them itself.
@@ -21,7 +21,7 @@ def begin(index: int = 0, count: int = 1) -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """Ends this process when the parent's end closes `sentinel`; without cleaning up, since nobody reads any more.
+    """End this process when the parent's end closes `sentinel`; without cleaning up, since nobody reads any more.
 
     Shared memory is removed by the resource tracker of multiprocessing once all processes that used it have ended.
     """

@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -164,28 +165,34 @@ class PooledFeatures:
     """
 
     def __init__(self, network: SpeakerNetwork, mesh: Mesh, *, replicated: bool = False):
-        self._graph, state = nnx.split(network)
+        graph, state = nnx.split(network)
+        leaves, structure = jax.tree.flatten(state)
         whole = sharding.replicated(mesh)
-        self._state = sharding.replicate(state, mesh) if replicated else jax.device_put(state, whole)
-        self._program = _pooling_program(whole if replicated else None)
+        self._leaves = sharding.replicate(leaves, mesh) if replicated else jax.device_put(leaves, whole)
+        self._program = _pooling_program(graph, structure, whole if replicated else None)
 
     def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (pooled features (batch, pool.features) float32, the other arrays of `batch`).
 
         `batch` holds `waveform` (batch, samples) float32, and `lengths` (batch,) int32 where rows are padded.
         """
-        return self._program(self._graph, self._state, batch)
+        return self._program(self._leaves, batch)
 
 
 @functools.cache
-def _pooling_program(output: NamedSharding | None) -> Callable:
-    def pool(graph, state, batch):
-        network = nnx.merge(graph, state, copy=True)
+def _pooling_program(graph: nnx.GraphDef, structure: Any, output: NamedSharding | None) -> Callable:
+    """Return the compiled function of (leaves of the state, batch), one for all networks of the graph.
+
+    The graph is no argument of it: hashing the graph in every call takes milliseconds, in which a GPU waits.
+    """
+
+    def pool(leaves, batch):
+        network = nnx.merge(graph, jax.tree.unflatten(structure, leaves), copy=True)
         rest = {name: array for name, array in batch.items() if name not in ("waveform", "lengths")}
         return network.pooled(*network.features(batch["waveform"], batch.get("lengths"))), rest
 
     options = {} if output is None else {"out_shardings": output}
-    return jit(pool, static_argnums=0, **options)
+    return jit(pool, **options)
 
 
 def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8192) -> np.ndarray:

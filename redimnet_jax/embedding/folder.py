@@ -80,7 +80,7 @@ class Done:
 
 
 def settings(model: SpeakerModel, crop_policy: CropPolicy, dim: int) -> dict[str, Any]:
-    """What embeddings depend on but the recordings, as JSON."""
+    """Return what embeddings depend on but the recordings, as JSON."""
     return {
         "format": FORMAT,
         "tool": f"redimnet_jax {version('redimnet_jax')}",
@@ -92,10 +92,10 @@ def settings(model: SpeakerModel, crop_policy: CropPolicy, dim: int) -> dict[str
     }
 
 
-def check(folder: Path, wanted: Mapping[str, Any], verify: bool = True) -> bool:
-    """Returns whether `folder` is finished.
+def check(folder: Path, expected: Mapping[str, Any], verify: bool = True) -> bool:
+    """Return whether `folder` is finished.
 
-    Raises UserError when it holds embeddings that differ in anything of `wanted`, and when a file of a finished
+    Raises UserError when it holds embeddings that differ in anything of `expected`, and when a file of a finished
     folder is damaged. `verify` False leaves out the checksum of the array, which takes a pass over all of it.
     """
     arrays = [folder / name for name in (ARRAY, PARTIAL, *EARLIER) if (folder / name).exists()]
@@ -103,21 +103,21 @@ def check(folder: Path, wanted: Mapping[str, Any], verify: bool = True) -> bool:
         return False
     if not (folder / DESCRIPTION).exists():
         raise UserError(f"{arrays[0]} has no {DESCRIPTION} that says what it is; choose another output.")
-    found = _description(folder)
-    other = [name for name, value in wanted.items() if name not in found or found[name] != value]
+    description = _description(folder)
+    other = [name for name, value in expected.items() if name not in description or description[name] != value]
     if other:
         raise UserError(
             f"{folder} holds embeddings with other {', '.join(other)}; choose another output, or remove the folder."
         )
     # A run that was stopped at its very end left a complete description without the array.
-    finished = folder / ARRAY in arrays or ("files" in found and not arrays)
+    finished = folder / ARRAY in arrays or ("files" in description and not arrays)
     if finished:
-        _verify(folder, found, verify)
+        _verify(folder, description, verify)
     return finished
 
 
 def load(folder: str | Path, verify: bool = True) -> Embeddings:
-    """Returns the embeddings in a finished `folder`, a path or an address, the array mapped.
+    """Return the embeddings in a finished `folder`, a path or an address, the array mapped.
 
     Raises UserError when it is not finished, and when a file of it is damaged. `verify` False leaves out the checksum
     of the array, which takes a pass over all of it.
@@ -125,34 +125,34 @@ def load(folder: str | Path, verify: bool = True) -> Embeddings:
     folder = buckets.staged(folder)
     if not (folder / DESCRIPTION).exists() or (not (folder / ARRAY).exists() and (folder / PARTIAL).exists()):
         raise UserError(f"{folder} holds no finished embeddings; run the command that embeds to its end.")
-    found = _description(folder)
-    _verify(folder, found, verify)
+    description = _description(folder)
+    _verify(folder, description, verify)
     table = csv.reader(io.StringIO((folder / INDEX).read_text(encoding="utf-8"), newline=""), delimiter="\t")
     try:
         header, *rows = table
         utterances, speakers = ([names.unquote(row[column]) for row in rows] for column in (0, 1))
         sessions = np.array([row[2] for row in rows], np.int64)
         seconds = np.array([row[3] for row in rows], np.float64)
-        shape = tuple(found["shape"])
+        shape = tuple(description["shape"])
         array = _mapped(folder / ARRAY, shape)
         if tuple(header) != COLUMNS or len(rows) != len(array):
             raise ValueError(f"{len(rows)} rows of {header} for {len(array)} embeddings")
     except (ValueError, IndexError, KeyError, TypeError, OSError, csv.Error) as error:
         raise UserError(f"{folder} is damaged ({error}); {MEND}.") from error
-    return Embeddings(array, utterances, speakers, sessions, seconds, found)
+    return Embeddings(array, utterances, speakers, sessions, seconds, description)
 
 
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
-        if "sha256" in found and found["sha256"] != _digest(found):
+        description = json.loads(path.read_text())
+        if not isinstance(description, dict):
+            raise ValueError(f"it holds a {type(description).__name__}")
+        if "sha256" in description and description["sha256"] != _digest(description):
             raise ValueError("it does not match its checksum")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); choose another output, or remove the folder.") from error
-    return found
+    return description
 
 
 def _digest(description: Mapping[str, Any]) -> str:
@@ -160,14 +160,14 @@ def _digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _verify(folder: Path, found: Mapping[str, Any], array_too: bool) -> None:
-    """Raises UserError unless the files of a finished folder are those in its description `found`."""
-    listed = found.get("files")
-    if "sha256" not in found or not isinstance(listed, dict) or not {ARRAY, INDEX} <= listed.keys():
+def _verify(folder: Path, description: Mapping[str, Any], array_too: bool) -> None:
+    """Raise UserError unless the files of a finished folder are those in its `description`."""
+    listed = description.get("files")
+    if "sha256" not in description or not isinstance(listed, dict) or not {ARRAY, INDEX} <= listed.keys():
         raise UserError(f"{folder / DESCRIPTION} has no checksums of the finished files; {MEND}.")
-    for name, wanted in listed.items():
+    for name, checksums in listed.items():
         if array_too or name != ARRAY:
-            file_checksums.verify(folder / name, wanted, MEND)
+            file_checksums.verify(folder / name, checksums, MEND)
 
 
 def embed(
@@ -340,7 +340,7 @@ def _finish(
 
 
 def _index(corpus: Corpus, chosen: np.ndarray) -> str:
-    """The table of the utterances `chosen` of `corpus`."""
+    """Return the table of the utterances `chosen` of `corpus`."""
     text = io.StringIO(newline="")
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(COLUMNS)

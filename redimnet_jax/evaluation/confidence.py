@@ -60,8 +60,6 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
     p_targets: tuple[float, ...] = (0.01, 0.05),
-    c_miss: float = 1.0,
-    c_fa: float = 1.0,
 ) -> Intervals:
     """Return intervals of EER and minDCF for every row of `scores` (rows, trials), or (trials,) for one row.
 
@@ -72,7 +70,7 @@ def bootstrap(
     """
     _check_numbers(resamples, level)
     scores, labels, first, second = _checked(scores, labels, left, right)
-    costs = device_metrics.normalised_costs(p_targets, c_miss, c_fa)
+    costs = device_metrics.normalised_costs(p_targets)
     eers, min_dcfs = _resampled(scores, labels, first, second, resamples, seed, costs)
     return Intervals(_interval(eers, level), _interval(np.swapaxes(min_dcfs, 0, 1), level), eers.shape[-1])
 

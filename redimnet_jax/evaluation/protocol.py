@@ -180,8 +180,8 @@ def from_list(
     unique = list(dict.fromkeys(name for group in utterances for name in group))
     recordings = find_recordings(unique, path, audio_root, corpus)
     in_corpus = recordings if isinstance(recordings, Subset) else None
-    found = utterance_speakers.speakers_of(unique, speaker_rule, in_corpus, path)  # type: ignore[arg-type] (as above)
-    speaker_of = dict(zip(unique, found, strict=True))
+    speakers = utterance_speakers.speakers_of(unique, speaker_rule, in_corpus, path)  # type: ignore[arg-type] (as above)
+    speaker_of = dict(zip(unique, speakers, strict=True))
     speakers = [
         _single_speaker(name, group, speaker_of) for name, group in zip(listed.names, utterances, strict=True)
     ]

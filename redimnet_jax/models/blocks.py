@@ -105,7 +105,7 @@ def in_turn(blocks: Sequence[nnx.Module], x: Array, mask: Array | None, *, train
 
 
 def convnext_1d(channels: int, taps: Sequence[int], *, rngs: nnx.Rngs) -> ConvNeXtBlock:
-    """The 1-D block: one depthwise convolution for each entry of `taps`."""
+    """Make the 1-D block: one depthwise convolution for each entry of `taps`."""
     return ConvNeXtBlock(channels, [DepthwiseConv1d(channels, k, rngs=rngs) for k in taps], rngs=rngs)
 
 
@@ -171,7 +171,7 @@ def block_2d(
     *,
     rngs: nnx.Rngs,
 ) -> ConvNeXtBlock | ResBlock:
-    """The 2-D block of a `block_2d_type`; `kernel_sizes` (freq, time) matter to the ConvNeXt-like ones alone."""
+    """Make the 2-D block of a `block_2d_type`; `kernel_sizes` (freq, time) matter to the ConvNeXt-like ones alone."""
     if kind.startswith("basic_resnet"):
         return ResBlock(channels, bins, group_divisor, kind == "basic_resnet_fwse", rngs=rngs)
     groups = 1 if group_divisor is None else channels // group_divisor
@@ -271,5 +271,5 @@ class TimeContextBlock(nnx.Module):
 
 
 def time_context(kind: str, channels: int, reduction: int | None, *, rngs: nnx.Rngs) -> TimeContextBlock | None:
-    """The 1-D block of a stage whose `att_block_red` is `reduction`, or None without one."""
+    """Make the 1-D block of a stage whose `att_block_red` is `reduction`, or None without one."""
     return None if reduction is None else TimeContextBlock(kind, channels, channels // reduction, rngs=rngs)

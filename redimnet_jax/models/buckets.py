@@ -7,7 +7,7 @@ SAMPLES_STEP = 4000
 
 
 def round_up(count: int) -> int:
-    """The least of 1..8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ... that holds `count`: four sizes an octave.
+    """Return the least of 1..8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ... that holds `count`: four sizes an octave.
 
     The waste is at most a quarter, and sizes up to N need no more than about 4 * log2(N) compilations.
     """
@@ -18,12 +18,12 @@ def round_up(count: int) -> int:
 
 
 def samples(length: int, least: int = 1) -> int:
-    """The number of samples to pad a signal of `length` to, at least `least`."""
+    """Return the number of samples to pad a signal of `length` to, at least `least`."""
     return round_up(-(-max(length, least) // SAMPLES_STEP)) * SAMPLES_STEP
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:
-    """Groups signals by padded length: yields (padded length, indices of at most `batch_size` signals)."""
+    """Group signals by padded length: yield (padded length, indices of at most `batch_size` signals)."""
     by_size: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         by_size.setdefault(samples(length), []).append(index)

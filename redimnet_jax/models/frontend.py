@@ -53,7 +53,7 @@ def tf_mel_filter_bank(bins: int, mels: int, params: SpecParams) -> np.ndarray:
 
 
 def hamming(length: int, periodic: bool) -> np.ndarray:
-    """The Hamming window (float32); periodic as PyTorch's default, symmetric as SciPy's."""
+    """Return the Hamming window (float32); periodic as PyTorch's default, symmetric as SciPy's."""
     n = np.arange(length) / (length if periodic else length - 1)
     return (0.54 - 0.46 * np.cos(2.0 * np.pi * n)).astype(np.float32)
 

@@ -33,7 +33,7 @@ def adapt(
     order: str = "class",
     seed: int = 0,
 ) -> SpeakerModel:
-    """A model with the backbone of `model` (the same variables) and a new projection to `dims[-1]` dimensions.
+    """Return a model with the backbone of `model` (the same variables) and a new projection to `dims[-1]` dimensions.
 
     With `init` 'lossless', `pooled` (utterances, pool.features) and `labels` (utterances,) are pooled features of
     training utterances and their speakers. The projection keeps the pretrained batch norm; its first rows are the
@@ -62,7 +62,7 @@ def adapt(
 
 
 def check_dims(model: SpeakerModel, dims: Sequence[int]) -> model_config.ModelConfig:
-    """The configuration of `model` with a projection to `dims`, or a UserError saying what is wrong with them."""
+    """Return the configuration of `model` with a projection to `dims`, or raise UserError."""
     if not dims or list(dims) != sorted(set(dims)) or dims[0] < 1:
         raise UserError(f"projection.mrl_dims is {tuple(dims)} but must be increasing positive integers; correct it.")
     width = model.network.pool.features
@@ -79,7 +79,7 @@ def _entries(model: SpeakerModel, dims: Sequence[int]) -> dict:
 
 
 def check_kept(model: SpeakerModel, dims: Sequence[int]) -> None:
-    """Raises UserError when the projection of `model` is too narrow to be kept for `dims`."""
+    """Raise UserError when the projection of `model` is too narrow to be kept for `dims`."""
     if dims[-1] > model.embed_dim:
         raise UserError(
             f"projection.init 'keep' has {model.embed_dim} pretrained dimensions but projection.mrl_dims ends at "
@@ -91,7 +91,7 @@ LOSSLESS = 1e-5
 
 
 def check_lossless(pretrained: SpeakerModel, adapted: SpeakerModel, pooled: np.ndarray) -> float:
-    """The largest difference that `adapt` makes to a cosine of two rows of `pooled` at the pretrained width.
+    """Return the largest difference that `adapt` makes to a cosine of two rows of `pooled` at the pretrained width.
 
     Raises UserError above `LOSSLESS`. An adapted model narrower than the pretrained one has nothing to compare.
     """

@@ -102,7 +102,7 @@ class SpeakerNetwork(nnx.Module):
         train: bool = False,
         key: Array | None = None,
     ) -> tuple[list[Array], Array | None]:
-        """The backbone's 1-D maps, each (batch, frames, F * C), and their mask (batch, frames)."""
+        """Return the backbone's 1-D maps, each (batch, frames, F * C), and their mask (batch, frames)."""
         mask = None
         if frames is not None:
             count = self.backbone.output_frames(features.shape[1])

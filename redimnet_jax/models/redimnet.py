@@ -111,7 +111,7 @@ class ReDimNet(nnx.Module):
     def feature_maps(
         self, features: Array, mask: Array | None, *, train: bool = False, key: Array | None = None
     ) -> list[Array]:
-        """The 1-D maps (batch, frames, F * C) of the stem and of every stage."""
+        """Return the 1-D maps (batch, frames, F * C) of the stem and of every stage."""
         maps = [self.stem(features, mask)]
         for index, stage in enumerate(self.stages):
             x = stage(maps, mask, train=train, remat=self.remat)
@@ -121,6 +121,6 @@ class ReDimNet(nnx.Module):
         return maps
 
     def combine(self, maps: Sequence[Array], mask: Array | None, *, train: bool = False) -> Array:
-        """The backbone's output from its feature maps."""
+        """Return the backbone's output from its feature maps."""
         x = self.aggregate(maps)
         return x if self.mfa is None else self.mfa(x, mask, train=train)

@@ -115,7 +115,7 @@ class ReDimNet2(nnx.Module):
     def feature_maps(
         self, features: Array, mask: Array | None, *, train: bool = False, key: Array | None = None
     ) -> list[Array]:
-        """The 1-D maps (batch, frames, F * C) of the stem and of every stage."""
+        """Return the 1-D maps (batch, frames, F * C) of the stem and of every stage."""
         frames = self.output_frames(features.shape[1])
         x = self.stem(features[:, :frames], mask)
         maps = [x if self.stem_norm is None else self.stem_norm(x, mask)]
@@ -125,7 +125,7 @@ class ReDimNet2(nnx.Module):
         return maps
 
     def combine(self, maps: Sequence[Array], mask: Array | None, *, train: bool = False) -> Array:
-        """The backbone's output from its feature maps."""
+        """Return the backbone's output from its feature maps."""
         x = self.aggregate(maps)
         if self.output_2d is None:
             return x if self.head is None else self.head(x)

@@ -34,7 +34,7 @@ class Source:
 
 @functools.cache
 def _forward(graph: nnx.GraphDef, state: Any) -> Callable[..., Array]:
-    """What `SpeakerNetwork.__call__` gives, of (leaves of the state, waveform, lengths, whether to classify).
+    """Return what `SpeakerNetwork.__call__` gives, of (leaves of the state, waveform, lengths, whether to classify).
 
     Compiled once a shape, for all models of the graph. The graph is no argument: to hash it, and to take apart the
     state, takes longer in every call than a GPU needs for an utterance.
@@ -65,13 +65,13 @@ class _Program:
         self._parts = [(vars(node), list(vars(node).values())) for node in parts]
 
     def fits(self, network: SpeakerNetwork) -> bool:
-        """Returns whether every module of `network` has the very attributes that it had."""
+        """Return whether every module of `network` has the very attributes that it had."""
         return network is self._network and all(
             len(now) == len(then) and all(map(operator.is_, now.values(), then)) for now, then in self._parts
         )
 
     def leaves(self) -> list[Array]:
-        """Returns the arrays of the network as they are now."""
+        """Return the arrays of the network as they are now."""
         return [variable.get_raw_value() for variable in self._variables]
 
 
@@ -132,7 +132,7 @@ class SpeakerModel:
         batch_size: int = 32,
         head: None = None,
     ) -> Array:
-        """Returns embeddings (batch, dim), float32; of one signal (samples,), (dim,).
+        """Return embeddings (batch, dim), float32; of one signal (samples,), (dim,).
 
         `waveforms`: a batch (batch, samples) with `lengths` (batch,) in samples where it is zero-padded, or one
         signal, or a list of signals of any lengths, which run `batch_size` at a time. int16, or float in [-1, 1].
@@ -162,7 +162,7 @@ class SpeakerModel:
         sample_rate: int = 16000,
         batch_size: int = 32,
     ) -> Array:
-        """Returns the classification head's output (batch, num_classes), float32; of one signal, (num_classes,).
+        """Return the classification head's output (batch, num_classes), float32; of one signal, (num_classes,).
 
         The arguments are those of `embed`. Raises UserError as `embed` does, and when the model has no such head.
         """

@@ -159,7 +159,7 @@ def _dense_2d(x: Array, kernel: Array) -> Array:
 
 
 def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
-    """The kt x kf shifts of `x` (batch, time, freq, channels) under zero padding, each of the shape of `x`."""
+    """Return the kt x kf shifts of `x` (batch, time, freq, channels) under zero padding, each of the shape of `x`."""
     frames, bins = x.shape[1:3]
     # The padded map is what is kept together: of a shift by nothing XLA would otherwise take `x` itself, and put what
     # made it into the loop over all shifts, which then takes several times as long on a CPU.

@@ -7,7 +7,7 @@ Array = jax.Array
 
 
 def block_diagonal(kernel: Array, groups: int) -> Array:
-    """A grouped kernel (kt, kf, in/groups, out) as the dense one (kt, kf, in, out) that does the same."""
+    """Return a grouped kernel (kt, kf, in/groups, out) as the dense one (kt, kf, in, out) that does the same."""
     kt, kf, n, out = kernel.shape
     split = kernel.reshape(kt, kf, 1, n, groups, out // groups)
     eye = jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
@@ -15,7 +15,7 @@ def block_diagonal(kernel: Array, groups: int) -> Array:
 
 
 def transposed(kernel: Array, groups: int) -> Array:
-    """The grouped kernel whose convolution of an output's gradient is that of the input."""
+    """Return the grouped kernel whose convolution of an output's gradient is that of the input."""
     kt, kf, n, out = kernel.shape
     swapped = jnp.einsum("tfigo->tfogi", kernel[::-1, ::-1].reshape(kt, kf, n, groups, out // groups))
     return swapped.reshape(kt, kf, out // groups, groups * n)

@@ -9,7 +9,7 @@ import jax
 
 from redimnet_jax import hosts, utterance_speakers
 from redimnet_jax.data import augment, resumed, splits
-from redimnet_jax.data.corpus import Corpus, open_corpus
+from redimnet_jax.data.corpus import Corpus, open_corpus, require_speakers
 from redimnet_jax.data.recordings import Utterances
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.errors import ArgumentError, UserError
@@ -76,27 +76,27 @@ def open_data(settings: Settings, workdir: Path, digests: Mapping[str, str] | No
 
 
 def _open_data(settings: Settings, workdir: Path, digests: Mapping[str, str]) -> Data:
-    wanted = settings.validation
-    speaker_rule = utterance_speakers.rule(wanted.utt2spk, wanted.speaker_pattern)
+    validation = settings.validation
+    speaker_rule = utterance_speakers.rule(validation.utt2spk, validation.speaker_pattern)
     chosen = settings.data.augment
     active = {name: getattr(chosen, name) for name in augment.STEPS if getattr(chosen, name).p}
     steps = augment.from_config({name: dataclasses.asdict(step) for name, step in active.items()})
     speed = augment.speed_from_config(dataclasses.asdict(chosen.speed) if chosen.speed.factors else None)
     corpora = _Corpora(settings.data, workdir, digests)
     trials = None
-    if wanted.trials:
-        unseen = corpora.open("validation.tree", wanted.tree) if wanted.tree else None
-        trials = protocol.from_list(wanted.trials, wanted.audio_root, unseen, speaker_rule)
-    elif wanted.tree:
-        unseen = corpora.open("validation.tree", wanted.tree)
-        trials = _generated_trials(unseen, wanted, settings.seed, wanted.tree)
+    if validation.trials:
+        unseen = corpora.open("validation.tree", validation.tree) if validation.tree else None
+        trials = protocol.from_list(validation.trials, validation.audio_root, unseen, speaker_rule)
+    elif validation.tree:
+        unseen = corpora.open("validation.tree", validation.tree)
+        trials = _generated_trials(unseen, validation, settings.seed, validation.tree)
     corpus: Utterances = corpora.open("data.train", settings.data.train, min_speakers=2)
     if trials is None:
-        corpus, unseen = splits.hold_out(corpus, wanted.holdout, settings.seed)
+        corpus, unseen = splits.hold_out(corpus, validation.holdout, settings.seed)
         description = f"{len(unseen.speakers)} training speakers kept out of training"
-        trials = _generated_trials(unseen, wanted, settings.seed, description)
+        trials = _generated_trials(unseen, validation, settings.seed, description)
     resumed.require_all(trials.recordings, "the validation")
-    protocol.check(trials, corpus.speakers, wanted.allow_shared_speakers)
+    protocol.check(trials, corpus.speakers, validation.allow_shared_speakers)
     corpus, seen = _seen_speakers(settings, corpora, corpus, speed)
     return Data(corpus, trials, speed, steps, seen, corpora.digests)
 
@@ -127,15 +127,17 @@ class _Corpora:
 
     def _open(self, source: str, indices: Path, min_speakers: int) -> Corpus:
         synthetic = source.startswith("synthetic:")
-        return open_corpus(
-            _synthetic_tree(source, self._workdir / "synthetic") if synthetic else source,
+        path = str(_synthetic_tree(source, self._workdir / "synthetic")) if synthetic else source
+        corpus = open_corpus(
+            path,
             cache_dir=indices,
             min_seconds=self._settings.min_seconds,
             max_bad=self._settings.max_bad,
-            min_speakers=min_speakers,
             data_dir=self._settings.data_dir,
             progress=shows_progress(),
         )
+        require_speakers(corpus, path, min_speakers)
+        return corpus
 
 
 def _generated_trials(corpus: Utterances, settings: ValidationSettings, seed: int, description: str) -> TrialSet:
@@ -149,16 +151,16 @@ def _seen_speakers(
     settings: Settings, corpora: _Corpora, corpus: Utterances, speed: augment.Speed | None
 ) -> tuple[Utterances, SeenSpeakers | None]:
     """Return (corpus that trains, recordings of its speakers that do not train or None)."""
-    wanted = settings.classification
-    if wanted.source:
-        recordings = corpora.open("classification.source", wanted.source)
-        description = f"recordings of training speakers in {wanted.source}"
+    classification = settings.classification
+    if classification.source:
+        recordings = corpora.open("classification.source", classification.source)
+        description = f"recordings of training speakers in {classification.source}"
         seen_speakers.check_apart(recordings, corpus)
-    elif wanted.share:
+    elif classification.share:
         parts = splits.split(
             corpus,
-            wanted.share,
-            gap_seconds=wanted.gap_seconds,
+            classification.share,
+            gap_seconds=classification.gap_seconds,
             min_seconds=settings.data.min_seconds,
             seed=settings.seed,
         )
@@ -171,7 +173,7 @@ def _seen_speakers(
     return corpus, seen_speakers.seen_speakers(
         recordings,
         corpus,
-        max_recordings=wanted.max_recordings,
+        max_recordings=classification.max_recordings,
         seed=settings.seed,
         description=description,
         speed=speed,

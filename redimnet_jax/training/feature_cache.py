@@ -1,7 +1,7 @@
 """Pooled features of training crops kept on disk: with a frozen backbone they are computed once for all epochs.
 
 Row r is of crop r // utterances of utterance r % utterances, whose waveform follows from the seed and r alone (see
-`input_pipeline.crops_in_order`), so that more crops only make the files longer. A folder holds
+`loader.crops_in_order`), so that more crops only make the files longer. A folder holds
 
     features        (rows, pool.features), bfloat16 or float32, little-endian and nothing else
     labels          (rows,) int32: of the corpus, or with speed perturbation of its new speakers
@@ -17,7 +17,6 @@ one in a bucket.
 
 import collections
 import contextlib
-import dataclasses
 import hashlib
 import json
 import time
@@ -32,7 +31,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import files, sharding
 from redimnet_jax.data import loader
-from redimnet_jax.data.augment import Speed, Step
+from redimnet_jax.data.crops import Crops
 from redimnet_jax.embedding.cache import backbone_digest
 from redimnet_jax.embedding.extract import PooledFeatures
 from redimnet_jax.errors import UserError
@@ -47,27 +46,6 @@ Rows = tuple[Array, Array]
 FEATURES, LABELS, MADE_OF = "features", "labels", "made_of.json"
 # Batches on their way to the devices before the first one's features are waited for.
 IN_FLIGHT = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Crops:
-    """The endless numbered crops of a corpus: `samples` long, made from `seed`, changed by `steps` and `speed`."""
-
-    corpus: Any
-    samples: int
-    seed: int
-    steps: tuple[Step, ...] = ()
-    speed: Speed | None = None
-
-    def made_of(self) -> dict[str, Any]:
-        """All that a crop follows from but its number, as JSON."""
-        return {
-            "corpus": self.corpus.digest,
-            "samples": self.samples,
-            "seed": self.seed,
-            "steps": [repr(step) for step in self.steps],
-            "speed": repr(self.speed),
-        }
 
 
 def folder_name(model: SpeakerModel, crops: Crops, dtype: jnp.dtype) -> str:
@@ -88,7 +66,10 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, model: SpeakerModel, crops: Crops, dtype: jnp.dtype):
-        self.utterances, self.features = len(crops.corpus), model.network.pool.features
+        self.model = model
+        self.crops = crops
+        self.utterances = len(crops.corpus)
+        self.features = model.network.pool.features
         self.dtype = np.dtype(dtype)
         self.folder = Path(folder) / folder_name(model, crops, dtype)
         self.classes = loader.classes(crops.corpus, crops.speed)
@@ -103,12 +84,12 @@ class FeatureCache:
         return self.store.complete().rows
 
     def read_features(self, rows: int) -> np.ndarray:
-        """The first `rows` rows (rows, features), memory-mapped; UserError when they do not match their checksums."""
+        """Map the first `rows` rows (rows, features); raise UserError when they do not match their checksums."""
         self.store.check(FEATURES, rows)
         return np.memmap(self.folder / FEATURES, self.dtype, "r", shape=(rows, self.features))
 
     def read_labels(self, rows: int) -> np.ndarray:
-        """The labels (rows,) int32 of the first `rows` rows; UserError when they are damaged or of no class."""
+        """Return the labels (rows,) int32 of the first `rows` rows; raise UserError when they are damaged."""
         self.store.check(LABELS, rows)
         labels = np.fromfile(self.folder / LABELS, "<i4", rows)
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
@@ -119,7 +100,7 @@ class FeatureCache:
         return labels
 
     def writer(self) -> contextlib.AbstractContextManager[Appender | None]:
-        """What appends rows, in the first process; UserError when another run appends."""
+        """Return what appends rows, in the first process; raise UserError when another run appends."""
         return self.store.appender() if jax.process_index() == 0 else contextlib.nullcontext()
 
     def sample(self, rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,8 +111,6 @@ class FeatureCache:
 
 def extract(
     cache: FeatureCache,
-    model: SpeakerModel,
-    crops: Crops,
     rows: int,
     *,
     batch_size: int,
@@ -141,35 +120,25 @@ def extract(
     check: Callable[[], None] = lambda: None,
     unreadable: Callable[[list[tuple[int, int]]], None] = lambda found: None,
 ) -> None:
-    """Makes `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
+    """Make `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
 
     An interrupted extraction goes on where it stopped, with any batch size and on any devices. `check` is called
     before each batch and may raise, which loses nothing. So may `unreadable`, which is told for each batch what could
-    not be read and has another crop in its place (see `examples`), whose label is that of the row.
+    not be read and has another crop in its place (see `data.crops`), whose label is that of the row.
     Raises UserError for features that are not finite, with the name of the utterance.
     """
     if int(sharding.from_first_process(np.asarray(cache.rows, np.int32))) >= rows:
         return
 
     def name(row: int) -> str:
-        return crops.corpus.name(row % cache.utterances)
+        return cache.crops.corpus.name(row % cache.utterances)
 
     with cache.writer() as writer:
         # Counted by the process that alone may append, since another run may have appended meanwhile.
         begin = int(sharding.from_first_process(np.asarray(writer.rows if writer else 0, np.int32)))
-        batches = loader.crops_in_order(
-            crops.corpus,
-            begin=begin,
-            batch_size=batch_size,
-            crop=crops.samples,
-            seed=crops.seed,
-            steps=crops.steps,
-            speed=crops.speed,
-            workers=workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        pooled_features = PooledFeatures(model.network, mesh, replicated=True)
+        readers = loader.Readers(workers, process_index=jax.process_index(), process_count=jax.process_count())
+        batches = loader.crops_in_order(cache.crops, batch_size, begin=begin, readers=readers)
+        pooled_features = PooledFeatures(cache.model.network, mesh, replicated=True)
         meter, start = loader.WaitMeter(batches), time.perf_counter()
 
         def made() -> Iterator[Rows]:
@@ -204,7 +173,7 @@ def keep(
     name: Callable[[int], str],
     done: Callable[[int], Any],
 ) -> None:
-    """Writes what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of a cache.
+    """Write what `made` gives, batches of rows on the devices, as rows `begin` to `rows` of a cache.
 
     Only the first process has a `writer`. `name` is that of the utterance of a row, `done` is told how many rows are
     written. Raises UserError for features that are not finite.

@@ -1,4 +1,7 @@
-"""Hooks: what a run does beside training. A new evaluation is a function and a hook for it in a list."""
+"""Hooks: functions that the training loop calls between steps or epochs.
+
+To add an evaluation, add a method and its `Hook` to `evaluations.Evaluations.hooks`.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,8 +12,8 @@ from typing import Any
 class Event:
     """A moment at which hooks run.
 
-    After a step, `figures` are those of the step, see `step.make_step`, as Python numbers. After an epoch, `entry` is
-    the epoch's entry in the history of the run, to which a hook may add.
+    Hooks that need figures only get those of their step in `figures` (see `step.make_step`), as Python numbers. Hooks
+    for epochs get the epoch's entry in the history of the run in `entry`, to which they may add.
     """
 
     step: int
@@ -23,13 +26,13 @@ class Event:
 class Hook:
     """A function that the training loop calls every so many steps or epochs.
 
-    Exactly one of `every_steps` and `every_epochs` is given. Hooks for epochs also run before the first step and
-    after the last one. Hooks run in the order of their list; after the last step of an epoch, those for steps come
-    before those for epochs.
+    Exactly one of `every_steps` and `every_epochs` is given. Hooks for epochs also run before the first step and at
+    the end of the run. After the last step of an epoch, hooks for steps run first; otherwise the order of the list
+    holds.
 
-    A hook for steps normally runs when the state of the run is that of its step: the loop waits until the device has
-    done the step. A hook that `needs_figures_only` runs once the figures of its step have been read, and the loop
-    does not wait for it.
+    The loop waits for the device before it calls a hook for steps, so the hook sees the state after that step. With
+    `needs_figures_only` the loop does not wait: the hook runs later, once the figures are read, and must not use the
+    state.
     """
 
     run: Callable[[Event], None]
@@ -46,7 +49,7 @@ class Hook:
         return self.every_steps is not None and step % self.every_steps == 0
 
     def is_due_after_epoch(self, epoch: int, *, last: bool) -> bool:
-        """Return whether the hook runs after that epoch; `last` says that no step follows."""
+        """Return whether the hook runs after that epoch; `last`: the run ends with it."""
         return self.every_epochs is not None and (last or epoch % self.every_epochs == 0)
 
     def next_step(self, step: int) -> int:

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from redimnet_jax import buckets
 from redimnet_jax.data import loader
 from redimnet_jax.data.audio import SAMPLE_RATE
+from redimnet_jax.data.crops import Crops
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.training.data import Data
-from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract, folder_name
+from redimnet_jax.training.feature_cache import FeatureCache, extract, folder_name
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.preemption import Preempted, StopRequest
@@ -30,19 +31,16 @@ from redimnet_jax.training.unreadable_list import Unreadable
 
 def train_batches(settings: Settings, data: Data, *, augmented: bool) -> loader.TrainBatches:
     """Return the batches of `data`; without `augmented` their crops are clean and one of a speaker each."""
+    crops = Crops(data.corpus, crop_samples(settings), settings.seed, data.steps if augmented else (), data.speed)
     return loader.train_batches(
-        data.corpus,
-        batch_size=settings.batch_size,
-        crop=crop_samples(settings),
-        seed=settings.seed,
-        steps=data.steps if augmented else (),
-        speed=data.speed,
+        crops,
+        settings.batch_size,
         crops_per_utterance=settings.data.crops_per_utterance,
         crops_per_speaker=settings.data.crops_per_speaker if augmented else 1,
         one_utterance=settings.data.one_utterance,
-        workers=settings.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        readers=loader.Readers(
+            settings.data.workers, process_index=jax.process_index(), process_count=jax.process_count()
+        ),
     )
 
 
@@ -131,8 +129,6 @@ class Inputs:
             cache = FeatureCache(mirror.local.parent, model, crops, dtype)
             extract(
                 cache,
-                model,
-                crops,
                 crops_per_utterance * len(data.corpus),
                 batch_size=settings.cache.batch_size,
                 mesh=self.mesh,

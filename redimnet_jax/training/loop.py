@@ -36,7 +36,7 @@ MAX_UNREAD_DISPATCHES = 4
 
 @dataclasses.dataclass(frozen=True)
 class LoopSize:
-    """How much a run trains: `epochs` of `epoch_steps` batches of `batch_size` crops."""
+    """The length of a run: `epochs`, each of `epoch_steps` batches; a batch has `batch_size` crops."""
 
     epochs: int
     epoch_steps: int
@@ -52,11 +52,10 @@ class LoopSize:
 class Loop:
     """Trains a run from its current step to its end.
 
-    `open_stepper` makes what runs the steps of the current stage. `begin_stage` replaces the trainer by that of the
-    stage with the given index. `raise_if_too_many_unreadable` raises UserError when more recordings could not be read
-    than the settings allow. The run is saved every `save_every_steps` steps and after every epoch. Several processes
-    synchronize, to agree on whether to stop, every `synchronize_every_steps` steps only, since it costs a collective
-    operation.
+    `open_stepper()` returns the stepper of the current stage. `begin_stage(i)` replaces the trainer with that of
+    stage i. `raise_if_too_many_unreadable()` raises UserError when more recordings could not be read than the
+    settings allow. The run is saved every `save_every_steps` steps and after every epoch. Several processes agree on
+    whether to stop every `synchronize_every_steps` steps only, because agreeing is a collective operation.
     """
 
     size: LoopSize
@@ -95,7 +94,7 @@ class Loop:
         epoch = begin // self.size.epoch_steps
         end = (epoch + 1) * self.size.epoch_steps
         state.progress.sums = state.progress.sums or EpochSums.zeros(len(self.log.dims))
-        stepper.wait_fraction()  # Its next call counts from here.
+        stepper.wait_fraction()  # This call resets the meter; the next one measures from here.
         start = time.perf_counter()
         with self._bar(epoch, begin) as bar:
             in_flight = _InFlight(self, bar)
@@ -113,7 +112,7 @@ class Loop:
                     in_flight.read_all()
                 for hook in due:
                     hook.run(Event(state.step, epoch))
-                # After the last step of an epoch the run is saved when it is validated.
+                # After the last step of an epoch, `_end_epoch` saves the run.
                 if state.step % self.save_every_steps == 0 and state.step < end:
                     in_flight.read_all()
                     self.saver.save()
@@ -133,14 +132,14 @@ class Loop:
         return self.log.bar(f"epoch {epoch + 1}/{self.size.epochs}", crops, done, "crop")
 
     def _dispatch(self, stepper: Stepper, in_flight: "_InFlight", end: int) -> None:
-        """Start the next steps, up to the next one after which something else has to be done."""
+        """Start the steps up to the next hook, save, synchronization or end of the epoch."""
         state = self.state
         before = state.step
         until = min([end, *(hook.next_step(before) for hook in self._hooks_of_the_state())])
         until = min(until, _next_multiple(before, self.save_every_steps))
         if jax.process_count() > 1:
             until = min(until, _next_multiple(before, self.synchronize_every_steps))
-        # Saving is collective, and an error in the input of one process finds the others elsewhere.
+        # Saving needs all processes. When the input of one fails, the others are still training.
         alone = jax.process_count() == 1
         with in_flight.saving_on_error() if alone else contextlib.nullcontext():
             trainer = state.trainer
@@ -148,15 +147,15 @@ class Loop:
         in_flight.add(before, state.step, figures)
 
     def _processes_synchronize_here(self) -> bool:
-        """Return whether all processes are about to communicate after the current step."""
+        """Return whether to ask for a stop after this step, which a single process always does."""
         return jax.process_count() == 1 or self.state.step % self.synchronize_every_steps == 0
 
     def _hooks_of_the_state(self) -> list[Hook]:
-        """Return the hooks that run after a step when the state of the run is that of the step."""
+        """Return the hooks for steps that need the finished state of their step, not only its figures."""
         return [hook for hook in self.hooks if hook.every_steps is not None and not hook.needs_figures_only]
 
     def note_step(self, step: int, figures: dict[str, Any]) -> None:
-        """Add the figures of a step to those of its epoch, and run the hooks that need no more than them."""
+        """Add the figures of a step to those of its epoch, and run the hooks that need only these."""
         self._check_finite(step, figures)
         assert self.state.progress.sums is not None
         self.state.progress.sums.add(figures)
@@ -176,7 +175,7 @@ class Loop:
         )
 
     def _end_epoch(self, timing: dict[str, float]) -> None:
-        """Run the hooks for epochs, begin the next stage when due, and save; before the first step, run the hooks."""
+        """Run the hooks for epochs, begin the next stage when due, and save. At step 0, run the hooks only."""
         state = self.state
         epoch = state.step // self.size.epoch_steps
         entry: dict[str, Any] = {"step": state.step, "epoch": epoch, "stage": 1 + state.progress.stage}
@@ -193,7 +192,7 @@ class Loop:
             self.saver.save()
 
     def _end_stage_when_due(self, epoch: int) -> None:
-        """Stop the run, or begin the next stage from the weights that were just validated, with patience anew."""
+        """Stop the run, or begin the next stage from the weights just validated; patience starts again."""
         progress = self.state.progress
         if not self.stages[progress.stage].ends(epoch, progress.stale):
             return
@@ -222,7 +221,7 @@ class _InFlight:
         self._read(0)
 
     def saving_on_error(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that saves the steps that are done when a UserError is raised."""
+        """Return a context that saves the run up to the last finished step when a UserError is raised."""
         return self._loop.saver.saving_on_error(self.read_all)
 
     def _read(self, count: int) -> None:
@@ -239,9 +238,9 @@ def _next_multiple(step: int, every: int) -> int:
 
 
 def _by_step(before: int, reached: int, figures: dict[str, jax.Array]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, figures as Python numbers) of the steps after step `before`, and wait for them.
+    """Wait for the steps after step `before`, and yield (number, figures as Python numbers) of each.
 
-    The figures of a single step may lack the leading axis.
+    Figures have a row for every step; those of a single step may lack that axis.
     """
     arrays = {name: np.asarray(value) for name, value in figures.items()}
     if not arrays["loss"].ndim:

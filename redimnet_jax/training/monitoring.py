@@ -56,12 +56,12 @@ def overfitting_signs(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def overfitting_warnings(signs: Mapping[str, Any]) -> list[str]:
     """Return a sentence for every dimension of `overfitting_signs` at which any sign but a falling loss holds."""
     sentences = []
-    for dim, found in signs.items():
-        holding = [name for name, holds in found["signs"].items() if holds]
+    for dim, figures in signs.items():
+        holding = [name for name, holds in figures["signs"].items() if holds]
         if set(holding) - {"loss"}:
-            first, last = found["epochs"]
+            first, last = figures["epochs"]
             named = ", ".join(NAMES[name] for name in holding)
-            conclusion = "overfitting" if found["overfitting"] else "not overfitting, but"
+            conclusion = "overfitting" if figures["overfitting"] else "not overfitting, but"
             sentences.append(f"dimension {dim}, epochs {first} to {last}: {conclusion}: {named}")
     return sentences
 

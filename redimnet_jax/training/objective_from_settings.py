@@ -8,11 +8,11 @@ from redimnet_jax.training.settings import Settings
 
 def make_objective(settings: Settings, epoch_steps: int) -> Objective:
     """Return the objective of a run with `epoch_steps` steps in an epoch."""
-    wanted = settings.loss
-    start, end = (round(epochs * epoch_steps) for epochs in wanted.margin_ramp)
+    loss = settings.loss
+    start, end = (round(epochs * epoch_steps) for epochs in loss.margin_ramp)
     return Objective(
-        weights=wanted.weights or (1.0,) * len(settings.projection.mrl_dims),
-        margin=margin_schedule.ramp(settings.chosen_loss.margin, start, end, wanted.margin_schedule),
-        consistency=wanted.consistency,
+        weights=loss.weights or (1.0,) * len(settings.projection.mrl_dims),
+        margin=margin_schedule.ramp(settings.chosen_loss.margin, start, end, loss.margin_schedule),
+        consistency=loss.consistency,
         distillation=Distillation(settings.distillation.scores, settings.distillation.embeddings),
     )

@@ -20,9 +20,11 @@ Effect = tuple[bool, str, str]
 def check(settings: Settings, devices: int) -> None:
     """Raise UserError for settings that no run on that many `devices` can have, and for those without effect."""
     rules = (_network_rules, _data_rules, _loss_rules, _pair_rules, _stage_rules)
-    for holds, key, wanted in itertools.chain(*(each(settings) for each in rules), _device_rules(settings, devices)):
+    for holds, key, requirement in itertools.chain(
+        *(each(settings) for each in rules), _device_rules(settings, devices)
+    ):
         if not holds:
-            raise refused(key, _value(settings, key), wanted)
+            raise refused(key, _value(settings, key), requirement)
     leaves = {leaf.key: leaf.default for leaf in typed.leaves(Settings)}
     for effective, start, when in itertools.chain(_training_effects(settings), _data_effects(settings)):
         for key, default in leaves.items() if not effective else ():
@@ -80,18 +82,18 @@ def _data_rules(settings: Settings) -> Iterator[Rule]:
 
 
 def _loss_rules(settings: Settings) -> Iterator[Rule]:
-    wanted, dims = settings.loss, settings.projection.mrl_dims
-    weights = wanted.weights
+    loss, dims = settings.loss, settings.projection.mrl_dims
+    weights = loss.weights
     fit = weights is None or (len(weights) == len(dims) and sum(weights) > 0)
     yield fit, "loss.weights", f"{len(dims)} weights, one for each dimension, with a sum above 0"
-    start, end = wanted.margin_ramp
-    if wanted.margin_schedule == "constant":
+    start, end = loss.margin_ramp
+    if loss.margin_schedule == "constant":
         yield start == end == 0, "loss.margin_ramp", "(0, 0) when loss.margin_schedule is 'constant'"
     else:
         yield start < end, "loss.margin_ramp", "two epochs, the first before the second"
         margin = settings.chosen_loss.margin > 0
-        yield margin, "loss.margin_schedule", f"'constant', since {wanted.name} has no margin here"
-    yield not wanted.consistency or len(dims) > 1, "loss.consistency", "0 when there is one dimension"
+        yield margin, "loss.margin_schedule", f"'constant', since {loss.name} has no margin here"
+    yield not loss.consistency or len(dims) > 1, "loss.consistency", "0 when there is one dimension"
 
 
 def _pair_rules(settings: Settings) -> Iterator[Rule]:
@@ -124,8 +126,8 @@ def _stage_rules(settings: Settings) -> Iterator[Rule]:
 def _device_rules(settings: Settings, devices: int) -> Iterator[Rule]:
     for prefix, optimizer in settings.optimizers.items():
         pieces = devices * optimizer.accumulate
-        wanted = f"a multiple of {pieces}, the {devices} device(s) times {prefix}optimizer.accumulate"
-        yield settings.batch_size % pieces == 0, "batch_size", wanted
+        requirement = f"a multiple of {pieces}, the {devices} device(s) times {prefix}optimizer.accumulate"
+        yield settings.batch_size % pieces == 0, "batch_size", requirement
     if settings.cache.crops:
         whole = settings.cache.batch_size % devices == 0
         yield whole, "cache.batch_size", f"a multiple of the {devices} device(s)"
@@ -182,5 +184,5 @@ def _data_effects(settings: Settings) -> Iterator[Effect]:
     yield not whole, "validation.crops", "without validation.crop_seconds"
     yield whole, "validation.max_seconds", "with validation.crop_seconds"
     yield known.share > 0, "classification.gap_seconds", "without classification.share"
-    judged = known.share > 0 or bool(known.source)
-    yield judged, "classification.max_recordings", "without classification.share or classification.source"
+    classified = known.share > 0 or bool(known.source)
+    yield classified, "classification.max_recordings", "without classification.share or classification.source"

@@ -1,4 +1,4 @@
-"""The hooks of a run beside its evaluations: the log of steps and epochs, and snapshots for the average of models."""
+"""Hooks that do not evaluate: the log, and snapshots for the average of models (`evaluations.py` has the others)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from redimnet_jax.training.saver import RunState
 
 
 def log_hooks(log: TrainingLog, state: RunState, every_steps: int, dim: int) -> list[Hook]:
-    """Return the hooks that log a step every `every_steps` and every epoch; `dim` chooses the best model."""
+    """Return a hook that logs every `every_steps` steps and one for epochs; the EER of `dim` chooses the best."""
 
     def log_step(event: Event) -> None:
         log.step(event.step, event.figures, state.trainer.learning_rate(event.step))
@@ -30,10 +30,10 @@ def log_hooks(log: TrainingLog, state: RunState, every_steps: int, dim: int) -> 
 
 
 def snapshot_hooks(workdir: Path, state: RunState, model: Callable[[], SpeakerModel], last: int) -> list[Hook]:
-    """Return the hook that keeps the models of the `last` epochs of a stage; none where `last` is 0."""
+    """Return a hook that keeps the models of the newest `last` epochs of the stage, or no hook if `last` is 0."""
 
     def keep_snapshot(event: Event) -> None:
-        # All processes take part in collecting the model, and the first one writes it.
+        # Collecting the model is collective; only the first process writes it.
         snapshot = model() if event.step else None
         if snapshot is not None and jax.process_index() == 0:
             averaging.keep_snapshot(snapshot, workdir, event.step, count=last, after=state.progress.stage_start)

@@ -42,14 +42,14 @@ def starting_model(settings: Settings) -> SpeakerModel:
 
 def open_teacher(settings: Settings) -> SpeakerNetwork | None:
     """Return the network of the teacher, or None; raise UserError when the student is too narrow for it."""
-    wanted = settings.distillation
-    if wanted.teacher is None:
+    distillation = settings.distillation
+    if distillation.teacher is None:
         return None
-    teacher = open_model(wanted.teacher, dtype=jnp.dtype(settings.dtype))
+    teacher = open_model(distillation.teacher, dtype=jnp.dtype(settings.dtype))
     width = settings.projection.mrl_dims[-1]
-    if wanted.embeddings and teacher.embed_dim > width:
+    if distillation.embeddings and teacher.embed_dim > width:
         raise UserError(
-            f"The teacher {wanted.teacher} has {teacher.embed_dim} dimensions and the student only {width}, so "
+            f"The teacher {distillation.teacher} has {teacher.embed_dim} dimensions and the student only {width}, so "
             "distillation.embeddings cannot be; set it to 0 and distillation.scores above 0, or widen "
             "projection.mrl_dims."
         )
@@ -91,21 +91,21 @@ def adapt(
     `crops(count)` gives (pooled features, labels) of about that many training crops of `utterances` in all, from
     which the rotation of a lossless start and the means of the classes are computed.
     """
-    wanted = settings.projection
-    dims = wanted.mrl_dims
+    projection = settings.projection
+    dims = projection.mrl_dims
     from_means = settings.heads.init == "means" and heads.have_prototypes
     start: tuple[np.ndarray, np.ndarray] | None = None
-    if wanted.init == "lossless" or from_means:
-        start = crops(min(wanted.crops, max(8 * utterances, 4 * dims[-1])))
+    if projection.init == "lossless" or from_means:
+        start = crops(min(projection.crops, max(8 * utterances, 4 * dims[-1])))
     pooled, labels = start or (None, None)
     model = matryoshka.adapt(
-        pretrained, dims, pooled, labels, init=wanted.init, order=wanted.order, seed=settings.seed
+        pretrained, dims, pooled, labels, init=projection.init, order=projection.order, seed=settings.seed
     )
     if from_means:
         assert pooled is not None and labels is not None
         reached = heads.start_at_means(embed_pooled(model, pooled), labels)
         log.say(f"heads start at the means of {reached:,} of {heads.classes:,} classes, the others at random")
-    if wanted.init != "lossless":
+    if projection.init != "lossless":
         return model
     if model.embed_dim < pretrained.embed_dim:
         log.say(f"start: the first {model.embed_dim} of {pretrained.embed_dim} pretrained directions")

@@ -88,11 +88,11 @@ class Validator:
 
         `reuse` says that the backbone is that of the latest call, whose pooled features are then used again.
         """
-        wanted = self.settings
-        windows = CropPolicy(wanted.crop_seconds, wanted.crops, wanted.max_seconds)
+        settings = self.settings
+        windows = CropPolicy(settings.crop_seconds, settings.crops, settings.max_seconds)
         pooled = self.pooled.get("validation", model, self.trials.recordings, windows, reuse=reuse)
         results, scores, _ = evaluation_results.evaluate(
-            model, pooled, self.trials, dims or self.dims, bootstrap=wanted.bootstrap, seed=self.seed
+            model, pooled, self.trials, dims or self.dims, bootstrap=settings.bootstrap, seed=self.seed
         )
         return ValidationResult(results, scores)
 

@@ -13,7 +13,7 @@ from refusals import refusal
 
 from redimnet_jax.data import audio
 from redimnet_jax.data import index as corpus_index
-from redimnet_jax.data.corpus import Corpus, open_corpus
+from redimnet_jax.data.corpus import Corpus, open_corpus, require_speakers
 from redimnet_jax.data.index import Entries
 from redimnet_jax.data.recordings import select
 from redimnet_jax.data.speakers import read_sexes
@@ -105,7 +105,7 @@ def test_a_list_names_files_beside_it_by_any_speaker(tmp_path):
     (tmp_path / "lists").mkdir()
     listing = tmp_path / "lists" / "l.txt"
     listing.write_text(f"../with space/a.wav anna\n{tmp_path}/elsewhere/b.wav bert\n")
-    corpus = opened(listing, min_speakers=2)
+    corpus = opened(listing)
     assert names(corpus) == ["../with space/a.wav", f"{tmp_path}/elsewhere/b.wav"]
     assert corpus.speakers == ("anna", "bert") and corpus.sessions.tolist() == [-1, -1]
     assert len(corpus.read(0)) == len(corpus.read(1)) == 16000
@@ -195,10 +195,10 @@ def test_a_missing_file_of_a_list_counts(tmp_path):
 
 
 def test_too_few_speakers(tree):
-    message = refusal(opened, tree, min_speakers=4)
+    message = refusal(require_speakers, opened(tree), tree, 4)
     assert "has 3 speakers (the first is 'id0') where at least 4 are needed" in message
-    assert "has 1 speaker (the first is 'tree')" in refusal(opened, tree.parent, min_speakers=2)
-    assert len(opened(tree, min_speakers=3)) == 6
+    assert "has 1 speaker (the first is 'tree')" in refusal(require_speakers, opened(tree.parent), tree.parent, 2)
+    require_speakers(opened(tree), tree, 3)
 
 
 def test_the_index_is_built_once(tree, tmp_path, examined):

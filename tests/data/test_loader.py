@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from fake_corpus import FakeCorpus
 from refusals import refusal
+from training_batches import train_batches
 
 from redimnet_jax.data import loader
 from redimnet_jax.data.augment import Gain, GaussianNoise, Speed
-from redimnet_jax.data.loader import WaitMeter, classes, steps_per_epoch, train_batches
+from redimnet_jax.data.loader import WaitMeter, classes, steps_per_epoch
 from redimnet_jax.errors import UserError
 
 CROP = 100

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from fake_corpus import FakeCorpus
 from refusals import refusal
+from training_batches import train_batches
 
 from redimnet_jax.data.augment import GaussianNoise, Speed
-from redimnet_jax.data.loader import train_batches
 
 CROP, SPEAKERS = 50, 5
 LENGTHS = [60, 100, 101, 250, 400, 1000, 5000, 70, 80, 90, 100, 110]  # two or three utterances a speaker

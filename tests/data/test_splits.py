@@ -11,7 +11,7 @@ from refusals import refusal
 
 from redimnet_jax.data import augment, loader, splits
 from redimnet_jax.data.corpus import open_corpus
-from redimnet_jax.data.crops import Example
+from redimnet_jax.data.crops import Crops
 from redimnet_jax.data.recordings import Excerpts, Subset
 from redimnet_jax.training import seen_speakers
 
@@ -112,12 +112,12 @@ def test_crops_never_reach_what_is_kept_out():
 
     for speed in (None, Unchanged(factors=(1.0, 1.5), new_speakers=False)):
         for seconds in (2, 6):
-            example = Example(train, seconds * SECOND, (), speed)
-            drawn = [example(i, np.random.default_rng(i))["waveform"] for i in range(60)]
+            crops = Crops(train, seconds * SECOND, 0, speed=speed)
+            drawn = [crops.example(i, np.random.default_rng(i))["waveform"] for i in range(60)]
             # A sample of `FakeCorpus` tells where it is.
             places = np.concatenate([(x - np.floor(x[0])) * 2.0**14 for x in drawn])
             assert 2.4 * SECOND < places.max() < 2.5 * SECOND
-    made = next(loader.train_batches(train, batch_size=3, crop=SECOND, seed=0))
+    made = next(loader.train_batches(Crops(train, SECOND, 0), 3))
     assert sorted(made["label"]) == [0, 1, 2]
 
 

@@ -17,7 +17,8 @@ from refusals import refusal
 from redimnet_jax import locks
 from redimnet_jax.data import loader
 from redimnet_jax.data.augment import GaussianNoise, Speed
-from redimnet_jax.training.feature_cache import Crops, FeatureCache, extract
+from redimnet_jax.data.crops import Crops
+from redimnet_jax.training.feature_cache import FeatureCache, extract
 
 SAMPLES, BATCH = 3000, 4
 LENGTHS = [4000, 5000, 3500, 2000, 9000, 3000, 4444]
@@ -47,7 +48,7 @@ def model():
 def extracted(folder, model, rows: int, crops=CROPS, dtype=jnp.float32, **options) -> FeatureCache:
     cache = FeatureCache(folder, model, crops, dtype)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    extract(cache, model, crops, rows, mesh=mesh, **{"batch_size": BATCH, "log": LOG} | options)
+    extract(cache, rows, mesh=mesh, **{"batch_size": BATCH, "log": LOG} | options)
     return cache
 
 
@@ -66,9 +67,7 @@ def test_rows_are_features_of_the_numbered_crops(whole, model):
     assert whole.rows == rows
     features, labels = whole.read_features(rows), whole.read_labels(rows)
     assert features.shape == (rows, 24) and features.dtype == np.float32 and labels.dtype == np.int32
-    batches = loader.crops_in_order(
-        CROPS.corpus, batch_size=rows, crop=SAMPLES, seed=5, steps=CROPS.steps, speed=CROPS.speed, threads=1
-    )
+    batches = loader.crops_in_order(CROPS, rows, readers=loader.Readers(threads=1))
     batch = next(batches)
     batches.close()
     wanted = jax.jit(lambda x: model.network.pooled(*model.network.features(x)))(batch["waveform"])
@@ -231,7 +230,7 @@ def test_the_count_is_read_under_the_lock(whole, tmp_path, model):
         return original()
 
     cache.writer = writer
-    extract(cache, model, CROPS, 2 * len(LENGTHS), batch_size=BATCH, mesh=Mesh(jax.devices()[:1], ("data",)), log=LOG)
+    extract(cache, 2 * len(LENGTHS), batch_size=BATCH, mesh=Mesh(jax.devices()[:1], ("data",)), log=LOG)
     np.testing.assert_array_equal(cache.read_labels(14), whole.read_labels(14))
     np.testing.assert_allclose(cache.read_features(14), whole.read_features(14), rtol=1e-4, atol=1e-5)
 

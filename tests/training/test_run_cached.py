@@ -63,9 +63,8 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     shown = caplog.text
     assert "features of 42 crops," in shown
     monkeypatch.setattr(loader, "crops_in_order", None)
-    # What does not fit into memory is read from the files, for the same result.
-    training_run.train(config(data, **CACHED, cache__memory_share=0.0), stopped)
-    assert "resumed at step 6" in (shown := caplog.text) and "are read from" in shown
+    training_run.train(config(data, **CACHED), stopped)
+    assert "resumed at step 6" in caplog.text
     (arrays, progress), (theirs, their_progress) = saved(whole, 12), saved(stopped, 12)
     assert [name for name in arrays if arrays[name].tobytes() != theirs[name].tobytes()] == []
     assert {**progress, "config": None} == {**their_progress, "config": None}
@@ -75,11 +74,13 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_a_second_stage_on_audio(data, tmp_path):
-    """The features may lie in a folder that runs share."""
+def test_a_second_stage_on_audio(data, tmp_path, caplog):
+    """The features may lie in a folder that runs share, and are read from its files where memory is too small."""
     changes = CACHED | {"cache__folder": str(tmp_path / "shared"), "epochs": 2, "stage2__epoch": 1}
+    changes["cache__memory_share"] = 0.0
     training_run.train(config(data, **changes, projection__mrl_dims=(8,)), tmp_path / "run")
     assert (tmp_path / "shared").is_dir() and not (tmp_path / "run" / "features").exists()
+    assert "are read from" in caplog.text
     entries = history(tmp_path / "run")
     assert [entry["stage"] for entry in entries] == [1, 1, 2]
     assert np.isfinite(entries[-1]["loss"])

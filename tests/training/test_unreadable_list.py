@@ -17,7 +17,7 @@ from redimnet_jax.cli import train as train_command
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import data as training_data
-from redimnet_jax.training import preemption, unreadable
+from redimnet_jax.training import preemption, unreadable_list
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training.steppers import LiveStepper
 from redimnet_jax.training.unreadable_list import Unreadable
@@ -324,7 +324,7 @@ def test_a_long_list_is_printed_in_part(tmp_path):
     names = [f"{index}.wav" for index in range(30)]
     found = Unreadable(tmp_path / "list", Named(names, set(range(30))), 100, 1.0)
     said = found.note([(index, 0) for index in range(30)])
-    assert len(said) == unreadable._MAX_REPORTED + 1 and "all are in" in said[-1]
+    assert len(said) == unreadable_list._MAX_REPORTED + 1 and "all are in" in said[-1]
     assert len(found) == 30
 
 

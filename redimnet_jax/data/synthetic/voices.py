@@ -112,7 +112,7 @@ class Session:
 
 
 def make_voice(rng: np.random.Generator) -> Voice:
-    """A speaker; half have the pitch and formants of women's voices, half of men's."""
+    """Draw a speaker; half have the pitch and formants of women's voices, half of men's."""
     high = rng.random() < 0.5
     scale = (1.16 if high else 1.0) * np.exp(0.06 * rng.standard_normal())
     upper = scale * UPPER * np.exp(0.04 * rng.standard_normal(len(UPPER)))
@@ -136,7 +136,7 @@ def make_voice(rng: np.random.Generator) -> Voice:
 
 
 def make_session(rng: np.random.Generator) -> Session:
-    """A recording: its room, microphone and mood."""
+    """Draw a recording: its room, microphone and mood."""
     position = np.log1p(FREQUENCIES / 700) / np.log1p(FREQUENCIES[-1] / 700)
     ripples = np.cos(np.pi * np.arange(1, 7)[:, None] * position)
     channel = rng.normal(0, 3.0 / np.sqrt(np.arange(1, 7))) @ ripples
@@ -318,7 +318,7 @@ def _analyse(signal: np.ndarray) -> np.ndarray:
 
 
 def _overlap_add(spectra: np.ndarray) -> np.ndarray:
-    """The signal of filtered spectra (frames, bins); it starts where the one analysed did."""
+    """Return the signal of filtered spectra (frames, bins); it starts where the one analysed did."""
     pieces = np.fft.irfft(spectra, TRANSFORM).reshape(len(spectra), TRANSFORM // HOP, HOP)
     signal = np.zeros((len(spectra) + TRANSFORM // HOP - 1, HOP), pieces.dtype)
     for index in range(TRANSFORM // HOP):
@@ -336,7 +336,7 @@ def write_corpus(
     seed: int = 0,
     first_speaker: int = 0,
 ) -> Path:
-    """Writes `folder`/speaker/session/utterance.wav (16 kHz, 16 bit) and a README.txt; returns the folder.
+    """Write `folder`/speaker/session/utterance.wav (16 kHz, 16 bit) and a README.txt; return the folder.
 
     Speakers `first_speaker` and after, so that disjoint ranges give disjoint corpora. The folder must not exist; it
     is written under another name and renamed when whole. Raises UserError when it exists or cannot be written, and on

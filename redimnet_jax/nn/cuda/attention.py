@@ -66,7 +66,7 @@ def _attention(q: Array, k: Array, v: Array, mask: Array | None, *, heads: int) 
 def attention_gradient(
     q: Array, k: Array, v: Array, out: Array, log_sums: Array, dout: Array, mask: Array | None
 ) -> list[Array]:
-    """The gradients of `attention` in `q`, `k` and `v`, from what it gave."""
+    """Return the gradients of `attention` in `q`, `k` and `v`, from what it gave."""
     return by_batch(_attention_gradient, q, k, v, out, log_sums, dout, mask, batched=7)
 
 

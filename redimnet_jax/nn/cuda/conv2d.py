@@ -26,7 +26,7 @@ MAX_CHANNELS_WITH_PRODUCT = 128
 
 
 def _taps_in_lane_order(kernel: Array, block: int) -> Array:
-    """Grouped (3, 3, in/groups, out) -> (9, out / 16, block / 16, 32 lanes, 8) bfloat16."""
+    """Rearrange a grouped kernel (3, 3, in/groups, out) -> (9, out / 16, block / 16, 32 lanes, 8) bfloat16."""
     members, out = kernel.shape[2:]
     blocks = kernel.reshape(3, 3, members, out // block, block)
     dense = jax.vmap(lambda kernel: block_diagonal(kernel, block // members), in_axes=3, out_axes=2)(blocks)
@@ -36,7 +36,7 @@ def _taps_in_lane_order(kernel: Array, block: int) -> Array:
 
 
 def _strip(bins: int, channels: int, block: int) -> tuple[int, float]:
-    """(the number of bins that shares the work of a tile most evenly, bins of the busiest warp).
+    """Return (the number of bins that shares the work of a tile most evenly, bins of the busiest warp).
 
     Neighbours count a third. Of 32 input channels a warp keeps all sums between two passes: at most 6 bins of them.
     """
@@ -285,14 +285,14 @@ def _streamed_conv2d(
 
 
 def _tile_channels(channels: int, block: int, pointwise: bool) -> list[int]:
-    """The numbers of channels that a tile may have."""
+    """Return the numbers of channels that a tile may have."""
     fit = [n for n in range(block, min(channels, 192) + 1, block) if channels % n == 0]
     # Lines of memory are 64 channels.
     return [channels] if pointwise else [n for n in fit if n >= 64] or fit[-1:]
 
 
 def grouped_kernel_gradient(x: Array, dy: Array, members: int) -> Array:
-    """The gradient of the kernel (3, 3, members, channels), float32, from the input and the output's gradient."""
+    """Return the gradient of the kernel (3, 3, members, channels), float32, from input and output gradient."""
     channels, groups = x.shape[3], 16 // members
     partial = by_batch(_partial_gradients, x, dy, batched=2)
     full = partial.sum((0, 1)).reshape(channels // 16, 9, groups, members, groups, members)

@@ -29,7 +29,7 @@ def _depthwise_tile(channels: int) -> int:
 
 
 def depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array | None = None) -> Array:
-    """The convolution of `x` (batch, time, channels) with `kernel` (taps, channels), an odd number of taps.
+    """Return the convolution of `x` (batch, time, channels) with `kernel` (taps, channels), an odd number of taps.
 
     Where `shift` (channels,), float32, is given, gelu(conv + shift).
     """
@@ -61,7 +61,7 @@ def _depthwise_conv1d(x: Array, mask: Array | None, kernel: Array, shift: Array 
 
 
 def depthwise_kernel_gradient(x: Array, dy: Array, taps: int) -> Array:
-    """The gradient of a depthwise kernel (taps, channels), float32, from the input and the output's gradient."""
+    """Return the gradient of a depthwise kernel (taps, channels), float32, from input and output gradient."""
     return by_batch(lambda *maps: _depthwise_kernel_gradient(*maps, taps=taps), x, dy, batched=2).sum(0)
 
 

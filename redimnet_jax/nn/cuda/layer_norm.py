@@ -18,7 +18,7 @@ def suits_layer_norm(x: Array) -> bool:
 
 
 def layer_norm(x: Array, scale: Array, shift: Array, eps: float) -> Array:
-    """The last axis of `x` (batch, ..., channels) normalised, times `scale`, plus `shift` (channels,), float32."""
+    """Normalise the last axis of `x` (batch, ..., channels), times `scale`, plus `shift` (channels,), float32."""
     return by_batch(_layer_norm, x, jnp.float32(eps), scale, shift, batched=1)
 
 

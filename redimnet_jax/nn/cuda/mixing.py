@@ -41,7 +41,7 @@ def _mixing_bytes(channels: int) -> int:
 def mix_channels_gradient(
     y: Array, dout: Array, mean: Array, gain: Array, offset: Array, kernel: Array
 ) -> tuple[Array, Array, list[Array]]:
-    """The gradients of x + gelu((y - mean) gain + offset) kernel + bias, from that of the result.
+    """Return the gradients of x + gelu((y - mean) gain + offset) kernel + bias, from that of the result.
 
     That of the GELU's argument, bfloat16; of `kernel` (in, out), float32; and those of offset, gain and bias
     (channels,), float32: sums over all positions of the first, of the first times y - mean, and of `dout`.

@@ -63,7 +63,7 @@ def _even(frames: int, most: int) -> int:
 
 
 def _strip_of_frames(frames: int, bins: int, channels: int, warps: int) -> int:
-    """The number of frames, up to 6, that shares a convolution's work most evenly, where neighbours count a third."""
+    """Return the frames, up to 6, that share a convolution's work most evenly, where neighbours count a third."""
 
     def cost(n: int) -> float:
         pairs = math.ceil(math.ceil(bins / 16) * math.ceil(frames / n) / 2)
@@ -224,7 +224,7 @@ def squeeze(x: Array, mask: Array | None, taps: Array, shift: Array, product: Po
 
 
 def _taps_of_steps(taps: Array, features: int, steps: int) -> Array:
-    """Grouped (3, 3, in/groups, out) -> (9, out / 8 rounded up, steps, 32 lanes, 2) bfloat16."""
+    """Rearrange a grouped kernel (3, 3, in/groups, out) -> (9, out / 8 rounded up, steps, 32 lanes, 2) bfloat16."""
     members, out = taps.shape[2:]
     blocks = _columns(out) // 8
     dense = block_diagonal(taps, features // members).reshape(9, features, out)

@@ -27,7 +27,7 @@ ARCHITECTURE, PTX_VERSION = "compute_80", "7.8"
 
 
 def source(name: str, primitives: str = "primitives.cuh") -> str:
-    """The CUDA C++ of the kernel `name`, whole."""
+    """Return the CUDA C++ of the kernel `name`, whole."""
     folder = Path(__file__).parent
     return "\n".join(
         (folder / part).read_text() for part in (primitives, "gelu.cuh", "attention.cuh", "narrow.cuh", f"{name}.cu")
@@ -54,7 +54,7 @@ def _nvrtc() -> ctypes.CDLL:
 
 @functools.cache
 def ptx(name: str, defines: Defines) -> str:
-    """The kernel `name` with macros `defines`, in PTX."""
+    """Return the kernel `name` with macros `defines`, in PTX."""
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
 
     def text(size_of, get) -> str:
@@ -121,7 +121,7 @@ def launch(
     shared_bytes: int,
     **defines: int,
 ) -> list[Array]:
-    """What the kernel `name` (of the file of that name) writes, given `operands` and macros `defines`."""
+    """Return what the kernel `name` (of the file of that name) writes, given `operands` and macros `defines`."""
     return _launch.bind(
         *operands,
         name=name,
