@@ -64,16 +64,21 @@ class Classification:
     def __call__(
         self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
     ) -> Array:
-        check_labels(labels, len(parameters["prototypes"]))
-        margin = self.margin if margin is None else margin
-        return self.of_cosines(self.cosine(embeddings, parameters), labels, parameters, margin)
+        return self.with_accuracy(embeddings, labels, parameters, margin)[0]
 
-    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
-        """Return the share of embeddings whose nearest prototype, without margin, is that of their class.
+    def with_accuracy(
+        self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the loss, and the share of embeddings whose nearest prototype, without margin, is of their class.
 
         Of several nearest prototypes the first counts, as with argmax.
         """
-        return jnp.mean(is_nearest(self.cosine(embeddings, parameters), labels), dtype=jnp.float32)
+        check_labels(labels, len(parameters["prototypes"]))
+        margin = self.margin if margin is None else margin
+        # Once for both: of cosines that are sharded by class XLA computes equal ones twice.
+        cosine = self.cosine(embeddings, parameters)
+        accuracy = jnp.mean(is_nearest(jax.lax.stop_gradient(cosine), labels), dtype=jnp.float32)
+        return self.of_cosines(cosine, labels, parameters, margin), accuracy
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
         """Return the loss for `cosine` (batch, classes); `parameters` may lack the prototypes."""

@@ -176,8 +176,8 @@ def test_accuracy_is_of_the_nearest_class_without_margin():
     loss = SubcenterAAM(margin=1.0, centers=2)
     parameters = {"prototypes": jnp.eye(6).reshape(3, 2, 6)}
     embeddings = jnp.eye(6)
-    assert float(loss.accuracy(embeddings, jnp.array([0, 0, 1, 1, 2, 2]), parameters)) == 1.0
-    assert float(loss.accuracy(embeddings, jnp.array([0, 0, 1, 2, 2, 1]), parameters)) == pytest.approx(4 / 6)
+    assert float(loss.with_accuracy(embeddings, jnp.array([0, 0, 1, 1, 2, 2]), parameters)[1]) == 1.0
+    assert float(loss.with_accuracy(embeddings, jnp.array([0, 0, 1, 2, 2, 1]), parameters)[1]) == pytest.approx(4 / 6)
 
 
 def test_the_first_of_several_nearest_classes_counts():
