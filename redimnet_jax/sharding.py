@@ -12,12 +12,14 @@ stay zero and take no part in weight decay or in the norm of the gradient. Check
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from redimnet_jax.errors import UserError
@@ -25,6 +27,8 @@ from redimnet_jax.errors import UserError
 Array = jax.Array
 
 AXIS = "data"
+BY_ROWS = PartitionSpec(AXIS)
+WHOLE = PartitionSpec()
 # The bytes that a process sends to the others of the message of an error.
 MESSAGE_BYTES = 2048
 # With fewer classes it takes less time to update all prototypes on every device (docs/guides/train.md).
@@ -145,6 +149,88 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
         return current if isinstance(current, NamedSharding) and current.mesh == mesh else replicated(mesh)
 
     return jax.tree.map(sharding_on_mesh, tree)
+
+
+def map_rows(function: Callable[[Any, Any], tuple[Any, Any]], rows: Any, whole: Any) -> tuple[Any, Any]:
+    """Return function(rows, whole), which every device of the mesh of the caller computes for the rows it has.
+
+    `function` takes and returns arrays by rows, and arrays that are whole; those it returns must be equal on all
+    devices. What depends on the rows of other devices it computes by `sum_over_devices` and `gather_from_devices`. A
+    program for one device is made of `function` as it is. With several, XLA compiles what it would for one device
+    with as many rows, where its partitioner would write other operations, gather the operands of some, and sum every
+    statistic by itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(rows, whole)
+    leaves, structure = jax.tree.flatten(whole)
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    copies = _copies([leaf for leaf, floating in zip(leaves, is_float, strict=True) if floating])
+    others = [leaf for leaf, floating in zip(leaves, is_float, strict=True) if not floating]
+
+    def on_device(rows: Any, copies: list[Array], others: list[Array]) -> tuple[Any, Any]:
+        own, left = (leaf[0] for leaf in copies), iter(others)
+        return function(rows, structure.unflatten([next(own if floating else left) for floating in is_float]))
+
+    # Unchecked, every device differentiates the sum of all devices' results.
+    mapped = jax.shard_map(on_device, in_specs=(BY_ROWS, BY_ROWS, WHOLE), out_specs=(BY_ROWS, WHOLE), check_vma=False)
+    return mapped(rows, copies, others)
+
+
+@jax.custom_vjp
+def _copies(arrays: list[Array]) -> list[Array]:
+    """Return each array with a leading axis of devices, of which each has its copy already.
+
+    The gradients of the copies are summed in one exchange, as one vector. XLA would combine one exchange for each
+    array too, but after it has chosen what to compute together, so that it would copy every array out of the vector.
+    """
+    devices = jax.sharding.get_abstract_mesh().size
+    return [jnp.broadcast_to(x, (devices, *x.shape)) for x in arrays]
+
+
+def _copies_fwd(arrays: list[Any]) -> tuple[list[Array], list[Array | None]]:
+    return _copies([x.value for x in arrays]), [jnp.zeros(()) if x.perturbed else None for x in arrays]
+
+
+def _copies_bwd(perturbed: list[Array | None], cotangents: list[Any]) -> tuple[list[Array | None]]:
+    wanted = [dx for dx, marked in zip(cotangents, perturbed, strict=True) if marked is not None]
+    wanted = [jnp.zeros(dx.shape, dx.dtype) if isinstance(dx, SymbolicZero) else dx for dx in wanted]
+
+    def summed(gradients: list[Array]) -> Array:
+        return jax.lax.psum(jnp.concatenate([dx.ravel() for dx in gradients]), AXIS)
+
+    vector = jax.shard_map(summed, in_specs=BY_ROWS, out_specs=WHOLE, check_vma=False)(wanted)
+    shapes = [dx.shape[1:] for dx in wanted]
+    parts = jnp.split(vector, np.cumsum([math.prod(shape) for shape in shapes])[:-1].tolist())
+    sums = iter([part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)])
+    return ([None if marked is None else next(sums) for marked in perturbed],)
+
+
+_copies.defvjp(_copies_fwd, _copies_bwd, symbolic_zeros=True)
+
+
+def devices_with_rows() -> int:
+    """Return how many devices compute, each with its own rows, the function under `map_rows` that is being traced."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[AXIS] if AXIS in mesh.manual_axes else 1
+
+
+def sum_over_devices(*arrays: Array) -> Sequence[Array]:
+    """Return the sums of `arrays`, which have one shape, over the devices under `map_rows`, in one exchange."""
+    return list(jax.lax.psum(jnp.stack(arrays), AXIS)) if devices_with_rows() > 1 else arrays
+
+
+def gather_from_devices(x: Array) -> Array:
+    """Return (devices, *x.shape), the `x` of every device that has rows, see `map_rows`."""
+    return jax.lax.all_gather(x, AXIS) if devices_with_rows() > 1 else x[None]
+
+
+def own_rows(make: Callable[[int], Array], rows: int) -> Array:
+    """Return this device's `rows` of the array whose rows of all devices `make(number of rows)` returns."""
+    devices = devices_with_rows()
+    if devices == 1:
+        return make(rows)
+    return jax.lax.dynamic_slice_in_dim(make(devices * rows), rows * jax.lax.axis_index(AXIS), rows)
 
 
 def replicate_rows(rows: Array) -> Array:

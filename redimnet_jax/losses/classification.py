@@ -64,14 +64,21 @@ class Classification:
     def __call__(
         self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
     ) -> Array:
+        return self.with_accuracy(embeddings, labels, parameters, margin)[0]
+
+    def with_accuracy(
+        self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the loss, and the share of embeddings whose nearest prototype, without margin, is of their class.
+
+        Of several nearest prototypes the first counts, as with argmax.
+        """
         check_labels(labels, len(parameters["prototypes"]))
         margin = self.margin if margin is None else margin
-        return self.of_cosines(self.cosine(embeddings, parameters), labels, parameters, margin)
-
-    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
-        """Return the share of embeddings whose nearest prototype, without margin, is that of their class."""
-        nearest = jnp.argmax(self.cosine(embeddings, parameters), axis=1)
-        return jnp.mean(nearest == labels, dtype=jnp.float32)
+        # Once for both: of cosines that are sharded by class XLA computes equal ones twice.
+        cosine = self.cosine(embeddings, parameters)
+        accuracy = jnp.mean(is_nearest(jax.lax.stop_gradient(cosine), labels), dtype=jnp.float32)
+        return self.of_cosines(cosine, labels, parameters, margin), accuracy
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
         """Return the loss for `cosine` (batch, classes); `parameters` may lack the prototypes."""
@@ -243,6 +250,17 @@ def nearer(cosine: Array, angle: float | Array) -> Array:
 
 def _is_target(cosine: Array, labels: Array) -> Array:
     return jax.nn.one_hot(labels, cosine.shape[1], dtype=bool)
+
+
+def is_nearest(cosine: Array, labels: Array) -> Array:
+    """Return whether the first of the largest cosines of each row is that with the class of its label, (batch,) bool.
+
+    False where a cosine of the row is NaN and where the label is out of range. An argmax of cosines that are sharded
+    by class would gather them; this passes on one bit a row.
+    """
+    target = _target(cosine, labels)
+    beyond = jnp.arange(cosine.shape[1]) >= labels[:, None]
+    return jnp.all((cosine < target) | ((cosine == target) & beyond), axis=1)
 
 
 def _target(cosine: Array, labels: Array) -> Array:

@@ -94,8 +94,9 @@ class Heads(nnx.Module):
         losses, accuracies = [], []
         for index, dim in enumerate(self.dims):
             prefix, parameters = rows[:, :dim], self.of(index)
-            losses.append(self.criterion(prefix, labels, parameters, margin))
-            accuracies.append(self.criterion.accuracy(prefix, labels, parameters))
+            loss, accuracy = self.criterion.with_accuracy(prefix, labels, parameters, margin)
+            losses.append(loss)
+            accuracies.append(accuracy)
         losses, share = jnp.stack(losses), jnp.asarray(weights, jnp.float32)
         total = jnp.sum(losses * share) / jnp.sum(share)
         if consistency:

@@ -35,8 +35,10 @@ class Loss(Protocol):
         """Return the mean loss of the batch, a float32 scalar; `margin` replaces the margin of the loss."""
         ...
 
-    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
-        """Return the share of the batch that is decided correctly, a float32 scalar."""
+    def with_accuracy(
+        self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the loss, and the share of the batch that is decided correctly: float32 scalars."""
         ...
 
     def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:

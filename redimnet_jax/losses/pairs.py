@@ -38,10 +38,13 @@ class PairLoss:
         same = labels[:, None] == labels[None, :]
         return self.of_batch(exact(embeddings), same, parameters, self.margin if margin is None else margin)
 
-    def accuracy(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
-        """Return the share of crops whose nearest other crop of the batch is from the same speaker."""
+    def with_accuracy(
+        self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the loss, and the share of crops whose nearest other crop of the batch is from the same speaker."""
         cosine = jnp.where(_itself(len(labels)), -jnp.inf, cosines(embeddings, embeddings))
-        return jnp.mean(labels[jnp.argmax(cosine, axis=1)] == labels, dtype=jnp.float32)
+        accuracy = jnp.mean(labels[jnp.argmax(cosine, axis=1)] == labels, dtype=jnp.float32)
+        return self(embeddings, labels, parameters, margin), accuracy
 
     def of_batch(self, embeddings: Array, same: Array, parameters: Parameters, margin: float | Array) -> Array:
         """Return the loss for `embeddings` (batch, dim); `same` (batch, batch) is True for crops of one speaker."""

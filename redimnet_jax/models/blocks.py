@@ -81,7 +81,7 @@ class ConvNeXtBlock(nnx.Module):
             affine = Affine(self.norm.scale[...], self.norm.bias[...])
             results: Any = convnext.block_with_batch_statistics(x, alone, affine, product, self.norm.eps)
             out, mean, var = results
-            self.norm.keep(mean + biases, var, x.size // x.shape[-1])
+            self.norm.keep(mean + biases, var, convnext.positions_of_batch(x))
             return out
         h = self._without_biases(x, mask)
         mean, var, count = batch_statistics(h, mask)

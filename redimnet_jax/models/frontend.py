@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from redimnet_jax import sharding
 from redimnet_jax.models.config_spec import SpecParams
 from redimnet_jax.nn.dispatch import by_platform
 from redimnet_jax.nn.layers import Constant
@@ -96,14 +97,19 @@ def spec_augment(x: Array, lengths: Array | None, params: SpecParams, key: Array
 
     def band(size, limit, width, key):
         length_key, start_key = jax.random.split(key)
-        shape = (x.shape[0], 1)
-        length = jax.random.randint(length_key, shape, *width)
-        start = jax.random.randint(start_key, shape, params.freq_start_bin, jnp.maximum(1, limit - length.max()))
+
+        def ends(rows: int) -> Array:
+            length = jax.random.randint(length_key, (rows, 1), *width)
+            latest = jnp.maximum(1, limit - length.max())
+            start = jax.random.randint(start_key, (rows, 1), params.freq_start_bin, latest)
+            return jnp.concatenate([start, start + length], axis=1)
+
+        start, end = jnp.split(sharding.own_rows(ends, x.shape[0]), 2, axis=1)
         position = jnp.arange(size)[None]
-        return (position >= start) & (position < start + length)
+        return (position >= start) & (position < end)
 
     time_key, freq_key = jax.random.split(key)
-    frames = x.shape[1] if lengths is None else lengths[:, None]
+    frames = x.shape[1] if lengths is None else sharding.gather_from_devices(lengths).reshape(-1, 1)
     time = band(x.shape[1], frames, params.time_mask_width, time_key)
     freq = band(x.shape[2], x.shape[2], params.freq_mask_width, freq_key)
     return jnp.where(time[:, :, None] | freq[:, None, :], 0.0, x)

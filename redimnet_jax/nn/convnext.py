@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from redimnet_jax import sharding
 from redimnet_jax.nn.activation import gelu, gelu_derivative
 from redimnet_jax.nn.convolution import depthwise_conv1d, gradients_by_kernels, grouped_conv2d, materialised
 from redimnet_jax.nn.cuda import conv2d, depthwise, mixing, operands
@@ -95,6 +96,11 @@ def _block_with_batch_statistics_fwd(x: Array, taps: Array, affine: Affine, prod
     return (out, mean, var), (x, y, mean, var, taps, affine, product)
 
 
+def positions_of_batch(x: Array) -> int:
+    """Return the number of positions of the map `x` (..., channels), with the rows of all devices."""
+    return sharding.devices_with_rows() * x.size // x.shape[-1]
+
+
 def _suits_batch_kernels(x: Array, taps: Array) -> bool:
     channels = x.shape[3]
     suits = conv2d.suits_product(x.shape[2], taps.shape) and mixing.suits_mix_channels_gradient(channels, channels)
@@ -114,7 +120,8 @@ def _plain_with_batch_statistics(x: Array, taps: Array, affine: Affine, product:
 
 def _fused_with_batch_statistics(x: Array, taps: Array, affine: Affine, product: Pointwise, eps: Array):
     # From float32 sums before the convolution is rounded: accurate unless the mean is many deviations large.
-    mean, square = conv2d.grouped_conv2d_sums(x, taps) / (x.size // x.shape[3])
+    sums = conv2d.grouped_conv2d_sums(x, taps)
+    mean, square = sharding.sum_over_devices(sums)[0] / positions_of_batch(x)
     var = jnp.maximum(square - jnp.square(mean), 0.0)
     gain = affine.gain * lax.rsqrt(var + eps)
     out = conv2d.convnext_2d(x, None, taps * gain, affine.offset - mean * gain, product)
@@ -131,7 +138,8 @@ def _block_with_batch_statistics_bwd(eps: float, residuals, cotangents):
         # The statistics depend on the convolution too: Ioffe and Szegedy (arXiv 1502.03167), section 3.
         dnormalized, dkernel, (doffset, moments, dbias) = _mixing_gradient(y, dout, norm, product.kernel)
         dgain = inverse * moments
-        through_statistics = (doffset + (exact(y) - mean) * (inverse * dgain)) / (y.size // y.shape[3])
+        offset_of_all, gain_of_all = sharding.sum_over_devices(doffset, dgain)
+        through_statistics = (offset_of_all + (exact(y) - mean) * (inverse * gain_of_all)) / positions_of_batch(y)
         dy = (norm.gain * (exact(dnormalized) - through_statistics)).astype(y.dtype)
         return materialised(dy), (Affine(dgain, doffset), Pointwise(dkernel, dbias))
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from redimnet_jax import sharding
 from redimnet_jax.nn.convolution import depthwise_conv1d, grouped_conv2d
 from redimnet_jax.nn.cuda import narrow
 from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
@@ -138,5 +139,5 @@ def dropout(x: Array, rate: float, *, train: bool, key: Array | None) -> Array:
         return x
     if key is None:
         raise ValueError("dropout in train mode draws random numbers: pass key=jax.random.key(...).")
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = sharding.own_rows(lambda rows: jax.random.bernoulli(key, 1.0 - rate, (rows, *x.shape[1:])), len(x))
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from redimnet_jax import sharding
 from redimnet_jax.nn.cuda import layer_norm
 from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
 from redimnet_jax.nn.weights import Norm
@@ -60,11 +61,23 @@ def normalized(y: Array, norm: Norm) -> Array:
 
 
 def batch_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-    """Return mean and biased variance of each feature (features,), float32, and the number of terms of each."""
+    """Return mean and biased variance of each feature (features,), float32, and the number of terms of each.
+
+    They are those of the rows of all devices, see `sharding.map_rows`.
+    """
     axes = tuple(range(x.ndim - 1))
     total, count = masked_sum(x, mask, axes)
     mean = total / count
-    return mean, masked_variance(x, mask, axes, mean).reshape(mean.shape), count
+    var = masked_variance(x, mask, axes, mean).reshape(mean.shape)
+    if sharding.devices_with_rows() == 1:
+        return mean, var, count
+    # Each device's own, combined: one exchange, where sums about the common mean would take two.
+    own = jnp.stack([mean, var, jnp.broadcast_to(count, mean.shape)])
+    means, variances, counts = sharding.gather_from_devices(own).swapaxes(0, 1)
+    count = counts.sum(0)
+    share = counts / count
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + jnp.square(means - mean))).sum(0), count
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -96,7 +109,8 @@ def _normalized_by_batch_bwd(eps: float, residuals, cotangents):
     dbias = dy.sum(axes)
     dscale = (dy * whitened).sum(axes)
     # The statistics enter every frame, but only the frames inside the mask determine them.
-    through_statistics = masked((dbias + whitened * dscale) / count, mask)
+    dbias_of_all, dscale_of_all = sharding.sum_over_devices(dbias, dscale)
+    through_statistics = masked((dbias_of_all + whitened * dscale_of_all) / count, mask)
     return (scale * inverse * (dy - through_statistics)).astype(x.dtype), None, dscale, dbias
 
 
@@ -106,8 +120,8 @@ normalized_by_batch.defvjp(_normalized_by_batch_fwd, _normalized_by_batch_bwd)
 class BatchNorm(nnx.Module):
     """Batch normalization of the last axis, with PyTorch's momentum and unbiased running variance.
 
-    Under `jit` on a sharded batch the statistics are those of the global batch. A `frozen` layer stays in eval mode
-    when the network is in train mode.
+    Under `jit` on a sharded batch the statistics are those of the global batch, and so they are under
+    `sharding.map_rows`. A `frozen` layer stays in eval mode when the network is in train mode.
     """
 
     def __init__(self, features: int, eps: float = 1e-5):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from redimnet_jax import sharding
 from redimnet_jax.errors import UserError
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models.network import SpeakerNetwork
@@ -36,7 +37,7 @@ _STAGE = re.compile(r"network\.backbone\.stages\.(\d+)\.")
 class TrainableModel(nnx.Module):
     """A network with its classification heads and, for distillation, a teacher, of which nothing ever trains."""
 
-    def __init__(self, network: SpeakerNetwork, heads: Heads, teacher: SpeakerNetwork | None = None):
+    def __init__(self, network: SpeakerNetwork, heads: Heads | None, teacher: SpeakerNetwork | None = None):
         self.network = network
         self.heads = heads
         self.teacher = teacher
@@ -51,6 +52,28 @@ class TrainableModel(nnx.Module):
         features, frames = self.network.features(waveform, train=train_backbone, key=spec_key)
         pooled = self.network.pooled(features, frames, train=train_backbone, key=dropout_key)
         return self.network.embed(pooled, train=True)
+
+    def embeddings(self, batch: dict[str, Array], key: Array, *, train_backbone: bool) -> tuple[Array, Array | None]:
+        """Return training embeddings of the `waveform` or `pooled` of `batch`, and the teacher's if there is one.
+
+        Of several devices each computes those of its rows. The batch statistics, which this updates, are of all rows.
+        """
+        graph, variables = nnx.split(TrainableModel(self.network, None, self.teacher))
+        inputs = {name: array for name, array in batch.items() if name != "label"}
+
+        def of_rows(inputs: dict[str, Array], whole: tuple[Any, Array]) -> tuple[tuple[Array, Array | None], Any]:
+            variables, key = whole
+            model = nnx.merge(graph, variables, copy=True)
+            if "pooled" in inputs:
+                embedding = model.network.embed(inputs["pooled"], train=True)
+            else:
+                embedding = model.embed(inputs["waveform"], key, train_backbone=train_backbone)
+            taught = None if model.teacher is None else model.teacher(inputs["waveform"])
+            return (embedding, taught), nnx.state(model.network, nnx.BatchStat)
+
+        embeddings, statistics = sharding.map_rows(of_rows, inputs, (variables, key))
+        nnx.update(self.network, statistics)
+        return embeddings
 
 
 class TrainablePartition:

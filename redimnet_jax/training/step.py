@@ -117,17 +117,12 @@ def _loss_function(partition: TrainablePartition, objective: Objective) -> Calla
         params: NamedArrays, stats: NamedArrays, frozen: NamedArrays, batch: Batch, key: Array, margin: Array
     ) -> tuple[Array, tuple[NamedArrays, Figures]]:
         model = partition.merge(params, stats, frozen, training=True)
-        if "pooled" in batch:
-            embedding = model.network.embed(batch["pooled"], train=True)
-        else:
-            embedding = model.embed(batch["waveform"], key, train_backbone=partition.backbone_trains)
+        embedding, taught = model.embeddings(batch, key, train_backbone=partition.backbone_trains)
         value, figures = model.heads.loss(
             embedding, batch["label"], weights=objective.weights, margin=margin, consistency=objective.consistency
         )
-        if model.teacher is not None:
-            figures["distillation"] = objective.distillation.loss(
-                embedding, model.teacher(batch["waveform"]), model.heads.dims
-            )
+        if taught is not None:
+            figures["distillation"] = objective.distillation.loss(embedding, taught, model.heads.dims)
             value += figures["distillation"]
         return value, (partition.trained_stats(model), figures)
 

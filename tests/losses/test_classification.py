@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from refusals import refusal
 
-from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM, farther, nearer
+from redimnet_jax.losses.classification import (
+    AAMSoftmax,
+    AMSoftmax,
+    SphereFace2,
+    SubcenterAAM,
+    farther,
+    is_nearest,
+    nearer,
+)
 from redimnet_jax.numerics import unit
 
 CLASSES, DIM = 7, 8
@@ -168,8 +176,16 @@ def test_accuracy_is_of_the_nearest_class_without_margin():
     loss = SubcenterAAM(margin=1.0, centers=2)
     parameters = {"prototypes": jnp.eye(6).reshape(3, 2, 6)}
     embeddings = jnp.eye(6)
-    assert float(loss.accuracy(embeddings, jnp.array([0, 0, 1, 1, 2, 2]), parameters)) == 1.0
-    assert float(loss.accuracy(embeddings, jnp.array([0, 0, 1, 2, 2, 1]), parameters)) == pytest.approx(4 / 6)
+    assert float(loss.with_accuracy(embeddings, jnp.array([0, 0, 1, 1, 2, 2]), parameters)[1]) == 1.0
+    assert float(loss.with_accuracy(embeddings, jnp.array([0, 0, 1, 2, 2, 1]), parameters)[1]) == pytest.approx(4 / 6)
+
+
+def test_the_first_of_several_nearest_classes_counts():
+    cosine = jnp.array([[0.5, 0.5, 0.1], [0.5, 0.5, 0.1], [0.2, 0.7, 0.7], [0.3, 0.3, 0.3], [0.9, 0.1, jnp.nan]])
+    for labels in ([0, 0, 1, 0, 0], [1, 1, 2, 2, 2], [2, 0, 1, 1, 1]):
+        argmax = [False if np.isnan(row).any() else row.argmax() == k for row, k in zip(cosine, labels, strict=True)]
+        np.testing.assert_array_equal(is_nearest(cosine, jnp.array(labels)), argmax)
+    assert not is_nearest(cosine, jnp.array([-1, 3, -1, 3, -1])).any()
 
 
 def test_a_label_out_of_range():
