@@ -12,7 +12,7 @@ stay zero and take no part in weight decay or in the norm of the gradient. Check
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -152,6 +152,50 @@ def replicate_rows(rows: Array) -> Array:
     # The first constraint looks redundant. With the second alone XLA would also replicate the computation of `rows`.
     rows = jax.lax.with_sharding_constraint(rows, PartitionSpec(AXIS))
     return jax.lax.with_sharding_constraint(rows, PartitionSpec())
+
+
+def sums_over_rows(function: Callable[..., Any], rows: tuple[Array, ...], others: Any = None) -> Any:
+    """Return `function(*rows, others)`, arrays of sums over the first axis of all `rows`, in their dtypes.
+
+    Under a mesh every device calls `function` with its own rows, and the results are then summed over the devices in
+    float32 at least. XLA would sum over the devices as soon as it can: what `function` selects its result from, and in
+    the dtype of the arithmetic. `others` is a tree of arrays that all devices have.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or rows[0].shape[0] % mesh.size:
+        return function(*rows, others)
+
+    def local(rows: tuple[Array, ...], others: Any) -> Any:
+        def summed(x: Array) -> Array:
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            return jax.lax.psum(wide, AXIS).astype(x.dtype)
+
+        return jax.tree.map(summed, function(*rows, others))
+
+    specs = PartitionSpec(AXIS), PartitionSpec()
+    return jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(rows, others)
+
+
+def with_sums_over_rows(function: Callable[[Array, Any], Array]) -> Callable[[Array, Any], Array]:
+    """Return `function(x, weights)`, which works on each row of `x` alone, with `sums_over_rows` for its gradient."""
+
+    @jax.custom_vjp
+    def value(x: Array, weights: Any) -> Array:
+        return function(x, weights)
+
+    def forward(x: Array, weights: Any) -> tuple[Array, tuple[Array, Any]]:
+        return function(x, weights), (x, weights)
+
+    def of_weights(x: Array, dy: Array, weights: Any) -> Any:
+        return jax.vjp(lambda weights: function(x, weights), weights)[1](dy)[0]
+
+    def backward(operands: tuple[Array, Any], dy: Array) -> tuple[Array, Any]:
+        x, weights = operands
+        (dx,) = jax.vjp(lambda x: function(x, weights), x)[1](dy)
+        return dx, sums_over_rows(of_weights, (x, dy), weights)
+
+    value.defvjp(forward, backward)
+    return value
 
 
 def top_classes(x: Array, count: int) -> Array:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from redimnet_jax import sharding
 from redimnet_jax.nn.cuda import conv2d, depthwise, operands
 from redimnet_jax.nn.dispatch import by_platform
 from redimnet_jax.nn.grouped_kernel import block_diagonal, transposed
@@ -134,7 +135,11 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
     fused = None
     if depthwise.suits_depthwise_gradient(x):
         fused = functools.partial(depthwise.depthwise_kernel_gradient, taps=taps)
-    dkernel = by_platform(x, dy, plain=by_products, cpu=by_taps, cuda=fused)
+
+    def by_local_products(x: Array, dy: Array) -> Array:
+        return sharding.sums_over_rows(lambda x, dy, _: by_products(x, dy), (x, dy))
+
+    dkernel = by_platform(x, dy, plain=by_products, cpu=by_taps, cuda=fused, tpu=by_local_products)
     return _depthwise_1d(dy, kernel[::-1]), dkernel.astype(kernel.dtype)
 
 
@@ -156,6 +161,10 @@ def _dense_2d(x: Array, kernel: Array) -> Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision(x.dtype),
     )
+
+
+# On a TPU no more of the gradient than the blocks of the diagonal is summed over the devices.
+_dense_2d_of_rows = sharding.with_sums_over_rows(_dense_2d)
 
 
 def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
@@ -288,8 +297,8 @@ def grouped_conv2d(x: Array, kernel: Array) -> Array:
     """Convolve `x` (batch, time, freq, in) with `kernel` (kt, kf, in/groups, out) to (batch, time, freq, out)."""
     (kt, kf, n, _), groups = kernel.shape, groups_of(x, kernel)
     if groups == n == 1 and kt % 2 and kf % 2:
-        return by_platform(x, kernel, plain=_dense_2d, cuda=_spread_2d)
+        return by_platform(x, kernel, plain=_dense_2d, cuda=_spread_2d, tpu=_dense_2d_of_rows)
     shifted = groups > 1 and n <= MAX_SHIFTED_GROUP and kt % 2 and kf % 2
     on_cpu = _shifted_2d if shifted else None
     on_cuda = _fused_2d if suits_kernel(x, kernel) else None
-    return by_platform(x, kernel, plain=_dense_2d, cpu=on_cpu, cuda=on_cuda)
+    return by_platform(x, kernel, plain=_dense_2d, cpu=on_cpu, cuda=on_cuda, tpu=_dense_2d_of_rows)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from redimnet_jax import sharding
 from redimnet_jax.nn.convolution import depthwise_conv1d, grouped_conv2d
 from redimnet_jax.nn.cuda import narrow
 from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
@@ -34,7 +35,9 @@ def _uniform(rngs: nnx.Rngs, shape: Sequence[int], fan_in: int) -> nnx.Param:
 def pointwise(x: Array, weights: Pointwise) -> Array:
     """Return x kernel + bias, (..., out) in the dtype of `x` (..., in)."""
     fused = with_derivative_of(_pointwise, narrow.pointwise) if narrow.suits_pointwise(x, weights) else None
-    return by_platform(x, weights, plain=_pointwise, cuda=fused)
+    # A TPU sums the gradient over devices in float32, where XLA would do so in the dtype of `x`.
+    by_rows = sharding.with_sums_over_rows(_pointwise) if x.dtype.itemsize < 4 else None
+    return by_platform(x, weights, plain=_pointwise, cuda=fused, tpu=by_rows)
 
 
 def _pointwise(x: Array, weights: Pointwise) -> Array:
