@@ -54,6 +54,7 @@ from redimnet_jax.evaluation import device_metrics
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models import config as model_config
+from redimnet_jax.models.blocks import Execution
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.training import optimizer
@@ -131,7 +132,7 @@ def network(case: Case, embed_dim: int | None = None) -> SpeakerNetwork:
     arch, entries = VARIANTS[case.variant]
     entries = entries if embed_dim is None else entries | {"embed_dim": embed_dim}
     made = SpeakerNetwork(model_config.parse(arch, entries), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    made.backbone.remat = case.remat
+    made.backbone.execution = Execution(remat=case.remat, scan=case.program not in ON_ONE_DEVICE)
     return made
 
 

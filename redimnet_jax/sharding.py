@@ -158,8 +158,8 @@ def sums_over_rows(function: Callable[..., Any], rows: tuple[Array, ...], others
     """Return `function(*rows, others)`, arrays of sums over the first axis of all `rows`, in their dtypes.
 
     Under a mesh every device calls `function` with its own rows, and the results are then summed over the devices in
-    float32 at least. XLA would sum over the devices as soon as it can: what `function` selects its result from, and in
-    the dtype of the arithmetic. `others` is a tree of arrays that all devices have.
+    float32 at least. XLA would sum over the devices as soon as it can: all that `function` selects its result from,
+    and in the dtype of the arithmetic. `others` is a tree of arrays that all devices have.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or rows[0].shape[0] % mesh.size:

@@ -152,6 +152,6 @@ def lower_step(step: Step, mesh: Mesh, *arguments: Any) -> jax.stages.Lowered:
 
 
 def compile_step(step: Step, mesh: Mesh, *arguments: Any) -> Step:
-    """Return `step` compiled for `arguments` (see `lower_step`); it accepts no other shapes, and never compiles again."""
+    """Return `step` compiled for `arguments` (see `lower_step`), the only shapes that it accepts."""
     program: Any = lower_step(step, mesh, *arguments).compile()
     return program

@@ -119,9 +119,7 @@ class CachedStepper:
         self.source.close()
 
 
-def lower_loop(
-    step: Step, mesh: Mesh, rows_per_step: int, max_steps: int, *arguments: Any
-) -> jax.stages.Lowered:
+def lower_loop(step: Step, mesh: Mesh, rows_per_step: int, max_steps: int, *arguments: Any) -> jax.stages.Lowered:
     """Return loop(state, frozen, features, labels, rows, first, count) -> (state, figures), traced for `arguments`.
 
     The loop runs `count` <= `max_steps` steps of `step` (see `step.make_step`). `features` (streams, n, width),
