@@ -34,7 +34,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -48,6 +47,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from tpu_program import bundle_cycles, collectives, estimated_cycles, instructions
 
 from redimnet_jax import sharding
 from redimnet_jax.evaluation import device_metrics
@@ -209,49 +209,6 @@ PROGRAMS: dict[str, Callable[[Case, Mesh], jax.stages.Lowered]] = {
 ON_ONE_DEVICE = ("forward", "scoring")
 WITHOUT_UTTERANCES = ("cached", "scoring")
 
-OPERATIONS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-
-
-def collectives(program: str) -> dict[str, dict[str, float]]:
-    """Return for each kind of collective in the optimized HLO `program` its number and the MB of its results."""
-    found: dict[str, dict[str, float]] = {}
-    for results, kind, suffix in re.findall(rf"= (.+?) ({OPERATIONS})(-start|-done)?\(", program):
-        if suffix == "-done":
-            continue
-        size = 0
-        for dtype, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", results):
-            size += ITEM_BYTES.get(dtype, 0) * int(np.prod([int(n) for n in dims.split(",") if n] or [1]))
-        entry = found.setdefault(kind, {"count": 0, "mb": 0.0})
-        entry["count"] += 1
-        entry["mb"] = round(entry["mb"] + size / 1e6, 3)
-    return found
-
-
-def bundle_cycles(folder: Path) -> float:
-    """Return the bundles of all final programs that the compiler has written to `folder`, loops times their trips."""
-    total = 0.0
-    for path in folder.glob("*-final_bundles.txt"):
-        if "schedule-analysis" in path.name:
-            continue
-        # The innermost loop that a line is in is the last entry; the first is what lies outside of all loops.
-        open_loops = [0.0]
-        for line in path.read_text().splitlines():
-            bundle = re.match(r"\s*0x[0-9a-f]+\s+(LB:)?", line)
-            if bundle is None:
-                continue
-            if bundle[1]:
-                open_loops.append(0.0)
-            open_loops[-1] += 1
-            end = re.search(r"scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test", line)
-            if end and len(open_loops) > 1:
-                # A pipelined loop's first and last trip are outside of it.
-                trips = int(end[1])
-                body = open_loops.pop()
-                open_loops[-1] += body * (trips - 2 if trips > 4 else trips)
-        total += sum(open_loops)
-    return total
-
 
 def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
     """Return the row of `case`; only with `dump`, where the compiler writes its programs, does it count bundles."""
@@ -268,7 +225,7 @@ def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
     end = resource.getrusage(resource.RUSAGE_SELF)
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
-    text = compiled.as_text() or ""
+    program = instructions(compiled.as_text() or "")
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     accessed = cost["bytes accessed"]
     row = dataclasses.asdict(case) | {
@@ -276,14 +233,13 @@ def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
         "compile_cpu_s": round(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime, 1),
         "mib": round((peak - memory.alias_size_in_bytes) / 2**20),
         "gb": round(accessed / 1e9, 2),
-        "collectives": collectives(text),
+        "collectives": collectives(program),
     }
     if case.program not in WITHOUT_UTTERANCES:
         utterances = case.batch * count
-        estimated = sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', text)))
-        row["model_per_s"] = round(utterances * chip.clock / estimated)
+        row["model_per_s"] = round(utterances * chip.clock / estimated_cycles(program))
         if dump is not None:
-            row["bundles_per_s"] = round(utterances * chip.clock / bundle_cycles(dump))
+            row["bundles_per_s"] = round(utterances * chip.clock / bundle_cycles(dump, program))
         row["bound_per_s"] = round(utterances * chip.bandwidth / accessed)
     return row
 

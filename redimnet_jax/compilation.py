@@ -9,15 +9,22 @@ import jax
 # On a GPU cuBLAS adds biases and residuals in its products, where a product of XLA's own (Triton) is followed by a
 # pass over the map for them; and to try out the latter takes most of the time of compiling.
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+# With the least effort a TPU's compiler takes a sixth of its time, which is minutes for a network. The program keeps
+# less on the chip, and takes three times as long by the compiler's estimate (docs/dev/tpu.md).
+LEAST_EFFORT = {"tpu": {"exec_time_optimization_effort": -1.0}}
 
 
-def jit(function: Callable, **arguments: Any) -> Callable:
-    """`jax.jit(function, **arguments)` with the compiler's options for a network on this backend."""
+def jit(function: Callable, *, many_shapes: bool = False, **arguments: Any) -> Callable:
+    """`jax.jit(function, **arguments)` with the compiler's options for a network on this backend.
+
+    With `many_shapes` the program is compiled for many shapes, and each is run a few times only.
+    """
 
     @functools.cache
     def jitted() -> Any:
         # Not before the first call, as it starts the backend.
-        return jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()), **arguments)
+        options = OPTIONS | LEAST_EFFORT if many_shapes else OPTIONS
+        return jax.jit(function, compiler_options=options.get(jax.default_backend()), **arguments)
 
     @functools.wraps(function)
     def call(*operands: Any) -> Any:

@@ -1,6 +1,7 @@
 """Prototypes dealt to the devices by class: the same results as on one, nothing large goes between devices."""
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -185,6 +187,35 @@ def runs_go_on(folder: Path) -> None:
         agree(arrays("whole"), arrays(name))
 
 
+def gradients_of_rows_agree() -> None:
+    """The gradient of a kernel is summed over the devices after the selection of its diagonal, in float32."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((BATCH, 5, 32), (32, 2)))
+
+    def by_group(x, kernel):
+        # Two outputs from every two inputs, as a product with the block-diagonal matrix.
+        blocks = jnp.zeros((16, 2, 16, 2)).at[jnp.arange(16), :, jnp.arange(16)].set(kernel.reshape(16, 2, 2))
+        return jnp.dot(x.astype(jnp.bfloat16), blocks.reshape(32, 32).astype(jnp.bfloat16))
+
+    def gradient(function, x, kernel):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel)), dtype=jnp.float32), (0, 1))(x, kernel)
+
+    every = mesh(8)
+    shardings = sharding.by_rows(every), sharding.replicated(every)
+    by_rows = jax.jit(
+        functools.partial(gradient, sharding.with_sums_over_rows(by_group)),
+        in_shardings=shardings,
+        out_shardings=shardings,
+    )
+    with jax.set_mesh(every):
+        program = by_rows.lower(x, kernel).compile()
+    assert largest_passed(program.as_text()) == kernel.size
+    assert re.search(r"f32\[[\d,]+\]\S* all-reduce", program.as_text())
+    for ours, theirs in zip(program(x, kernel), gradient(by_group, x, kernel), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-2 * np.abs(theirs).max())
+
+
 if __name__ == "__main__":
+    gradients_of_rows_agree()
     steps_agree()
     runs_go_on(Path(sys.argv[1]))

@@ -167,25 +167,26 @@ class PooledFeatures:
         self._graph, state = nnx.split(network)
         whole = sharding.replicated(mesh)
         self._state = sharding.replicate(state, mesh) if replicated else jax.device_put(state, whole)
-        self._program = _pooling_program(whole if replicated else None)
+        self._output = whole if replicated else None
 
     def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (pooled features (batch, pool.features) float32, the other arrays of `batch`).
 
         `batch` holds `waveform` (batch, samples) float32, and `lengths` (batch,) int32 where rows are padded.
         """
-        return self._program(self._graph, self._state, batch)
+        program = _pooling_program(self._output, many_shapes="lengths" in batch)
+        return program(self._graph, self._state, batch)
 
 
 @functools.cache
-def _pooling_program(output: NamedSharding | None) -> Callable:
+def _pooling_program(output: NamedSharding | None, many_shapes: bool) -> Callable:
     def pool(graph, state, batch):
         network = nnx.merge(graph, state, copy=True)
         rest = {name: array for name, array in batch.items() if name not in ("waveform", "lengths")}
         return network.pooled(*network.features(batch["waveform"], batch.get("lengths"))), rest
 
     options = {} if output is None else {"out_shardings": output}
-    return jit(pool, static_argnums=0, **options)
+    return jit(pool, many_shapes=many_shapes, static_argnums=0, **options)
 
 
 def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8192) -> np.ndarray:

@@ -56,8 +56,9 @@ def test_grouped_conv2d(kernel_size, channels_in, channels_out, groups):
     kernel = jnp.asarray(rng.standard_normal((*kernel_size, channels_in // groups, channels_out)), jnp.float32)
     theirs = value_and_gradients(functools.partial(native_2d, groups=groups), x, kernel)
     close(value_and_gradients(convolution.grouped_conv2d, x, kernel), theirs)
-    # The form of accelerators runs on a CPU too.
+    # The forms of accelerators and of TPUs run on a CPU too.
     close(value_and_gradients(convolution._dense_2d, x, kernel), theirs)
+    close(value_and_gradients(convolution._dense_2d_of_rows, x, kernel), theirs)
 
 
 @pytest.mark.slow
