@@ -25,7 +25,8 @@ Columns:
     collectives  kind, number and MB of their results on a chip
 
 Programs of steps and of extraction run on all devices, forward and scoring on one. `cached` and `scoring` have no
-utterances a second, since their work is not counted by them. The dtype is bfloat16.
+utterances a second, since their work is not counted by them. The dtype is bfloat16. The setting of the effort is that
+of JAX_EXEC_TIME_OPTIMIZATION_EFFORT; extraction has the least, as in the library.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from jax.sharding import Mesh
 from tpu_program import bundle_cycles, collectives, estimated_cycles, instructions
 
 from redimnet_jax import sharding
+from redimnet_jax.compilation import LEAST_EFFORT
 from redimnet_jax.evaluation import device_metrics
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
@@ -103,6 +105,7 @@ class Case:
     batch: int
     seconds: float
     remat: bool
+    effort: float
 
 
 def abstract(tree: Any, placement: Any) -> Any:
@@ -160,7 +163,9 @@ def lower_extraction(case: Case, mesh: Mesh) -> jax.stages.Lowered:
 
     waveform = audio(case, mesh)
     lengths = rows(mesh, waveform.shape[0], dtype=jnp.int32)
-    return jax.jit(pooled).lower(abstract(leaves, sharding.replicated(mesh)), waveform, lengths)
+    # As `embedding.extract` compiles it for recordings of many lengths.
+    jitted = jax.jit(pooled, compiler_options=LEAST_EFFORT["tpu"])
+    return jitted.lower(abstract(leaves, sharding.replicated(mesh)), waveform, lengths)
 
 
 def training(case: Case, mesh: Mesh, parts: tuple[str, ...]) -> tuple[Callable, Any, Any, SpeakerNetwork]:
@@ -248,6 +253,7 @@ def in_own_process(case: Case, dump: str | None = None) -> dict[str, Any]:
     """Return the row of `case`, or what is known of it and an `error`, compiled in a process of its own."""
     # Several processes may have the compiler open, and none looks for the metadata of a TPU's machine.
     environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = str(case.effort)
     command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
     if dump is not None:
         flags = (
@@ -299,6 +305,7 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[128], help="utterances on a chip")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of an utterance")
     parser.add_argument("--remat", action="store_true", help="compute the blocks twice in a step (setting `remat`)")
+    parser.add_argument("--effort", type=float, default=0.0, help="effort of the compiler, from -1 to 1")
     parser.add_argument("--bundles", action="store_true", help="count instruction bundles as well")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -310,14 +317,14 @@ def main() -> None:
         print(json.dumps(compile_case(Case(**json.loads(args.case)), args.dump)))
         return
     libtpu = importlib.metadata.version("libtpu")
-    print(f"JAX {jax.__version__}, libtpu {libtpu}, utterances of {args.seconds:g} s, bfloat16\n\n| {TITLES} |")
-    print(f"|{'---|' * (TITLES.count('|') + 1)}", flush=True)
+    print(f"JAX {jax.__version__}, libtpu {libtpu}, {args.seconds:g} s, bfloat16, effort {args.effort:g}\n")
+    print(f"| {TITLES} |\n|{'---|' * (TITLES.count('|') + 1)}", flush=True)
     found = []
     for chip in args.chips:
         for variant in args.variants:
             for program in args.programs:
                 for batch in args.batch:
-                    case = Case(program, variant, chip, args.devices, batch, args.seconds, args.remat)
+                    case = Case(program, variant, chip, args.devices, batch, args.seconds, args.remat, args.effort)
                     found.append(measured(case, args.bundles))
                     print(line(found[-1]), flush=True)
                     if args.json is not None:
