@@ -16,12 +16,12 @@ Columns:
 
     compile      CPU seconds of the compiler (of all threads), without tracing
     MiB          memory of a chip at the peak: arguments, results and temporaries
-    GB           what a call moves between a chip and its memory, by the cost model
+    GB           what the operations of a call read and write, in a chip's memory or on the chip, by the cost model
     model/s      utterances a second of all chips, by the cycles that the cost model estimates for every operation
     bundles/s    the same by the instruction bundles of the final programs, loops times their trips, in which no
                  wait for memory is counted; for v5e and v6e with --bundles, which compiles once more and takes 4
                  times as long
-    bound/s      the same if memory traffic (GB) alone took time
+    memory/s     the same if all those GB went through the chip's memory and nothing else took time
     collectives  kind, number and MB of their results on a chip
 
 Programs of steps and of extraction run on all devices, forward and scoring on one. `cached` and `scoring` have no
@@ -245,7 +245,7 @@ def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
         row["model_per_s"] = round(utterances * chip.clock / estimated_cycles(program))
         if dump is not None:
             row["bundles_per_s"] = round(utterances * chip.clock / bundle_cycles(dump, program))
-        row["bound_per_s"] = round(utterances * chip.bandwidth / accessed)
+        row["memory_per_s"] = round(utterances * chip.bandwidth / accessed)
     return row
 
 
@@ -283,7 +283,7 @@ def line(row: dict[str, Any]) -> str:
     """Return the row of the table."""
     kinds = row.get("collectives", {})
     passed = ", ".join(f"{kind} {of['count']} ({of['mb']:.3g})" for kind, of in kinds.items())
-    rates = [row.get(name, "") for name in ("model_per_s", "bundles_per_s", "bound_per_s")]
+    rates = [row.get(name, "") for name in ("model_per_s", "bundles_per_s", "memory_per_s")]
     shape = [f"{row['chip']} x {row['devices']}", f"{row['batch']}{' remat' if row['remat'] else ''}"]
     cells = [row["program"], row["variant"], *shape]
     if "error" in row:
@@ -293,7 +293,7 @@ def line(row: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-TITLES = "program variant chips batch/chip compile MiB GB model/s bundles/s bound/s collectives".replace(" ", " | ")
+TITLES = "program variant chips batch/chip compile MiB GB model/s bundles/s memory/s collectives".replace(" ", " | ")
 
 
 def main() -> None:
