@@ -32,6 +32,7 @@ from flax import nnx
 
 from redimnet_jax.compilation import jit
 from redimnet_jax.models import config as model_config
+from redimnet_jax.models.blocks import Execution
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.variants import VARIANTS
 
@@ -48,7 +49,7 @@ def jax_parts(
     """Of each of `parts`, "forward" and "step", what is to be measured."""
     config = model_config.parse(*VARIANTS[variant])
     network = SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0))
-    network.backbone.remat = remat
+    network.backbone.execution = Execution(remat=remat)
     graph, *states = nnx.split(network, nnx.Param, ...)
     # Lists of arrays, as in the library's own programs: states of nnx are taken apart in Python, call by call.
     (parameters, of_parameters), (rest, of_rest) = (jax.tree.flatten(state) for state in states)

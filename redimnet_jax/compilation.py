@@ -19,15 +19,22 @@ OPTIONS = {
         "xla_gpu_disable_async_collectives": "ALLREDUCE,ALLGATHER,REDUCESCATTER",
     }
 }
+# With the least effort a TPU's compiler takes a sixth of its time, which is minutes for a network. The program keeps
+# less on the chip, and takes three times as long by the compiler's estimate (docs/dev/tpu.md).
+LEAST_EFFORT = {"tpu": {"exec_time_optimization_effort": -1.0}}
 
 
-def jit(function: Callable, **arguments: Any) -> Callable:
-    """`jax.jit(function, **arguments)` with the compiler's options for a network on this backend."""
+def jit(function: Callable, *, many_shapes: bool = False, **arguments: Any) -> Callable:
+    """`jax.jit(function, **arguments)` with the compiler's options for a network on this backend.
+
+    With `many_shapes` the program is compiled for many shapes, and each is run a few times only.
+    """
 
     @functools.cache
     def jitted() -> Any:
         # Not before the first call, as it starts the backend.
-        return jax.jit(function, compiler_options=OPTIONS.get(jax.default_backend()), **arguments)
+        options = OPTIONS | LEAST_EFFORT if many_shapes else OPTIONS
+        return jax.jit(function, compiler_options=options.get(jax.default_backend()), **arguments)
 
     @functools.wraps(function)
     def call(*operands: Any) -> Any:

@@ -194,7 +194,7 @@ def _copies_fwd(arrays: list[Any]) -> tuple[list[Array], list[Array | None]]:
 
 def _copies_bwd(perturbed: list[Array | None], cotangents: list[Any]) -> tuple[list[Array | None]]:
     wanted = [dx for dx, marked in zip(cotangents, perturbed, strict=True) if marked is not None]
-    wanted = [jnp.zeros(dx.shape, dx.dtype) if isinstance(dx, SymbolicZero) else dx for dx in wanted]
+    wanted: list[Any] = [jnp.zeros(dx.shape, dx.dtype) if isinstance(dx, SymbolicZero) else dx for dx in wanted]
 
     def summed(gradients: list[Array]) -> Array:
         return jax.lax.psum(jnp.concatenate([dx.ravel() for dx in gradients]), AXIS)

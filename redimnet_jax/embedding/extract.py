@@ -169,18 +169,23 @@ class PooledFeatures:
         leaves, structure = jax.tree.flatten(state)
         whole = sharding.replicated(mesh)
         self._leaves = sharding.replicate(leaves, mesh) if replicated else jax.device_put(leaves, whole)
-        self._program = _pooling_program(graph, structure, whole if replicated else None)
+        output = whole if replicated else None
+        self._of_one_length = _pooling_program(graph, structure, output, many_shapes=False)
+        self._of_many_lengths = _pooling_program(graph, structure, output, many_shapes=True)
 
     def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (pooled features (batch, pool.features) float32, the other arrays of `batch`).
 
         `batch` holds `waveform` (batch, samples) float32, and `lengths` (batch,) int32 where rows are padded.
         """
-        return self._program(self._leaves, batch)
+        program = self._of_many_lengths if "lengths" in batch else self._of_one_length
+        return program(self._leaves, batch)
 
 
 @functools.cache
-def _pooling_program(graph: nnx.GraphDef, structure: Any, output: NamedSharding | None) -> Callable:
+def _pooling_program(
+    graph: nnx.GraphDef, structure: Any, output: NamedSharding | None, *, many_shapes: bool
+) -> Callable:
     """Return the compiled function of (leaves of the state, batch), one for all networks of the graph.
 
     The graph is no argument of it: hashing the graph in every call takes milliseconds, in which a GPU waits.
@@ -192,7 +197,7 @@ def _pooling_program(graph: nnx.GraphDef, structure: Any, output: NamedSharding 
         return network.pooled(*network.features(batch["waveform"], batch.get("lengths"))), rest
 
     options = {} if output is None else {"out_shardings": output}
-    return jit(pool, **options)
+    return jit(pool, many_shapes=many_shapes, **options)
 
 
 def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8192) -> np.ndarray:

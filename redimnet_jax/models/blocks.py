@@ -6,7 +6,7 @@ Shapes, masks and dtypes are those of `layers.py`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,15 +92,45 @@ class ConvNeXtBlock(nnx.Module):
         return jnp.concatenate([convolution.without_bias(x, mask) for convolution in self.dwconvs], axis=-1)
 
 
-def in_turn(blocks: Sequence[nnx.Module], x: Array, mask: Array | None, *, train: bool, remat: bool) -> Array:
-    """`x` through `blocks`; with `remat` nothing within a block is kept, and the backward pass does it again."""
+class Execution(NamedTuple):
+    """How the blocks of a backbone are executed; the results are the same.
 
-    def one(block: nnx.Module, x: Array, mask: Array | None) -> Array:
+    With `remat` nothing within a block is kept, and the backward pass does it again: less memory, more time. With
+    `scan` equal blocks in a row are one block in a loop: a program that takes less time to compile.
+    """
+
+    remat: bool = False
+    scan: bool = False
+
+
+def in_turn(
+    blocks: Sequence[nnx.Module], x: Array, mask: Array | None, *, train: bool, execution: Execution
+) -> Array:
+    """`x` through `blocks`."""
+    graphs = [nnx.graphdef(block) for block in blocks] if execution.scan else []
+    if len(graphs) > 1 and all(graph == graphs[0] for graph in graphs):
+        return _in_loop(blocks, x, mask, train=train, remat=execution.remat)
+
+    def one(block: Any, x: Array, mask: Array | None) -> Array:
         return block(x, mask, train=train)
 
-    one = nnx.remat(one) if remat else one
+    one = nnx.remat(one) if execution.remat else one
     for block in blocks:
         x = one(block, x, mask)
+    return x
+
+
+def _in_loop(blocks: Sequence[nnx.Module], x: Array, mask: Array | None, *, train: bool, remat: bool) -> Array:
+    graph = nnx.graphdef(blocks[0])
+    states = jax.tree.map(lambda *arrays: jnp.stack(arrays), *map(nnx.state, blocks))
+
+    def one(x: Array, state: nnx.State) -> tuple[Array, nnx.State]:
+        block: Any = nnx.merge(graph, state, copy=True)
+        return block(x, mask, train=train), nnx.state(block, nnx.BatchStat)
+
+    x, statistics = jax.lax.scan(jax.checkpoint(one) if remat else one, x, states)
+    for index, block in enumerate(blocks):
+        nnx.update(block, jax.tree.map(lambda array, index=index: array[index], statistics))
     return x
 
 

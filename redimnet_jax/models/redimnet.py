@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.models.blocks import Aggregate, block_2d, in_turn, time_context
+from redimnet_jax.models.blocks import Aggregate, Execution, block_2d, in_turn, time_context
 from redimnet_jax.models.config import ReDimNetConfig
 from redimnet_jax.nn.activation import gelu
 from redimnet_jax.nn.convolution import materialised
@@ -67,13 +67,13 @@ class Stage(nnx.Module):
         self.squeeze = None if setup.conv_exp == 1 else Squeeze(wide, c, config.group_divisor, rngs=rngs)
         self.context = time_context(config.block_1d_type, config.channels, setup.att_block_red, rngs=rngs)
 
-    def __call__(self, maps: Sequence[Array], mask: Array | None, *, train: bool, remat: bool = False) -> Array:
+    def __call__(self, maps: Sequence[Array], mask: Array | None, *, train: bool, execution: Execution) -> Array:
         x = self.aggregate(maps)
         x = self.patch(x.reshape(*x.shape[:2], self.f, self.c))
-        x = in_turn(self.blocks, x, mask, train=train, remat=remat)
+        x = in_turn(self.blocks, x, mask, train=train, execution=execution)
         x = x if self.squeeze is None else self.squeeze(x, mask, train=train)
         x = x.reshape(*x.shape[:2], -1)
-        return x if self.context is None else in_turn([self.context], x, mask, train=train, remat=remat)
+        return x if self.context is None else in_turn([self.context], x, mask, train=train, execution=execution)
 
 
 class FrameProjection(nnx.Module):
@@ -98,8 +98,7 @@ class ReDimNet(nnx.Module):
             stages.append(Stage(config, index, c, f, rngs=rngs))
             c, f = c * setup.freq_stride, f // setup.freq_stride
         self.stages = nnx.List(stages)
-        # Whether what lies within a block is computed again in the backward pass: less memory, more time.
-        self.remat = False
+        self.execution = Execution()
         self.aggregate = Aggregate(len(stages) + 1, config.channels)
         out = config.out_channels
         self.mfa = None if out is None else FrameProjection(config.channels, out, rngs=rngs)
@@ -114,7 +113,7 @@ class ReDimNet(nnx.Module):
         """Return the 1-D maps (batch, frames, F * C) of the stem and of every stage."""
         maps = [self.stem(features, mask)]
         for index, stage in enumerate(self.stages):
-            x = stage(maps, mask, train=train, remat=self.remat)
+            x = stage(maps, mask, train=train, execution=self.execution)
             stage_key = None if key is None else jax.random.fold_in(key, index)
             # Computed once: all later stages read it, and XLA would take its last sum anew for each.
             maps.append(materialised(dropout(x, self.feat_agg_dropout, train=train, key=stage_key)))

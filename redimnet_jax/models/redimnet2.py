@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from redimnet_jax.models.blocks import Aggregate, block_2d, in_turn, time_context
+from redimnet_jax.models.blocks import Aggregate, Execution, block_2d, in_turn, time_context
 from redimnet_jax.models.config import ReDimNet2Config
 from redimnet_jax.models.redimnet import Stem
 from redimnet_jax.nn.convolution import materialised
@@ -64,7 +64,9 @@ class Stage(nnx.Module):
     def outputs(self) -> int:
         return 1 + self.dual
 
-    def __call__(self, maps: Sequence[Array], mask: Array | None, *, train: bool, remat: bool = False) -> list[Array]:
+    def __call__(
+        self, maps: Sequence[Array], mask: Array | None, *, train: bool, execution: Execution
+    ) -> list[Array]:
         x = self.aggregate(maps)
         x = x.reshape(*x.shape[:2], self.f, self.c)
         if self.freq_embedding is not None:
@@ -72,12 +74,12 @@ class Stage(nnx.Module):
         x = self.patch(x)
         # An utterance's frames are a multiple of the stride, so a pooled frame is wholly inside it or outside.
         pooled = None if mask is None else mask[:, :: self.time_stride]
-        x = in_turn(self.blocks, x, pooled, train=train, remat=remat)
+        x = in_turn(self.blocks, x, pooled, train=train, execution=execution)
         x = x if self.squeeze is None else self.squeeze(x, pooled, train=train)
         x = x.reshape(*x.shape[:2], -1)
         outputs = [x] if self.context is None or self.dual else []
         if self.context is not None:
-            outputs.append(in_turn([self.context], x, pooled, train=train, remat=remat))
+            outputs.append(in_turn([self.context], x, pooled, train=train, execution=execution))
         outputs = [jnp.repeat(x, self.time_stride, axis=1) for x in outputs]
         if self.norms is None:
             return outputs
@@ -101,8 +103,7 @@ class ReDimNet2(nnx.Module):
             maps += stages[-1].outputs
             c, f = c * setup.freq_stride, f // setup.freq_stride
         self.stages = nnx.List(stages)
-        # Whether what lies within a block is computed again in the backward pass: less memory, more time.
-        self.remat = False
+        self.execution = Execution()
         self.aggregate = Aggregate(maps, config.channels)
         self.output_2d = (f, c) if config.return_2d_output else None
         features, out = c if config.return_2d_output else config.channels, config.out_channels
@@ -121,7 +122,7 @@ class ReDimNet2(nnx.Module):
         maps = [x if self.stem_norm is None else self.stem_norm(x, mask)]
         for stage in self.stages:
             # Computed once: all later stages read it, and XLA would take its last sum anew for each.
-            maps.extend(map(materialised, stage(maps, mask, train=train, remat=self.remat)))
+            maps.extend(map(materialised, stage(maps, mask, train=train, execution=self.execution)))
         return maps
 
     def combine(self, maps: Sequence[Array], mask: Array | None, *, train: bool = False) -> Array:

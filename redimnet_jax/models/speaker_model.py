@@ -43,7 +43,7 @@ def _forward(graph: nnx.GraphDef, state: Any) -> Callable[..., Array]:
     def forward(leaves: list[Array], waveform: Array, lengths: Array | None, classify: bool) -> Array:
         return nnx.merge(graph, jax.tree.unflatten(state, leaves))(waveform, lengths, classify=classify)
 
-    return jit(forward, static_argnums=3)
+    return jit(forward, many_shapes=True, static_argnums=3)
 
 
 class _Program:

@@ -218,6 +218,7 @@ class Assembly:
 
     def _announce(self, state: RunState) -> None:
         """Write `config.json`, and log what trains on what."""
+        settings = self.settings
         corpus = self.data.corpus
         trainer = state.trainer
         config = to_config_dict(self.settings)
@@ -233,7 +234,11 @@ class Assembly:
         devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
         self.log.say(f"devices     {devices}, {jax.process_count()} process(es)")
         size = self.size
-        self.log.say(f"steps       {size.steps:,} of {size.batch_size} crops, {size.epoch_steps:,} an epoch")
+        crops = f"{size.batch_size} crops ({size.batch_size // jax.device_count()} a device)"
+        self.log.say(f"steps       {size.steps:,} of {crops}, {size.epoch_steps:,} an epoch")
+        if settings.cache.crops:
+            at_once = settings.cache.crops_at_once(jax.device_count())
+            self.log.say(f"features    {at_once:,} crops at once ({at_once // jax.device_count():,} a device)")
         self.log.say(self._levels().description())
         if state.step:
             stage = f" in stage {1 + state.progress.stage}" if len(self.stages) > 1 else ""

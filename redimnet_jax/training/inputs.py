@@ -132,7 +132,7 @@ class Inputs:
             extract(
                 cache,
                 crops_per_utterance * len(data.corpus),
-                batch_size=settings.cache.batch_size,
+                batch_size=settings.cache.crops_at_once(jax.device_count()),
                 mesh=self.mesh,
                 log=self.log,
                 workers=settings.data.workers,

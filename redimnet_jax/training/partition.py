@@ -39,7 +39,8 @@ class TrainableModel(nnx.Module):
 
     def __init__(self, network: SpeakerNetwork, heads: Heads | None, teacher: SpeakerNetwork | None = None):
         self.network = network
-        self.heads = heads
+        # Absent only in what `embeddings` divides among devices.
+        self.heads: Any = heads
         self.teacher = teacher
 
     def embed(self, waveform: Array, key: Array, *, train_backbone: bool) -> Array:

@@ -129,7 +129,7 @@ def _device_rules(settings: Settings, devices: int) -> Iterator[Rule]:
         requirement = f"a multiple of {pieces}, the {devices} device(s) times {prefix}optimizer.accumulate"
         yield settings.batch_size % pieces == 0, "batch_size", requirement
     if settings.cache.crops:
-        whole = settings.cache.batch_size % devices == 0
+        whole = settings.cache.crops_at_once(devices) % devices == 0
         yield whole, "cache.batch_size", f"a multiple of the {devices} device(s)"
 
 

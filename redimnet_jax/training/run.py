@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from redimnet_jax import addresses, files, hosts
 from redimnet_jax.buckets import Mirror
 from redimnet_jax.errors import UserError
+from redimnet_jax.models.blocks import Execution
 from redimnet_jax.settings import to_config_dict
 from redimnet_jax.training import averaging, monitoring
 from redimnet_jax.training import config as train_config
@@ -92,7 +93,9 @@ def _train(settings: Settings, mirror: Mirror) -> dict[str, Any]:
                 train_config.check_resume(settings, saved["config"], workdir)
                 model = ModelDescription.from_json(saved["model"]).empty_model(jnp.dtype(settings.dtype))
             check_what_trains(settings, model)
-            model.network.backbone.remat = settings.remat
+            # A TPU's compiler takes minutes for a step on all blocks one by one.
+            scan = jax.default_backend() == "tpu"
+            model.network.backbone.execution = Execution(remat=settings.remat, scan=scan)
             teacher = open_teacher(settings)
             data = open_data(settings, workdir, saved and saved.get("corpora"))
         if jax.process_index() == 0:

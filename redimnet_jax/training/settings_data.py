@@ -7,6 +7,9 @@ from redimnet_jax.data import augment
 from redimnet_jax.setting_values import Setting
 from redimnet_jax.settings import options_of, section, setting
 
+# A TPU has the crops of a batch in its 128 lanes, and is slower by far with fewer.
+CROPS_ON_DEVICE = 256
+
 DECIBELS: dict[str, Any] = {"at_least": -100, "at_most": 100, "unit": "dB", "ordered": True}
 TILT: dict[str, Any] = DECIBELS | {"unit": "dB per octave"}
 _P = Setting("Sets the probability that the step changes a crop; 0 turns the step off.", at_least=0, at_most=1)
@@ -107,8 +110,10 @@ class Cache:
     folder: str | None = setting(
         None, help="Names a folder that runs may share; None is a folder within the workdir."
     )
-    batch_size: int = setting(
-        256, at_least=1, help="Sets how many crops all devices together compute features of at once."
+    batch_size: int | None = setting(
+        None,
+        at_least=1,
+        help="Sets how many crops all devices together compute features of at once; None is 256 a device.",
     )
     memory_share: float = setting(
         0.6,
@@ -116,6 +121,10 @@ class Cache:
         at_most=1,
         help="Sets the fraction of device memory for features; the rest is read from files.",
     )
+
+    def crops_at_once(self, devices: int) -> int:
+        """Return how many crops `devices` devices together compute features of at once."""
+        return CROPS_ON_DEVICE * devices if self.batch_size is None else self.batch_size
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,11 @@ def _loss_function(partition: TrainablePartition, objective: Objective) -> Calla
     return loss
 
 
-def compile_step(step: Step, mesh: Mesh, *arguments: Any) -> Step:
-    """Return `step` compiled for `arguments`, which are (state, frozen, batch) or their shapes.
+def lower_step(step: Step, mesh: Mesh, *arguments: Any) -> jax.stages.Lowered:
+    """Return `step` traced for `arguments`, which are (state, frozen, batch) or their shapes, ready to be compiled.
 
     The batch is sharded over the axis "data" of `mesh`, so that batch statistics are those of the global batch;
-    everything else stays where `sharding.place_state` has put it, or is replicated. The state is donated. The
-    compiled step accepts no other shapes: it never compiles again.
+    everything else stays where `sharding.place_state` has put it, or is replicated. The state is donated.
     """
     state, frozen = sharding.tree_shardings(arguments[:2], mesh)
     jitted: Any = jit(
@@ -144,4 +143,10 @@ def compile_step(step: Step, mesh: Mesh, *arguments: Any) -> Step:
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):
-        return jitted.lower(*arguments).compile()
+        return jitted.lower(*arguments)
+
+
+def compile_step(step: Step, mesh: Mesh, *arguments: Any) -> Step:
+    """Return `step` compiled for `arguments` (see `lower_step`), the only shapes that it accepts."""
+    program: Any = lower_step(step, mesh, *arguments).compile()
+    return program

@@ -113,7 +113,8 @@ class CachedStepper:
         arguments = (state, frozen, chunk.features, chunk.labels, chunk.rows, *numbers)
         if self._compiled is None:
             rows_per_step = source.sampler.batch_size // source.streams
-            self._compiled = compile_loop(self._step, self._mesh, rows_per_step, source.max_steps, *arguments)
+            loop = lower_loop(self._step, self._mesh, rows_per_step, source.max_steps, *arguments)
+            self._compiled = loop.compile()
             # The compiler counts the body of the loop, which is one step, once.
             self.flops = program_flops(self._compiled)
         state, figures = self._compiled(*arguments)
@@ -132,8 +133,8 @@ class CachedStepper:
         self.source.close()
 
 
-def compile_loop(step: Step, mesh: Mesh, rows_per_step: int, max_steps: int, *arguments: Any) -> Callable:
-    """Return loop(state, frozen, features, labels, rows, first, count) -> (state, figures), compiled for `arguments`.
+def lower_loop(step: Step, mesh: Mesh, rows_per_step: int, max_steps: int, *arguments: Any) -> jax.stages.Lowered:
+    """Return loop(state, frozen, features, labels, rows, first, count) -> (state, figures), traced for `arguments`.
 
     The loop runs `count` <= `max_steps` steps of `step` (see `step.make_step`). `features` (streams, n, width),
     `labels` (streams, n) and `rows` (streams, m) are sharded by stream over the mesh; step i of the loop takes
@@ -173,4 +174,4 @@ def compile_loop(step: Step, mesh: Mesh, rows_per_step: int, max_steps: int, *ar
     shardings = (state, frozen, rows_on_devices, rows_on_devices, rows_on_devices, whole, whole)
     jitted = jax.jit(loop, in_shardings=shardings, out_shardings=(state, whole), donate_argnums=0)
     with jax.set_mesh(mesh):
-        return jitted.lower(*arguments).compile()
+        return jitted.lower(*arguments)
