@@ -163,7 +163,8 @@ def map_rows(function: Callable[[Any, Any], tuple[Any, Any]], rows: Any, whole: 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return function(rows, whole)
-    leaves, structure = jax.tree.flatten(whole)
+    structure = jax.tree.structure(whole)
+    leaves: list[Array] = jax.tree.leaves(whole)
     is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     copies = _copies([leaf for leaf, floating in zip(leaves, is_float, strict=True) if floating])
     others = [leaf for leaf, floating in zip(leaves, is_float, strict=True) if not floating]
@@ -194,7 +195,7 @@ def _copies_fwd(arrays: list[Any]) -> tuple[list[Array], list[Array | None]]:
 
 def _copies_bwd(perturbed: list[Array | None], cotangents: list[Any]) -> tuple[list[Array | None]]:
     wanted = [dx for dx, marked in zip(cotangents, perturbed, strict=True) if marked is not None]
-    wanted: list[Any] = [jnp.zeros(dx.shape, dx.dtype) if isinstance(dx, SymbolicZero) else dx for dx in wanted]
+    wanted = [jnp.zeros(dx.shape, jnp.float32) if isinstance(dx, SymbolicZero) else dx for dx in wanted]
 
     def summed(gradients: list[Array]) -> Array:
         return jax.lax.psum(jnp.concatenate([dx.ravel() for dx in gradients]), AXIS)

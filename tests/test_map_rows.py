@@ -1,4 +1,4 @@
-"""What every device computes of its own rows: values and gradients of one device, in one exchange of gradients."""
+"""What every device computes of its own rows: values and gradients of one device, and one exchange of gradients."""
 
 import os
 import re

@@ -21,7 +21,7 @@ from redimnet_jax.training.feature_cache import FeatureCache, extract, folder_na
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.preemption import Preempted, StopRequest
-from redimnet_jax.training.run_time import FEATURES, Clock, program_flops
+from redimnet_jax.training.run_time import COMPILATION, FEATURES, Clock, program_flops
 from redimnet_jax.training.sampler import EpochSampler
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import pooled_crops
@@ -97,7 +97,9 @@ class Inputs:
         step = trainer.make_step(objective, self.settings.seed)
         if self.settings.cache.crops and not trainer.backbone_trains:
             return self._cached_stepper(step, model(), strata)
-        compiled, seconds = trainer.compile_step(step, self.settings.batch_size, crop_samples(self.settings))
+        # Tracing is part of it, which JAX's own count of compilations leaves out.
+        with self.clock.counting(COMPILATION):
+            compiled, seconds = trainer.compile_step(step, self.settings.batch_size, crop_samples(self.settings))
         self.log.say(f"compiled the training step in {seconds:.0f} s")
         return LiveStepper(compiled, self.mesh, self.batches, clock=self.clock, flops=program_flops(compiled))
 

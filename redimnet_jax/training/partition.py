@@ -9,7 +9,7 @@ import fnmatch
 import functools
 import re
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -37,10 +37,9 @@ _STAGE = re.compile(r"network\.backbone\.stages\.(\d+)\.")
 class TrainableModel(nnx.Module):
     """A network with its classification heads and, for distillation, a teacher, of which nothing ever trains."""
 
-    def __init__(self, network: SpeakerNetwork, heads: Heads | None, teacher: SpeakerNetwork | None = None):
+    def __init__(self, network: SpeakerNetwork, heads: Heads, teacher: SpeakerNetwork | None = None):
         self.network = network
-        # Absent only in what `embeddings` divides among devices.
-        self.heads: Any = heads
+        self.heads = heads
         self.teacher = teacher
 
     def embed(self, waveform: Array, key: Array, *, train_backbone: bool) -> Array:
@@ -59,7 +58,8 @@ class TrainableModel(nnx.Module):
 
         Of several devices each computes those of its rows. The batch statistics, which this updates, are of all rows.
         """
-        graph, variables = nnx.split(TrainableModel(self.network, None, self.teacher))
+        # Without heads, whose prototypes may be sharded by class.
+        graph, variables = nnx.split(TrainableModel(self.network, cast(Any, None), self.teacher))
         inputs = {name: array for name, array in batch.items() if name != "label"}
 
         def of_rows(inputs: dict[str, Array], whole: tuple[Any, Array]) -> tuple[tuple[Array, Array | None], Any]:

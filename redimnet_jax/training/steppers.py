@@ -16,7 +16,7 @@ from redimnet_jax import sharding
 from redimnet_jax.data.loader import TrainBatches, WaitMeter
 from redimnet_jax.training.feature_source import FeatureSource
 from redimnet_jax.training.partition import NamedArrays
-from redimnet_jax.training.run_time import INPUT, Clock, program_flops
+from redimnet_jax.training.run_time import COMPILATION, INPUT, Clock, program_flops
 from redimnet_jax.training.step import Figures, Step, TrainState
 
 Array = jax.Array
@@ -113,8 +113,9 @@ class CachedStepper:
         arguments = (state, frozen, chunk.features, chunk.labels, chunk.rows, *numbers)
         if self._compiled is None:
             rows_per_step = source.sampler.batch_size // source.streams
-            loop = lower_loop(self._step, self._mesh, rows_per_step, source.max_steps, *arguments)
-            self._compiled = loop.compile()
+            with self._clock.counting(COMPILATION):
+                loop = lower_loop(self._step, self._mesh, rows_per_step, source.max_steps, *arguments)
+                self._compiled = loop.compile()
             # The compiler counts the body of the loop, which is one step, once.
             self.flops = program_flops(self._compiled)
         state, figures = self._compiled(*arguments)
