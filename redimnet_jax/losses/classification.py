@@ -73,7 +73,10 @@ class Classification:
 
         Of several nearest prototypes the first counts, as with argmax.
         """
-        return jnp.mean(is_nearest(self.cosine(embeddings, parameters), labels), dtype=jnp.float32)
+        cosine = self.cosine(embeddings, parameters)
+        if sharding.class_shards(cosine.shape[1]) > 1:
+            return jnp.mean(is_nearest(cosine, labels), dtype=jnp.float32)
+        return jnp.mean(jnp.argmax(cosine, axis=1) == labels, dtype=jnp.float32)
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
         """Return the loss for `cosine` (batch, classes); `parameters` may lack the prototypes."""
