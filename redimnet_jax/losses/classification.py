@@ -255,8 +255,8 @@ def _is_target(cosine: Array, labels: Array) -> Array:
 def is_nearest(cosine: Array, labels: Array) -> Array:
     """Return whether the first of the largest cosines of each row is that with the class of its label, (batch,) bool.
 
-    False where a cosine of the row is NaN and where the label is out of range. An argmax of cosines that are sharded
-    by class would gather them; this passes on one bit a row.
+    False where a cosine of the row is NaN and where the label is out of range. For an argmax of cosines that are
+    sharded by class, devices gather their maxima; here they pass on one bit a row.
     """
     target = _target(cosine, labels)
     beyond = jnp.arange(cosine.shape[1]) >= labels[:, None]
