@@ -104,8 +104,8 @@ def test_results_hold_what_the_contract_names(report, weights, listed):
         for p in ("0.01", "0.05"):
             wanted = rj.metrics.min_dcf(scores, of.labels, p_target=float(p))
             assert figures["min_dcf"][p] == pytest.approx(wanted, abs=1e-6)
-        assert figures["target_mean"] == pytest.approx(scores[of.labels].mean(), abs=1e-5)
-        assert figures["nontarget_mean"] == pytest.approx(scores[~of.labels].mean(), abs=1e-5)
+        assert figures["target_mean"] == pytest.approx(scores[of.labels].mean(), abs=5e-5)
+        assert figures["nontarget_mean"] == pytest.approx(scores[~of.labels].mean(), abs=5e-5)
         assert figures["trials"] == len(of)
         low, high = figures["eer_ci95"]
         assert 0 <= low <= high <= 1

@@ -54,24 +54,25 @@ def losses(platform: str, devices: int, processes: int = 1) -> list[dict]:
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def agree(platform: str) -> None:
+def agree(platform: str, rtol: float) -> None:
     (alone,) = losses(platform, 1)
     (shared,) = losses(platform, 2)
     for found in (shared, *losses(platform, 1, processes=2)):
         for kind, wanted in alone.items():
             for name in ("loss", "losses"):
-                np.testing.assert_allclose(found[kind][name], wanted[name], rtol=1e-6, err_msg=f"{kind} {name}")
+                np.testing.assert_allclose(found[kind][name], wanted[name], rtol=rtol, err_msg=f"{kind} {name}")
             np.testing.assert_allclose(found[kind]["grad_norm"], wanted["grad_norm"], rtol=1e-5, err_msg=kind)
             assert found[kind]["accuracies"] == wanted["accuracies"]
 
 
 @pytest.mark.slow
 def test_on_cpus():
-    agree("cpu")
+    # Processors without AVX-512 round the sums of one and of two devices less alike than GPUs do.
+    agree("cpu", rtol=5e-6)
 
 
 @pytest.mark.slow
 def test_on_gpus():
     if gpus() < 2:
         pytest.skip("this machine has fewer than two GPUs")
-    agree("cuda")
+    agree("cuda", rtol=1e-6)

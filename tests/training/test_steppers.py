@@ -148,9 +148,12 @@ def on_devices(training, devices: int, strata: int) -> dict[str, np.ndarray]:
     state, frozen = jax.device_put((new_state(), partition.arrays("frozen")), sharding.replicated(on))
     arrays, figures = train(stepper, state, frozen, 2 * sampler.steps_per_epoch)
     if devices > 1:
-        # Nothing but sums over the batch goes from device to device.
-        passed = re.findall(r"all-[a-z]+|collective-[a-z]+|reduce-scatter", stepper._compiled.as_text())
-        assert set(passed) == {"all-reduce"}
+        # Nothing but sums over the batch, and the batch statistics of each device, goes from device to device.
+        text = stepper._compiled.as_text()
+        passed = re.findall(r"all-[a-z]+|collective-[a-z]+|reduce-scatter", text)
+        assert set(passed) == {"all-reduce", "all-gather"}
+        gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+        assert gathered and all(np.prod([int(n) for n in shape.split(",")]) <= devices * 3 * 24 for shape in gathered)
     return arrays | figures
 
 
