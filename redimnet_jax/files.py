@@ -96,6 +96,14 @@ def new_folder(path: str | Path, advice: str = "choose another output") -> Itera
         shutil.rmtree(part, ignore_errors=True)
 
 
+def replace_link(path: Path, target: str) -> None:
+    """Make `path` a link to `target` at once, in place of the link that was there."""
+    new = path.with_name(f".{path.name}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(path)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder, if it is there, under a hidden name, so that nobody sees a part of it."""
     hidden = _part_of(path)

@@ -323,13 +323,9 @@ def _inside(folder: Path) -> dict[str, Stamp]:
 
 
 def _link(path: Path, target: str) -> None:
-    """Make `path` a link to `target`, atomically."""
-    if path.is_symlink() and os.readlink(path) == target:
-        return
-    new = path.with_name(f".{path.name}.part")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    os.replace(new, path)
+    """Make `path` a link to `target`, unless it is one already."""
+    if not (path.is_symlink() and os.readlink(path) == target):
+        files.replace_link(path, target)
 
 
 def _remove_others(folder: Path, names: set[str], links: set[str], layout: Layout) -> None:

@@ -1,11 +1,8 @@
 """What every device computes of its own rows: values and gradients of one device, and one exchange of gradients."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import cpu_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,12 +58,4 @@ def many_devices_agree_with_one() -> None:
 
 
 def test_on_four_devices():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_map_rows; test_map_rows.many_devices_agree_with_one()"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parent,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    cpu_devices.call(__file__, "many_devices_agree_with_one", DEVICES)

@@ -1,10 +1,10 @@
 """Scores of trials against cosines of cut embeddings, and that nothing but the embeddings matters to them."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cpu_devices
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -80,11 +80,10 @@ np.save(sys.argv[1], one)
 
 @pytest.mark.slow
 def test_number_of_devices_does_not_matter(tmp_path):
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     code = EIGHT.format(tests=str(Path(__file__).parent))
     subprocess.run(
         [sys.executable, "-c", code, tmp_path / "scores.npy"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=cpu_devices.environment(8),
         check=True,
     )
     here = scoring.score_trials(*example(), block_size=64)

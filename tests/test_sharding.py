@@ -5,10 +5,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import cpu_devices
 import jax
 import numpy as np
 import pytest
@@ -129,14 +129,14 @@ def agree(one: dict[str, np.ndarray], many: dict[str, np.ndarray]) -> None:
 @pytest.mark.slow
 def test_many_devices_agree_with_one(tmp_path):
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    settings = {
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, __file__, str(tmp_path)]
-    subprocess.run(command, env=os.environ | settings, cwd=Path(__file__).parent, check=True)
+    cpu_devices.run(
+        __file__,
+        tmp_path,
+        devices=8,
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
 
 
 def steps_agree() -> None:

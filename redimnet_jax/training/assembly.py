@@ -221,7 +221,7 @@ class Assembly:
         settings = self.settings
         corpus = self.data.corpus
         trainer = state.trainer
-        config = to_config_dict(self.settings)
+        config = to_config_dict(settings)
         if jax.process_index() == 0:
             files.write(self.workdir / "config.json", config.to_json_best_effort(indent=2) + "\n")
         self.log.say(str(config))

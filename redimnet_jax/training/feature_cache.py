@@ -50,7 +50,11 @@ IN_FLIGHT = 2
 
 def folder_name(model: SpeakerModel, crops: Crops, dtype: jnp.dtype) -> str:
     """Return the name of the folder of the features of `crops`, which follows from all that they depend on."""
-    return f"features-{hashlib.sha256(_made_of(model, crops, dtype).encode()).hexdigest()[:16]}"
+    return _folder_name(_made_of(model, crops, dtype))
+
+
+def _folder_name(made_of: str) -> str:
+    return f"features-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
 
 
 def _made_of(model: SpeakerModel, crops: Crops, dtype: jnp.dtype) -> str:
@@ -71,12 +75,13 @@ class FeatureCache:
         self.utterances = len(crops.corpus)
         self.features = model.network.pool.features
         self.dtype = np.dtype(dtype)
-        self.folder = Path(folder) / folder_name(model, crops, dtype)
+        made_of = _made_of(model, crops, dtype)
+        self.folder = Path(folder) / _folder_name(made_of)
         self.classes = loader.classes(crops.corpus, crops.speed)
         row_bytes = {FEATURES: self.features * self.dtype.itemsize, LABELS: 4}
         self.store = RowStore(self.folder, row_bytes, "cache.folder")
         if jax.process_index() == 0 and not (self.folder / MADE_OF).exists():
-            files.write(self.folder / MADE_OF, _made_of(model, crops, dtype) + "\n")
+            files.write(self.folder / MADE_OF, made_of + "\n")
 
     @property
     def rows(self) -> int:

@@ -324,10 +324,7 @@ def save_best(model: SpeakerModel, workdir: Path, step: int) -> None:
     folder = next(workdir / name for name in names if not (workdir / name).exists())
     native.save(model, folder)
     with _readable_disk_errors(link):
-        new = workdir / f".{native.BEST}"
-        new.unlink(missing_ok=True)
-        new.symlink_to(folder.name)
-        new.rename(link)
+        files.replace_link(link, folder.name)
         for other in workdir.glob("best-*"):
             if other.is_dir() and other != folder:
                 _remove_unless_read(other)

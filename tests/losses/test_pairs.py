@@ -1,12 +1,9 @@
 """Losses over the crops of a batch against loops in float64, and batches that cannot be compared."""
 
 import functools
-import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
+import cpu_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -204,9 +201,7 @@ def test_impossible_options(make, option):
 @pytest.mark.slow
 def test_comparisons_reach_over_devices():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, __file__], env=environment, cwd=Path(__file__).parent, check=True)
+    cpu_devices.run(__file__, devices=4)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """Kernels on eight devices: each does its share of the batch, and nothing of it goes between them."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import cpu_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,15 +76,7 @@ def on_eight_devices() -> None:
 
 @pytest.mark.slow
 def test_on_eight_devices():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_cuda_sharding; test_cuda_sharding.on_eight_devices()"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).parent,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    cpu_devices.call(__file__, "on_eight_devices", 8)
 
 
 def test_on_one_device():

@@ -1,11 +1,11 @@
 """A run resumes on other numbers of devices than it was started on, also with prototypes dealt to the devices."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cpu_devices
 import pytest
 import training_runs
 
@@ -58,10 +58,8 @@ def resume_on_devices(workdirs: dict[str, Path], data: dict) -> None:
     for kind, (changes, order) in KINDS.items():
         steps = list(zip(order, (2, 6, 0), strict=True))
         runs.append([str(workdirs[kind]), data | SETTINGS | changes, steps])
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     command = [sys.executable, "-c", RUN, json.dumps(runs)]
-    environment = os.environ | {"XLA_FLAGS": flags}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=cpu_devices.environment(4), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

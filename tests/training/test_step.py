@@ -1,10 +1,6 @@
 """The training step: what it changes, what it leaves alone to the bit, and that it is the same on many devices."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import cpu_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,10 +222,7 @@ def on_devices(devices: int, accumulate: int) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 def test_eight_devices_agree_with_one():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    subprocess.run(
-        [sys.executable, __file__], env=os.environ | {"XLA_FLAGS": flags}, cwd=Path(__file__).parent, check=True
-    )
+    cpu_devices.run(__file__, devices=8)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """Steps on cached features: they train as waveforms do, however they are dispatched and wherever the features lie."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import cpu_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,9 +132,7 @@ def test_dispatches_of_any_length_and_features_on_the_host_give_the_same_bits(tr
 @pytest.mark.slow
 def test_eight_devices_agree_with_one():
     """In a process of its own, since the number of devices is fixed when JAX starts."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    subprocess.run([sys.executable, __file__], env=environment, cwd=Path(__file__).parent, check=True)
+    cpu_devices.run(__file__, devices=8, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
 
 
 def on_devices(training, devices: int, strata: int) -> dict[str, np.ndarray]:
