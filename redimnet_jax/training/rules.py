@@ -119,6 +119,8 @@ def _stage_rules(settings: Settings) -> Iterator[Rule]:
         peak, length = optimizer.learning_rate, lengths[prefix]
         falls = optimizer.final_learning_rate <= peak
         yield falls, f"{prefix}optimizer.final_learning_rate", f"at most the peak learning rate, {peak:g}"
+        decays = optimizer.schedule != "exponential" or optimizer.final_learning_rate > 0
+        yield decays, f"{prefix}optimizer.final_learning_rate", "above 0 with an exponential schedule"
         reached = optimizer.warmup_epochs < length
         yield reached, f"{prefix}optimizer.warmup_epochs", f"below the {length} epoch(s) of the stage"
 
@@ -156,6 +158,12 @@ def _training_effects(settings: Settings) -> Iterator[Effect]:
         frozen[prefix] = set(typed.at(settings, f"{prefix}parts")) <= {"projection", "heads"}
         depth = f"since {prefix}parts trains nothing of the backbone"
         yield not frozen[prefix], f"{prefix}optimizer.layer_decay", depth
+    for prefix, optimizer in settings.optimizers.items():
+        without = f"while {prefix}optimizer.name is {optimizer.name!r}"
+        yield optimizer.name == "sgd", f"{prefix}optimizer.momentum", without
+        still = without if optimizer.name != "sgd" else f"while {prefix}optimizer.momentum is 0"
+        moving = optimizer.name == "sgd" and optimizer.momentum > 0
+        yield moving, f"{prefix}optimizer.nesterov", still
     yield not all(frozen.values()), "remat", "while the backbone is frozen (parts)"
 
 

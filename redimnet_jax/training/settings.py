@@ -11,6 +11,7 @@ from redimnet_jax.losses import objective
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models.matryoshka import INITS, ORDERS
 from redimnet_jax.settings import all_optional, section, setting
+from redimnet_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from redimnet_jax.training.settings_data import Cache, Classification, Data, Validation
 from redimnet_jax.training.settings_losses import Distillation, Heads, Loss
 
@@ -62,8 +63,14 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW and its schedule: a linear warm-up and half a cosine."""
+    """The optimizer and its schedule, with a linear warm-up."""
 
+    name: str = setting("adamw", choices=OPTIMIZERS, help="Chooses AdamW or SGD with momentum.")
+    momentum: float = setting(0.9, at_least=0, below=1, help="Sets the momentum of SGD.")
+    nesterov: bool = setting(True, help="Uses Nesterov's form of the momentum.")
+    schedule: str = setting(
+        "cosine", choices=SCHEDULES, help="Lets the learning rate fall along half a cosine or exponentially."
+    )
     learning_rate: float = setting(1e-3, above=0, help="Sets the peak learning rate of the schedule.")
     learning_rates: LearningRates = section(LearningRates)
     layer_decay: float = setting(
@@ -72,9 +79,12 @@ class Optimizer:
     final_learning_rate: float = setting(1e-6, at_least=0, help="Sets the learning rate at the end of the schedule.")
     warmup_epochs: float = setting(0.5, at_least=0, unit="epochs", help="Sets the length of the warm-up.")
     weight_decay: float = setting(
-        1e-4, at_least=0, help="Sets the decoupled decay of matrices; vectors do not decay."
+        1e-4, at_least=0, help="Sets the decay: with adamw decoupled and of matrices alone, with sgd of everything."
     )
-    clip_norm: float = setting(5.0, above=0, help="Clips the global norm of the gradient.")
+    heads_weight_decay: float | None = setting(
+        None, at_least=0, help="Replaces the decay for the heads; None is `weight_decay`."
+    )
+    clip_norm: float | None = setting(5.0, above=0, help="Clips the global norm of the gradient; None does not.")
     accumulate: int = setting(1, at_least=1, help="Sets into how many pieces a batch is divided to save memory.")
 
 

@@ -2,9 +2,12 @@
 
 import dataclasses
 from collections.abc import Collection
+from typing import Any
+
+import optax
 
 from redimnet_jax.errors import UserError
-from redimnet_jax.training import partition
+from redimnet_jax.training import optimizer, partition
 from redimnet_jax.training.settings import Optimizer, Settings
 
 
@@ -41,6 +44,24 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
         Stage(settings.parts, settings.batch_stats, optimizers[""], "parts", *ends),
         Stage(second.parts, second.batch_stats, optimizers["stage2."], "stage2.parts", *last),
     )
+
+
+def stage_optimizer(
+    stage: Stage, rate: optax.Schedule, trained: Collection[str], names: Collection[str]
+) -> optax.GradientTransformation:
+    """Return the optimizer of a stage, whose variables `trained` train; `names` are all variables."""
+    chosen = stage.optimizer
+    heads = chosen.weight_decay if chosen.heads_weight_decay is None else chosen.heads_weight_decay
+    common: dict[str, Any] = {
+        "weight_decay": {
+            name: heads if partition.part_of(name) == "heads" else chosen.weight_decay for name in trained
+        },
+        "clip_norm": chosen.clip_norm,
+        "factors": rate_factors(stage, trained, names),
+    }
+    if chosen.name == "sgd":
+        return optimizer.sgd(rate, momentum=chosen.momentum, nesterov=chosen.nesterov, **common)
+    return optimizer.adamw(rate, **common)
 
 
 def rate_factors(stage: Stage, trained: Collection[str], names: Collection[str]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from redimnet_jax.losses.objective import Objective
 from redimnet_jax.training import optimizer
 from redimnet_jax.training.partition import NamedArrays, TrainableModel, TrainablePartition
 from redimnet_jax.training.run_checkpoints import TrainingCheckpoints
-from redimnet_jax.training.stages import Stage, rate_factors
+from redimnet_jax.training.stages import Stage, stage_optimizer
 from redimnet_jax.training.step import TrainState, compile_step, initial_state, make_step
 
 
@@ -51,13 +51,10 @@ class StageTrainer:
         chosen = stage.optimizer
         warmup_steps = round(chosen.warmup_epochs * span.epoch_steps)
         self._schedule = optimizer.schedule(
-            chosen.learning_rate, span.steps, warmup_steps, chosen.final_learning_rate
+            chosen.learning_rate, span.steps, warmup_steps, chosen.final_learning_rate, chosen.schedule
         )
-        self._optimizer = optimizer.adamw(
-            self._schedule,
-            weight_decay=chosen.weight_decay,
-            clip_norm=chosen.clip_norm,
-            factors=rate_factors(stage, self.partition.names["params"], self.partition.variables),
+        self._optimizer = stage_optimizer(
+            stage, self._schedule, self.partition.names["params"], self.partition.variables
         )
         state = initial_state(self.partition, self._optimizer, step=span.start, ema=bool(ema))
         frozen: NamedArrays = self.partition.arrays("frozen")

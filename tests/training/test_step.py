@@ -203,9 +203,44 @@ def test_learning_rate_and_margin_by_step():
     assert [float(margin(step)) for step in (0, 10, 20, 30, 90)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
     assert float(margin_schedule.ramp(0.3, 0, 0)(0)) == pytest.approx(0.3)
     assert float(margin_schedule.ramp(0.3, 10, 30, "constant")(0)) == pytest.approx(0.3)
-    exponential = margin_schedule.ramp(0.2, 10, 30, "exponential")
-    wanted = [0, 0, 0.2 * (1 - 0.001**0.5) / 0.999, 0.2, 0.2]
-    assert [float(exponential(step)) for step in (0, 10, 20, 30, 90)] == pytest.approx(wanted, abs=1e-7)
+
+
+def test_exponential_schedules_are_the_public_ones():
+    # WeSpeaker's ExponentialDecrease(num_epochs=10, epoch_iter=7, initial_lr=0.1, final_lr=6e-5, warm_up_epoch=2,
+    # warm_from_zero=True) and MarginScheduler(increase_start_epoch=3, fix_start_epoch=6, final_margin=0.2), which
+    # count epochs from 1, as the authors of ReDimNet2 use them.
+    rates = {0: 0.0, 1: 0.006424592, 7: 0.0238114109, 13: 0.0234138039, 14: 0.0226793316, 35: 0.00244948974}
+    rate = optimizer.schedule(0.1, 70, 14, 6e-5, "exponential")
+    assert [float(rate(step)) for step in rates] == pytest.approx(list(rates.values()), rel=1e-6)
+    assert float(rate(69)) == pytest.approx(6.670796e-05, rel=1e-6) and float(rate(90)) == pytest.approx(6e-5)
+    margins = {0: 0.0, 13: 0.0, 15: 0.0560628723, 20: 0.172210098, 28: 0.198000001, 34: 0.199722101, 35: 0.2, 69: 0.2}
+    margin = margin_schedule.ramp(0.2, 14, 35, "exponential")
+    assert [float(margin(step)) for step in margins] == pytest.approx(list(margins.values()), abs=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_that_of_torch(nesterov):
+    # Algorithm of torch.optim.SGD: the decay enters the gradient, the buffer takes the gradient undamped.
+    params = {"network.w": jnp.array([[1.0, -2.0]]), "heads.w": jnp.array([3.0])}
+    decays = {"network.w": 0.1, "heads.w": 0.4}
+    sgd = optimizer.sgd(
+        optax.constant_schedule(0.5), momentum=0.9, nesterov=nesterov, weight_decay=decays, clip_norm=None
+    )
+    state, buffer, expected = (
+        sgd.init(params),
+        dict.fromkeys(params, 0.0),
+        {k: np.array(v) for k, v in params.items()},
+    )
+    for step in range(3):
+        gradients = {name: jnp.sin(step + value) for name, value in params.items()}
+        updates, state = sgd.update(gradients, state, params)
+        for name, decay in decays.items():
+            gradient = np.array(gradients[name]) + decay * expected[name]
+            buffer[name] = 0.9 * buffer[name] + gradient
+            expected[name] = expected[name] - 0.5 * (gradient + 0.9 * buffer[name] if nesterov else buffer[name])
+        params = optax.apply_updates(params, updates)
+        for name in params:
+            np.testing.assert_allclose(params[name], expected[name], rtol=1e-6)
 
 
 def on_devices(devices: int, accumulate: int) -> dict[str, np.ndarray]:
