@@ -20,4 +20,4 @@ def ramp(value: float, start: int, end: int, shape: str = "linear") -> optax.Sch
     linear = optax.linear_schedule(0.0, 1.0, end - start, start)
     if shape == "linear":
         return lambda step: value * linear(step)
-    return lambda step: value * jnp.where(step < end, 1.0 - RAMP_RESIDUE ** linear(step), 1.0)
+    return lambda step: value * jnp.where(jnp.asarray(step) < end, 1.0 - RAMP_RESIDUE ** linear(step), 1.0)
