@@ -6,7 +6,7 @@
 The teacher is `distillation.teacher`, any converted variant, and hears the same augmented crops. Beside the loss of
 the heads, the student's cosines between the crops of a batch follow the teacher's, at every prefix and whatever the
 widths; with `distillation.embeddings` above 0 its first elements follow the teacher's embedding too. The student is
-b0 from nothing; `model.checkpoint` starts from a trained one, and `model.config` is another network.
+b0 from nothing; `model.checkpoint` starts from a trained one, and `model.variant` is another network.
 
     python train.py --config=configs/distill.py:demo --workdir=runs/distill-demo
 
@@ -17,12 +17,8 @@ forward. Time and result: not yet measured.
 """
 
 from redimnet_jax.checkpoints import pretrained
-from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
-
-# A public recipe's b0, not confirmed by a released file.
-B0 = VARIANTS["b0"][1]
 
 TINY = {
     "F": 40,
@@ -48,12 +44,13 @@ def get_config(preset: str | None = None) -> Config:
     config.loss.margin_ramp = (10.0, 20.0)
     config.distillation.teacher = "weights/b6"
     config.distillation.scores = 10.0
+    config.model.variant = "b0"
     config.unlock()
-    config.model.config = B0
     if train_config.is_preset(preset, "configs/distill.py"):
         train_config.use_demo(config)
         config.model.checkpoint = None
         config.projection.crops = train_config.default().projection.crops  # No pretrained projection is rotated.
+        config.model.variant = None
         config.model.config = TINY
         config.distillation.teacher = str(pretrained.SMALL)
         config.epochs = 5

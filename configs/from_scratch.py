@@ -12,12 +12,8 @@ docs/explanation/results.md for what it reached and at what cost. Without a pres
 crops, margin and schedule; not yet measured.
 """
 
-from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.settings import Config
 from redimnet_jax.training import config as train_config
-
-# The configuration of the released b2 checkpoints.
-B2 = VARIANTS["b2"][1]
 
 SMALL = {
     "F": 40,
@@ -65,7 +61,7 @@ def get_config(preset: str | None = None) -> Config:
         config.data.augment.gain.p = 0.5
         config.validation.every_epochs = 10
     else:
-        config.model.config = B2
+        config.model.variant = "b2"
         config.epochs = 120
         config.loss.aam_softmax.scale = 32.0
         config.loss.margin_schedule = "exponential"

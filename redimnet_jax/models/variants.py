@@ -1,8 +1,9 @@
 """The published variants by name: (architecture, model_config).
 
 b2 and b5 reproduce the tensor and element counts of the released files. b0, b1, b3 and b6 come from a public recipe
-and are unconfirmed, and so are those of ReDimNet2. A network is always built from the model_config in its checkpoint,
-never from this table, which serves training from random weights and benchmarks.
+and are unconfirmed. Those of ReDimNet2 are the configurations of the authors' released recipes, with their numbers of
+parameters. A network is always built from the model_config in its checkpoint, never from this table, which serves
+training from random weights and benchmarks.
 """
 
 from typing import Any
@@ -17,20 +18,45 @@ _V1 = {
 }
 _V2 = {
     "F": 72,
-    "causal": "none",
+    "block_1d_type": "conv+att",
+    "block_2d_type": "basic_resnet",
+    "group_divisor": 1,
     "hop_length": 160,
     "feat_type": "tf",
     "spec_params": {"do_preemph": True, "do_spec_aug": False, "norm_signal": True},
+    "return_2d_output": True,
+    "agg_gnorm": True,
+    "pooling_func": "ASTP",
+    "global_context_att": True,
+    "causal": "none",
+    "embed_dim": 192,
 }
 _K = [[3, 3]]
-_V2_SMALL = [
-    [[1, 1], 2, 2, _K, 36],
-    [[2, 1], 3, 1, _K, 36],
-    [[1, 2], 4, 1, _K, 36],
-    [[2, 1], 5, 1, _K, 36],
-    [[1, 2], 4, 1, _K, 18],
-    [[2, 1], 3, 1, _K, 18],
-]
+# The strides in frequency and time, and the number of blocks, of the six stages of every ReDimNet2 but two.
+_V2_STAGES = [([1, 1], 2), ([2, 1], 3), ([1, 2], 4), ([2, 1], 5), ([1, 2], 4), ([2, 1], 3)]
+
+
+def _v2_stages(expansions: list[int], reductions: list[int]) -> list[list[Any]]:
+    """Return the stages of a ReDimNet2 from the expansions of the 2-D blocks and the reductions of the 1-D blocks."""
+    return [
+        [strides, blocks, expansion, _K, reduction]
+        for (strides, blocks), expansion, reduction in zip(_V2_STAGES, expansions, reductions, strict=True)
+    ]
+
+
+_V2_B3 = _V2 | {"C": 24, "stages_setup": _v2_stages([4, 3, 2, 1, 1, 1], [24] * 6)}
+_V2_B6 = _V2 | {
+    "C": 64,
+    "out_channels": 224,
+    "stages_setup": [
+        [[1, 1], 3, 3, _K, 64],
+        [[2, 1], 4, 2, _K, 64],
+        [[1, 2], 5, 2, _K, 48],
+        [[2, 1], 5, 1, _K, 48],
+        [[1, 2], 4, 0.75, _K, 32],
+        [[2, 1], 3, 0.5, _K, 24],
+    ],
+}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "b0": (
@@ -134,35 +160,41 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             ],
         },
     ),
-    "redimnet2-b0": ("redimnet2", _V2 | {"C": 12, "out_channels": 64, "stages_setup": _V2_SMALL}),
-    "redimnet2-b3": (
+    "redimnet2-b0": (
         "redimnet2",
-        _V2
-        | {
-            "C": 24,
-            "out_channels": 64,
-            "return_2d_output": True,
-            "agg_gnorm": True,
-            "stages_setup": _V2_SMALL,
-        },
+        _V2 | {"C": 12, "out_channels": 64, "stages_setup": _v2_stages([2, 1, 1, 1, 1, 1], [36, 36, 36, 36, 18, 18])},
     ),
-    "redimnet2-b6": (
+    "redimnet2-b1": (
+        "redimnet2",
+        _V2 | {"C": 16, "stages_setup": _v2_stages([2, 1, 1, 1, 1, 1], [32, 32, 32, 32, 16, 16])},
+    ),
+    "redimnet2-b2": (
         "redimnet2",
         _V2
         | {
-            "C": 64,
-            "out_channels": 224,
-            "return_2d_output": True,
-            "agg_gnorm": True,
-            "dual_agg": True,
+            "C": 20,
             "stages_setup": [
-                [[1, 1], 3, 3, _K, 64],
-                [[2, 1], 4, 2, _K, 64],
-                [[1, 2], 5, 2, _K, 48],
-                [[2, 1], 5, 1, _K, 48],
-                [[1, 2], 4, 0.75, _K, 32],
-                [[2, 1], 3, 0.5, _K, 24],
+                [[1, 1], 2, 2, [[3, 5]], 40],
+                [[2, 1], 3, 1, [[3, 5]], 30],
+                [[1, 2], 4, 1, [[3, 5]], 30],
+                [[3, 1], 5, 1, [[3, 5]], 20],
+                [[1, 2], 4, 1, [[3, 7]], 20],
+                [[2, 1], 3, 1, [[3, 7]], 10],
             ],
         },
+    ),
+    "redimnet2-b3": ("redimnet2", _V2_B3),
+    "redimnet2-b4": ("redimnet2", _V2 | {"C": 32, "stages_setup": _v2_stages([4, 3, 2, 1, 1, 1], [24] * 6)}),
+    "redimnet2-b5": (
+        "redimnet2",
+        _V2
+        | {"C": 48, "out_channels": 256, "stages_setup": _v2_stages([4, 3, 2, 1, 1, 1], [48, 48, 48, 48, 32, 32])},
+    ),
+    "redimnet2-b6": ("redimnet2", _V2_B6),
+    # Of VoxBlink2, VoxCeleb2 and CN-Celeb together.
+    "redimnet2-b3-mix": ("redimnet2", _V2_B3 | {"out_channels": 224}),
+    "redimnet2-b6-mix": (
+        "redimnet2",
+        _V2_B6 | {"spec_params": _V2["spec_params"] | {"freq_mask_width": [0, 6], "time_mask_width": [0, 8]}},
     ),
 }

@@ -54,7 +54,10 @@ def _network_rules(settings: Settings) -> Iterator[Rule]:
     dim = settings.validation.dim
     yield dim is None or dim in dims, "validation.dim", f"one of projection.mrl_dims {dims}"
     if settings.model.checkpoint is None:
-        yield bool(settings.model.config), "model.checkpoint", "a checkpoint, unless model.config builds a network"
+        named = settings.model.variant is not None
+        given = named or bool(settings.model.config)
+        yield given, "model.checkpoint", "a checkpoint, unless model.variant or model.config gives a network"
+        yield not (named and settings.model.config), "model.config", "{} with model.variant, which has its own"
         yield settings.heads.init == "random", "heads.init", "'random' when nothing pretrained is given"
         yield "backbone" in parts, "parts", "a list with 'backbone' too when nothing pretrained is given"
         yield settings.projection.init != "keep", "projection.init", "'random' when nothing pretrained is given"
@@ -140,6 +143,8 @@ def _training_effects(settings: Settings) -> Iterator[Effect]:
     pairs = LOSSES[loss.name].needs_pairs
     lossless = pretrained and settings.projection.init == "lossless"
     means = pretrained and settings.heads.init == "means" and not pairs
+    yield not pretrained, "model.variant", "with model.checkpoint, which has its own network"
+    yield settings.model.variant is None, "model.arch", "with model.variant, which has its own"
     yield not pretrained, "model.arch", "with model.checkpoint, which has its own"
     yield not pretrained, "model.config", "with model.checkpoint, which has its own"
     yield lossless, "projection.order", "without a lossless start from model.checkpoint (projection.init)"

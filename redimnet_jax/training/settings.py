@@ -10,6 +10,7 @@ from typing import Any
 from redimnet_jax.losses import objective
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models.matryoshka import INITS, ORDERS
+from redimnet_jax.models.variants import VARIANTS
 from redimnet_jax.settings import all_optional, section, setting
 from redimnet_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from redimnet_jax.training.settings_data import Cache, Classification, Data, Validation
@@ -24,12 +25,20 @@ class Model:
     """The network that training starts from."""
 
     checkpoint: str | None = setting(
-        None, help="Names a native checkpoint, a workdir or a `.pt` file; None builds a network from `model.config`."
+        None, help="Names a native checkpoint, a workdir or a `.pt` file; None starts from random weights."
+    )
+    variant: str | None = setting(
+        None, choices=tuple(VARIANTS), help="Names the published network that starts from random weights."
     )
     arch: str = setting(
         "redimnet", choices=model_config.ARCHITECTURES, help="Chooses the architecture that `model.config` describes."
     )
-    config: dict = setting({}, help="Gives the `model_config` of a network that starts from random weights.")
+    config: dict = setting({}, help="Gives the `model_config` of another network that starts from random weights.")
+
+    @property
+    def untrained(self) -> tuple[str, dict[str, Any]]:
+        """The architecture and `model_config` of the network that starts from random weights."""
+        return (self.arch, self.config) if self.variant is None else VARIANTS[self.variant]
 
 
 @dataclass(frozen=True)

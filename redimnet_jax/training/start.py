@@ -34,8 +34,9 @@ def starting_model(settings: Settings) -> SpeakerModel:
         if settings.projection.init == "keep":
             matryoshka.check_kept(pretrained, dims)
         return pretrained
-    entries = settings.model.config | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
-    config = model_config.parse(settings.model.arch, entries)
+    arch, entries = settings.model.untrained
+    entries = entries | {"embed_dim": dims[-1], "mrl_dims": list(dims)}
+    config = model_config.parse(arch, entries)
     network = SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(settings.seed))
     return SpeakerModel(network, entries, Source("none: trained from scratch", "", "redimnet_jax"))
 
