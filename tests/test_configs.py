@@ -5,9 +5,11 @@ import pathlib
 
 import pytest
 
+from redimnet_jax import settings
 from redimnet_jax.errors import UserError
 from redimnet_jax.models import config as model_config
 from redimnet_jax.training import config as train_config
+from redimnet_jax.training.settings import Settings
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 PRESETS = {
@@ -17,6 +19,7 @@ PRESETS = {
     "two_stage": [None, "demo"],
     "large_margin": [None, "demo"],
     "distill": [None, "demo"],
+    "redimnet2": [None, *(f"b{i}" for i in range(7)), *(f"b{i}_lm" for i in range(7))],
 }
 
 
@@ -41,7 +44,8 @@ def test_presets_are_valid(name):
         train_config.check(config, devices=1)
         if config.model.checkpoint is None:
             width = {"embed_dim": config.projection.mrl_dims[-1]}
-            model_config.parse(config.model.arch, config.model.config.to_dict() | width)
+            arch, entries = settings.from_config_dict(Settings, config).model.untrained
+            model_config.parse(arch, entries | width)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -63,7 +67,7 @@ def test_docstrings_give_the_command(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_an_unknown_preset_is_refused(name):
-    with pytest.raises(UserError, match=f"no preset 'other'; it has '{PRESETS[name][1]}'"):
+    with pytest.raises(UserError, match=f"no preset 'other'; it has '?{PRESETS[name][1]}"):
         load(name).get_config("other")
 
 
