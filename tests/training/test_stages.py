@@ -99,6 +99,24 @@ def test_rates_by_part_and_depth():
         np.testing.assert_allclose(updates[1][name], found[name] * updates[0][name], rtol=1e-6)
 
 
+def test_a_stage_decays_heads_and_vectors_as_its_optimizer_says():
+    params = {
+        "network.linear.kernel": jnp.ones((2, 2)),
+        "network.linear.bias": jnp.ones(2),
+        "heads.w": jnp.ones((2, 2)),
+    }
+    changes = {"optimizer__weight_decay": 0.1, "optimizer__heads_weight_decay": 0.4, "optimizer__clip_norm": None}
+    zero = jax.tree.map(jnp.zeros_like, params)
+
+    def moved(**more) -> list[float]:
+        (stage,) = stages.stages(settings(**changes, **more))
+        made = stages.stage_optimizer(stage, optax.constant_schedule(1.0), params.keys(), params.keys())
+        return [float(update.ravel()[0]) for update in made.update(zero, made.init(params), params)[0].values()]
+
+    assert sorted(moved(optimizer__name="sgd", optimizer__momentum=0.0)) == pytest.approx([-0.4, -0.1, -0.1])
+    assert sorted(moved()) == pytest.approx([-0.4, -0.1, 0.0])
+
+
 BAD = {
     "epoch": ({"stage2__epoch": 3}, "config.stage2.epoch is 3"),
     "patience": ({"stage2__patience": 0}, "stage2.patience"),
