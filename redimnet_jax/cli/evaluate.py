@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from redimnet_jax import addresses, buckets, locks, names
-from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run
+from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, speech_options
 from redimnet_jax.evaluation.settings import (
     BOOTSTRAP,
     COHORT_UTTERANCES,
@@ -36,7 +36,7 @@ def _parser() -> Parser:
         "eval.py",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[embedding_options(crops=f"{CROPS}, with --crop_seconds")],
+        parents=[embedding_options(crops=f"{CROPS}, with --crop_seconds"), speech_options()],
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for scores, results and plots"

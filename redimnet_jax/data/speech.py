@@ -16,6 +16,8 @@ from redimnet_jax.data.audio import SAMPLE_RATE
 PROBABILITY = 0.5
 MAX_GAP = 0.3  # seconds; a shorter gap between segments is speech too
 MARGIN = 0.1  # seconds added to both ends of a segment
+# A recording with less speech than this is refused or left out where only speech is used.
+MIN_SECONDS = 0.5
 
 _local = threading.local()
 

@@ -38,6 +38,7 @@ class EvaluationSettings:
     compare: a score file of another system.
     dims: dimensions to score; by default those that the model was trained for.
     crop_seconds, crops, max_seconds: see `embedding.extract.Windows`.
+    speech_only: cut recordings to their speech first; those with less than `min_speech` seconds of it are an error.
     bootstrap: the number of resamples of the speakers; `seed` is also that of generated trials and of the cohort.
     dtype: the type of the network's arithmetic; batch_seconds: seconds of audio in a batch on each device.
     """
@@ -65,6 +66,8 @@ class EvaluationSettings:
     crop_seconds: float | None = None
     crops: int | None = None
     max_seconds: float = MAX_SECONDS
+    speech_only: bool = False
+    min_speech: float | None = None
     bootstrap: int = BOOTSTRAP
     dtype: str = "float32"
     batch_seconds: float = BATCH_SECONDS
@@ -92,6 +95,7 @@ class EvaluationSettings:
         if self.dims == ():
             raise ArgumentError("`dims` is empty; give at least one dimension, or leave it out.")
         check_windows(self.crop_seconds, self.crops, self.max_seconds)
+        check_speech(self.speech_only, self.min_speech)
         check_choice("dtype", self.dtype, DTYPES)
         check_positive("batch_seconds", self.batch_seconds)
 
@@ -154,3 +158,11 @@ def check_windows(crop_seconds: float | None, crops: int | None, max_seconds: fl
         check_number("crops", crops, minimum=1)
         if crop_seconds is None and crops > 1:
             raise ArgumentError("`crops` needs `crop_seconds`, the length of a crop.")
+
+
+def check_speech(speech_only: bool, min_speech: float | None) -> None:
+    """Raise ArgumentError unless the arguments go together, see `data.speech_only`."""
+    if min_speech is not None:
+        check_positive("min_speech", min_speech)
+        if not speech_only:
+            raise ArgumentError("`min_speech` has no effect without `speech_only`; leave it out.")

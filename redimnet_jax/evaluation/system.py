@@ -13,6 +13,7 @@ import numpy as np
 from redimnet_jax import optional, scoring, utterance_speakers
 from redimnet_jax.checkpoints import native
 from redimnet_jax.checkpoints.open import open_model
+from redimnet_jax.data import speech_only
 from redimnet_jax.data.corpus import Corpus, open_corpus
 from redimnet_jax.data.recordings import Recordings, Subset
 from redimnet_jax.embedding.cache import PooledCache
@@ -153,7 +154,7 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     if data.other is not None:
         comparison.common_dims(data.other, dims)
     windows = CropPolicy(settings.crop_seconds, settings.crops or CROPS, settings.max_seconds)
-    pool = functools.partial(
+    pool_whole = functools.partial(
         pool_recordings,
         model,
         crop_policy=windows,
@@ -161,6 +162,13 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
         progress="embedding",
         cache=None if settings.cache is None else PooledCache(settings.cache, model),
     )
+
+    def pool(recordings: Recordings) -> np.ndarray:
+        if settings.speech_only:
+            found = speech_only.find_speech(recordings)
+            recordings = speech_only.require_speech(recordings, found, settings.min_speech)
+        return pool_whole(recordings)
+
     description = {
         "weights": native.checksum(native.flat(model.network)),
         "configuration": native.config_checksum(model.arch, model.model_config),
@@ -169,6 +177,8 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
         "enrolment": data.trial_set.enrolment is not None,
         "score": settings.score_norm or COSINE,
     }
+    if settings.speech_only:
+        description["speech"] = speech_only.description(settings.min_speech)
     normalisation = None
     if data.cohort is not None:
         assert settings.score_norm is not None

@@ -94,6 +94,10 @@ class Data:
     max_bad: float = setting(
         0.01, at_least=0, at_most=1, help="Stops the run when a larger fraction of the files cannot be used."
     )
+    speech_only: bool = setting(False, help="Cuts all recordings, those of the validation too, to their speech.")
+    min_speech: float = setting(
+        0.5, above=0, unit="s", help="Leaves out and counts utterances with less speech, with `data.speech_only`."
+    )
     workers: int = setting(
         0, at_least=0, at_most=1024, help="Sets the number of decoding processes; 0 decodes in threads."
     )
