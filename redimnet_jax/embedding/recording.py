@@ -7,6 +7,7 @@ import numpy as np
 
 from redimnet_jax.data import audio
 from redimnet_jax.data.decoding import Source
+from redimnet_jax.data.signal_quality import SignalQuality, signal_quality
 from redimnet_jax.models.speaker_model import MAX_SECONDS, SpeakerModel
 
 
@@ -15,13 +16,13 @@ class EmbeddedRecording:
     """The embedding of a recording, and what is known about its signal.
 
     name: the recording in messages. vector: the raw embedding, float32 (embed_dim,), which is not normalised, because
-    prefixes are cut first and because its length is a quality measure. seconds: the duration that was embedded.
+    prefixes are cut first and because its length is a quality measure. quality: that of the signal that was embedded.
     decode_seconds, embed_seconds: how long the work took.
     """
 
     name: str
     vector: np.ndarray
-    seconds: float
+    quality: SignalQuality
     decode_seconds: float = 0.0
     embed_seconds: float = 0.0
 
@@ -36,8 +37,8 @@ def embed_recording(
     """
     started = time.perf_counter()
     signal = model.read(source, max_seconds=max_seconds, name=name)
+    quality = signal_quality(signal)
     decoded = time.perf_counter()
     vector = np.asarray(model.embed(signal, normalize=False, sample_rate=model.sample_rate))
     embedded = time.perf_counter()
-    seconds = len(signal) / model.sample_rate
-    return EmbeddedRecording(name or audio.name_of(source), vector, seconds, decoded - started, embedded - decoded)
+    return EmbeddedRecording(name or audio.name_of(source), vector, quality, decoded - started, embedded - decoded)

@@ -22,7 +22,7 @@ def model():
 def test_a_file_has_one_vector_in_every_entry_point(tmp_path):
     path = audio_files.write(tmp_path / "a.wav", audio_files.voice(12000, rate=8000), rate=8000)
     recording = embed_recording(model(), path)
-    assert recording.name == str(path) and recording.seconds == 1.5 and recording.vector.dtype == np.float32
+    assert recording.name == str(path) and recording.quality.seconds == 1.5 and recording.vector.dtype == np.float32
     np.testing.assert_array_equal(model().embed_file(path, normalize=False), recording.vector)
     np.testing.assert_array_equal(embed_recording(model(), path.read_bytes(), name="a").vector, recording.vector)
     np.testing.assert_array_equal(model().embed(audio.read(path), normalize=False), recording.vector)
@@ -37,7 +37,7 @@ def test_only_the_start_of_a_long_recording_is_used(tmp_path):
     path = audio_files.write(tmp_path / "a.wav", voice)
     recording = embed_recording(model(), path, max_seconds=0.5)
     start = audio_files.write(tmp_path / "start.wav", voice[:8000])
-    assert recording.seconds == 0.5
+    assert recording.quality.seconds == 0.5
     np.testing.assert_array_equal(recording.vector, embed_recording(model(), start).vector)
 
 
