@@ -10,6 +10,7 @@ from redimnet_jax import addresses, buckets, locks, names
 from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, speech_options
 from redimnet_jax.evaluation.settings import (
     BOOTSTRAP,
+    COHORT_MEMBERS,
     COHORT_UTTERANCES,
     COUNT,
     CROPS,
@@ -116,7 +117,21 @@ def _add_score_options(parser: Parser) -> None:
         help="utterances per cohort speaker, chosen at random (default: %(default)s)",
     )
     scores.add_argument(
-        "--top_k", type=int, metavar="N", help=f"nearest cohort speakers that count in as-norm (default: {TOP_K})"
+        "--cohort_by",
+        choices=COHORT_MEMBERS,
+        default="speaker",
+        help="compare with the mean of each cohort speaker, or with every utterance (default: %(default)s)",
+    )
+    scores.add_argument(
+        "--top_k",
+        type=int,
+        metavar="N",
+        help=f"nearest cohort speakers, or utterances, that count in as-norm (default: {TOP_K})",
+    )
+    scores.add_argument(
+        "--subtract_mean",
+        metavar="SOURCE",
+        help="subtract the mean embedding of this corpus, or of the cohort (--subtract_mean=cohort), from all others",
     )
     scores.add_argument(
         "--calibrate", type=Path, metavar="TRIALS", help="fit log-likelihood ratios on this trial list"

@@ -13,6 +13,8 @@ DTYPES = ("float32", "bfloat16")
 TOP_K = 300  # cohort speakers that count in as-norm
 CROPS = 10  # crops of a recording, where it is cropped
 COHORT_UTTERANCES = 20
+COHORT_MEMBERS = ("speaker", "utterance")  # what a member of the cohort stands for
+OF_COHORT = "cohort"  # the mean to subtract is that of the cohort
 COUNT = 10_000  # generated trials
 MAX_SECONDS = 60.0
 BATCH_SECONDS = 240.0
@@ -32,7 +34,10 @@ class EvaluationSettings:
     enrolment: a list of enrolment models, see `protocol.read_models`.
     cache: a folder for pooled features.
     score_norm: one of `METHODS`, against `cohort`, a corpus of which `cohort_utterances` of every speaker are used
-        and, with as-norm, the `top_k` nearest speakers.
+        and, with as-norm, the `top_k` nearest members. `cohort_by`, one of `COHORT_MEMBERS`, says whether a member is
+        the mean of a speaker's utterances or a single utterance.
+    subtract_mean: a corpus whose mean embedding is subtracted from all embeddings, or `OF_COHORT` for that of the
+        cohort; of a corpus, `cohort_utterances` of every speaker are used.
     calibrate, calibrate_root: a trial list to calibrate on, and the folders of its recordings; trials that are
         evaluated too are an error unless `allow_same_trials`.
     compare: a score file of another system.
@@ -57,6 +62,8 @@ class EvaluationSettings:
     score_norm: str | None = None
     cohort: str | None = None
     cohort_utterances: int = COHORT_UTTERANCES
+    cohort_by: str = "speaker"
+    subtract_mean: str | None = None
     top_k: int | None = None
     calibrate: Path | None = None
     calibrate_root: tuple[Path, ...] | None = None
@@ -78,7 +85,7 @@ class EvaluationSettings:
         self._check_combinations()
 
     def cohort_size(self) -> int | None:
-        """Return how many cohort speakers count for an utterance, or None where all do."""
+        """Return how many members of the cohort count for an utterance, or None where all do."""
         if self.score_norm != "as-norm":
             return None
         return TOP_K if self.top_k is None else self.top_k
@@ -90,6 +97,7 @@ class EvaluationSettings:
         if self.top_k is not None:
             check_number("top_k", self.top_k, minimum=2)
         check_choice("score_norm", self.score_norm, (None, *METHODS))
+        check_choice("cohort_by", self.cohort_by, COHORT_MEMBERS)
         for dim in self.dims or ():
             check_number("dims", dim, minimum=1)
         if self.dims == ():
@@ -124,6 +132,12 @@ class EvaluationSettings:
         yield pattern and corpus and self.calibrate_root is None, no_pattern
         normalised = self.score_norm is not None
         yield normalised != (self.cohort is not None), "`score_norm` and `cohort` need each other; give both or none."
+        mean_of_none = (
+            "`subtract_mean` is cohort but there is no `cohort`; give one, or a corpus to take the mean of."
+        )
+        yield self.subtract_mean == OF_COHORT and not normalised, mean_of_none
+        by_utterance = self.cohort_by != "speaker"
+        yield by_utterance and not normalised, "`cohort_by` has no effect without `cohort`; leave it out."
         no_list = self.calibrate_root is not None and self.calibrate is None
         yield no_list, "`calibrate_root` needs `calibrate`, whose paths it is for."
         no_top_k = self.top_k is not None and self.score_norm != "as-norm"

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from redimnet_jax.evaluation.comparison import SystemScores
 from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.evaluation.results import P_TARGETS, cosine_scores, error_rates
 from redimnet_jax.evaluation.score_norm import Normalisation
-from redimnet_jax.evaluation.settings import CROPS, EvaluationSettings
+from redimnet_jax.evaluation.settings import CROPS, OF_COHORT, EvaluationSettings
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 COSINE = "cosine"
@@ -60,17 +60,21 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     logger.info(f"{trial_set.description}, {recordings:,} recordings of {speakers:,} speakers")
     system = open_system(settings, model, data)
     system_calibration = find_calibration(settings, system, data)
-    scores = system.scores(trial_set)
+    scores = system.scores(system.embed(trial_set.recordings), trial_set)
     return summarise(settings, system, data, scores, system_calibration)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """The trials to evaluate, the trials to calibrate on, the cohort, and the scores to compare with."""
+    """The trials to evaluate, the trials to calibrate on, and the scores to compare with.
+
+    `cohort` is that of the score normalisation; the mean embedding of `mean_of` is subtracted from all embeddings.
+    """
 
     trial_set: TrialSet
     calibration_set: TrialSet | None
     cohort: Subset | None
+    mean_of: Subset | None
     other: SystemScores | None
 
 
@@ -101,15 +105,30 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
         protocol.check(calibration_set)
         if not settings.allow_same_trials:
             _check_different_trials(calibration_set, trial_set)
-    cohort = None
-    if settings.cohort is not None:
-        candidates = opened(settings.cohort)
-        top_k = settings.cohort_size()
-        cohort = score_norm.choose_cohort(candidates, settings.cohort_utterances, settings.seed, top_k)
-        for each in filter(None, (trial_set, calibration_set)):
-            score_norm.check_cohort(cohort, each)
+    cohort, mean_of = _open_cohorts(settings, opened, [each for each in (trial_set, calibration_set) if each])
     other = None if settings.compare is None else comparison.read(settings.compare, trial_set.trials)
-    return EvaluationData(trial_set, calibration_set, cohort, other)
+    return EvaluationData(trial_set, calibration_set, cohort, mean_of, other)
+
+
+def _open_cohorts(
+    settings: EvaluationSettings, opened: Callable[[str], Corpus], trial_sets: Sequence[TrialSet]
+) -> tuple[Subset | None, Subset | None]:
+    """Return (the cohort, the utterances whose mean is subtracted), none of whose speakers are in the trials."""
+
+    def chosen(source: str | None) -> Subset | None:
+        if source is None:
+            return None
+        return score_norm.choose_cohort(opened(source), settings.cohort_utterances, settings.seed)
+
+    cohort = chosen(settings.cohort)
+    mean_of = cohort if settings.subtract_mean == OF_COHORT else chosen(settings.subtract_mean)
+    if cohort is not None:
+        score_norm.check_size(cohort, settings.cohort_by, settings.cohort_size())
+    for others, role in ((cohort, "the cohort"), (mean_of, "the corpus of the mean")):
+        if others is not None:
+            for trial_set in trial_sets:
+                score_norm.check_cohort(others, trial_set, role)
+    return cohort, mean_of
 
 
 def _check_different_trials(calibration_set: TrialSet, trial_set: TrialSet) -> None:
@@ -125,12 +144,14 @@ def _check_different_trials(calibration_set: TrialSet, trial_set: TrialSet) -> N
 class System:
     """A system that scores trials: a model, the dimensions, how recordings are pooled, and a score normalisation.
 
+    `mean`, (embed_dim,), is subtracted from every raw embedding, before prefixes are cut and scaled to length one.
     `description` has everything that a calibration of the scores depends on.
     """
 
     model: SpeakerModel
     dims: tuple[int, ...]
     pool: Callable[[Recordings], np.ndarray]
+    mean: np.ndarray | None
     normalisation: Normalisation | None
     description: dict[str, Any]
 
@@ -139,9 +160,13 @@ class System:
         """The kind of the final scores: `COSINE` or the method of the normalisation."""
         return COSINE if self.normalisation is None else self.normalisation.method
 
-    def scores(self, trial_set: TrialSet) -> dict[str, np.ndarray]:
+    def embed(self, recordings: Recordings) -> np.ndarray:
+        """Return the embeddings (recordings, crops, embed_dim), less the mean that is subtracted."""
+        embeddings = embed_pooled(self.model, self.pool(recordings))
+        return embeddings if self.mean is None else embeddings - self.mean
+
+    def scores(self, embeddings: np.ndarray, trial_set: TrialSet) -> dict[str, np.ndarray]:
         """Return the scores (dims, trials) by kind: the cosines, then the normalised ones if there are any."""
-        embeddings = embed_pooled(self.model, self.pool(trial_set.recordings))
         scores = {COSINE: cosine_scores(embeddings, trial_set, self.dims)}
         if self.normalisation is not None:
             scores[self.kind] = self.normalisation(scores[COSINE], embeddings, trial_set)
@@ -179,15 +204,23 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     }
     if settings.speech_only:
         description["speech"] = speech_only.description(settings.min_speech)
-    normalisation = None
-    if data.cohort is not None:
-        assert settings.score_norm is not None
-        embeddings = embed_pooled(model, pool(data.cohort))
-        labels = data.cohort.labels
-        top_k = settings.cohort_size()
-        normalisation = Normalisation.from_embeddings(settings.score_norm, embeddings, labels, dims, top_k)
-        description |= {"cohort": data.cohort.digest, "top_k": top_k}
-    return System(model, dims, pool, normalisation, description)
+    # A system without an option is described as it was before the option existed.
+    mean = None
+    if data.mean_of is not None:
+        mean = embed_pooled(model, pool(data.mean_of)).mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+        description |= {"subtracted_mean": data.mean_of.digest}
+    system = System(model, dims, pool, mean, None, description)
+    if data.cohort is None:
+        return system
+    assert settings.score_norm is not None
+    top_k = settings.cohort_size()
+    labels = score_norm.member_labels(data.cohort, settings.cohort_by)
+    description |= {"cohort": data.cohort.digest, "top_k": top_k}
+    if settings.cohort_by != "speaker":
+        description |= {"cohort_by": settings.cohort_by}
+    embeddings = system.embed(data.cohort)
+    normalisation = Normalisation.from_embeddings(settings.score_norm, embeddings, labels, dims, top_k)
+    return dataclasses.replace(system, normalisation=normalisation, description=description)
 
 
 def find_calibration(settings: EvaluationSettings, system: System, data: EvaluationData) -> SystemCalibration | None:
@@ -199,7 +232,8 @@ def find_calibration(settings: EvaluationSettings, system: System, data: Evaluat
     name = f"calibration-{system.kind}.json"
     beside = checkpoint_folder(settings.checkpoint)
     if data.calibration_set is not None:
-        scores = system.scores(data.calibration_set)[system.kind]
+        embeddings = system.embed(data.calibration_set.recordings)
+        scores = system.scores(embeddings, data.calibration_set)[system.kind]
         fitted = calibration.fit_system(scores, data.calibration_set, system.dims, system.description)
         for folder in filter(None, (settings.output, beside)):
             logger.info(f"calibration: {calibration.save(fitted, folder / name)}")

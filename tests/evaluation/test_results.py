@@ -178,6 +178,24 @@ def test_the_comparison_is_paired(everything, report):
 
 
 @pytest.mark.slow
+def test_a_mean_is_subtracted_and_every_utterance_of_the_cohort_counts(weights, listed, others, tmp_path):
+    arguments = [f"--trials={listed}", f"--cache={tmp_path / 'cache'}", f"--cohort={others}", "--score_norm=as-norm"]
+    arguments += ["--cohort_by=utterance", "--top_k=7", "--subtract_mean=cohort"]
+    folder = run(weights, *arguments, output=tmp_path / "out")
+    of, _, cosines = score_file.read(folder / "cosine.tsv")
+    members = raw(weights, others, [str(path.relative_to(others)) for path in sorted(others.glob("*/*.wav"))])
+    sides = raw(weights, listed.parent, of.names) - members.mean(axis=0)
+    np.testing.assert_allclose(cosines, scoring.score_trials(sides, of.left, of.right, DIMS), atol=1e-3)
+    every = scoring.speaker_means(members - members.mean(axis=0), np.arange(len(members)), DIMS)
+    statistics = score_norm.cohort_statistics(sides, every, top_k=7)
+    wanted = np.asarray(score_norm.normalise(cosines, of.left, of.right, *statistics, "as-norm"))
+    np.testing.assert_allclose(score_file.read(folder / "scores.tsv")[2], wanted, rtol=1e-2, atol=1e-2)
+    plain = [f"--trials={listed}", f"--cache={tmp_path / 'cache'}", f"--subtract_mean={others}"]
+    means = run(weights, *plain, output=tmp_path / "plain")
+    assert read(means)["dims"] == read(folder)["cosine"]["dims"]
+
+
+@pytest.mark.slow
 def test_a_kept_calibration_is_used_where_it_fits(everything, weights, listed, tmp_path, capsys):
     folder, arguments = everything
     assert (weights / "calibration-as-norm.json").read_text() == (folder / "calibration-as-norm.json").read_text()
@@ -301,6 +319,7 @@ def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
         (["--trials={tree}/trials.txt", "--checkpoint={tree}"], "checkpoint"),
         (["--trials={tree}/trials.txt", "--score_norm=s-norm", "--cohort={tree}"], "in the cohort too"),
         (["--trials={tree}/trials.txt", "--score_norm=as-norm", "--cohort={tree}"], "--top_k is 300"),
+        (["--trials={tree}/trials.txt", "--subtract_mean={tree}"], "in the corpus of the mean too"),
         (["--trials={tree}/trials.txt", "--calibrate={tree}/trials.txt"], "--allow_same_trials"),
         (["--trials={tree}/trials.txt", "--compare={tree}/trials.txt"], "scores.tsv"),
         (["--trials={tree}/trials.txt", "--enrolment={tree}/none.txt"], "none.txt"),
@@ -326,6 +345,8 @@ def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, cap
         ["--corpus=x", "--trials=y", "--speaker_pattern=(z)"],
         ["--trials=x", "--score_norm=s-norm"],
         ["--trials=x", "--cohort=y"],
+        ["--trials=x", "--subtract_mean=cohort"],
+        ["--trials=x", "--cohort_by=utterance"],
         ["--trials=x", "--score_norm=s-norm", "--cohort=y", "--top_k=5"],
         ["--trials=x", "--calibrate_root=y"],
         ["--corpus=x", "--enrolment=y"],
