@@ -9,12 +9,14 @@ from pathlib import Path
 from redimnet_jax import addresses, buckets, locks, names
 from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, speech_options
 from redimnet_jax.evaluation.settings import (
+    ALL_MEASURES,
     BOOTSTRAP,
     COHORT_MEMBERS,
     COHORT_UTTERANCES,
     COUNT,
     CROPS,
     METHODS,
+    QUALITY_MEASURES,
     TOP_K,
     EvaluationSettings,
 )
@@ -144,6 +146,20 @@ def _add_score_options(parser: Parser) -> None:
         help="folder that the paths in --calibrate are relative to (default: as for --trials); may be repeated",
     )
     scores.add_argument(
+        "--calibrate_half",
+        action="store_true",
+        help="calibrate on half of the speakers of the trials, and evaluate the trials of the others",
+    )
+    scores.add_argument(
+        "--calibrate_quality",
+        type=_names,
+        nargs="?",
+        default=(),
+        const=(ALL_MEASURES,),
+        metavar="MEASURE,...",
+        help=f"let the calibration know the quality of recordings: {', '.join(QUALITY_MEASURES)} (default: all)",
+    )
+    scores.add_argument(
         "--allow_same_trials", action="store_true", help="allow calibration on trials that are evaluated"
     )
     scores.add_argument(
@@ -160,6 +176,10 @@ def _add_score_options(parser: Parser) -> None:
 
 def _dims(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 _dims.__name__ = "list of dimensions"  # in argparse's message

@@ -93,6 +93,40 @@ def score_histograms(
     return _gridded(figure)
 
 
+def reliability(llrs: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "Figure":
+    """Plot what log-likelihood ratios should have been against what they are; calibrated ones lie on the diagonal.
+
+    `llrs` has shape (dims, trials), `labels` (trials,) with 1 for a target trial. The tenths of either class bound
+    the points: across is the mean of the ratios of a point, up the logarithm of its share of the target trials over
+    its share of the non-target trials. Points that lack a class are left out.
+    """
+    labels = metrics.checked_labels(labels)
+    figure = _figure(6.0, 6.0)
+    axes = figure.add_subplot()
+    for index, (dim, row) in enumerate(zip(dims, llrs, strict=True)):
+        claimed, observed = reliability_points(row, labels)
+        cllr, least = metrics.cllr(row, labels), metrics.min_cllr(row, labels)
+        label = f"{dim}: Cllr {cllr:.3f}, least {least:.3f}"
+        axes.plot(claimed, observed, label=label, **_style(index, markersize=5))
+    axes.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
+    axes.set(xlabel="log-likelihood ratio", ylabel="observed log-likelihood ratio")
+    axes.set_title(f"calibration: {labels.sum():,} target, {(~labels).sum():,} non-target trials")
+    figure.legend(title="dimension", loc="outside lower center", ncols=2)
+    return _gridded(figure)
+
+
+def reliability_points(llrs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the observed log-likelihood ratio, (points,) each, of bins of `llrs` (trials,)."""
+    deciles = np.linspace(0, 1, 11)[1:-1]
+    edges = np.unique([*np.quantile(llrs[labels], deciles), *np.quantile(llrs[~labels], deciles)])
+    bins = np.searchsorted(edges, llrs, side="right")
+    targets, nontargets = (np.bincount(bins[mask], minlength=len(edges) + 1) for mask in (labels, ~labels))
+    both = (targets > 0) & (nontargets > 0)
+    means = np.bincount(bins, llrs, len(edges) + 1)[both] / (targets + nontargets)[both]
+    observed = np.log(targets[both] / labels.sum()) - np.log(nontargets[both] / (~labels).sum())
+    return means, observed
+
+
 def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
     """Plot the EER with its 95% interval against the dimension and the storage, a line for each named system."""
     figure = _figure(6.5, 4.5)

@@ -95,6 +95,11 @@ class Normalisation:
         trials = trial_set.trials
         return np.asarray(normalise(scores, trials.left, trials.right, mean, deviation, self.method))
 
+    def cohort_means(self, embeddings: np.ndarray, trial_set: TrialSet) -> np.ndarray:
+        """Return the mean score with the cohort, float64 (dims, names), of what the trials compare."""
+        means = [self._statistics(embeddings, trial_set, table)[0] for table in self.means]
+        return np.asarray(jnp.concatenate(means), np.float64)
+
     def _statistics(
         self, embeddings: np.ndarray, trial_set: TrialSet, means: jax.Array
     ) -> tuple[jax.Array, jax.Array]:

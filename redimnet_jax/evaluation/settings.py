@@ -9,6 +9,9 @@ from typing import Any
 from redimnet_jax.errors import ArgumentError, shown
 
 METHODS = ("z-norm", "t-norm", "s-norm", "as-norm")  # of score normalisation
+# Quality measures of a calibration; `quality_measures` computes them. The last one needs a cohort.
+QUALITY_MEASURES = ("duration", "speech", "norm", "cohort")
+ALL_MEASURES = "all"
 DTYPES = ("float32", "bfloat16")
 TOP_K = 300  # cohort speakers that count in as-norm
 CROPS = 10  # crops of a recording, where it is cropped
@@ -40,6 +43,9 @@ class EvaluationSettings:
         cohort; of a corpus, `cohort_utterances` of every speaker are used.
     calibrate, calibrate_root: a trial list to calibrate on, and the folders of its recordings; trials that are
         evaluated too are an error unless `allow_same_trials`.
+    calibrate_half: calibrate on the trials of half of the speakers, drawn with `seed`, and evaluate those of the
+        others.
+    calibrate_quality: the quality measures that the new calibration uses, of `QUALITY_MEASURES` or `ALL_MEASURES`.
     compare: a score file of another system.
     dims: dimensions to score; by default those that the model was trained for.
     crop_seconds, crops, max_seconds: see `embedding.extract.Windows`.
@@ -68,6 +74,8 @@ class EvaluationSettings:
     calibrate: Path | None = None
     calibrate_root: tuple[Path, ...] | None = None
     allow_same_trials: bool = False
+    calibrate_half: bool = False
+    calibrate_quality: tuple[str, ...] = ()
     compare: Path | None = None
     dims: tuple[int, ...] | None = None
     crop_seconds: float | None = None
@@ -90,6 +98,12 @@ class EvaluationSettings:
             return None
         return TOP_K if self.top_k is None else self.top_k
 
+    def measures(self) -> tuple[str, ...]:
+        """Return the quality measures of the new calibration."""
+        if ALL_MEASURES in self.calibrate_quality:
+            return QUALITY_MEASURES[: None if self.cohort else -1]
+        return tuple(dict.fromkeys(self.calibrate_quality))
+
     def _check_values(self) -> None:
         for name in ("count", "cohort_utterances", "bootstrap"):
             check_number(name, getattr(self, name), minimum=1)
@@ -97,6 +111,8 @@ class EvaluationSettings:
         if self.top_k is not None:
             check_number("top_k", self.top_k, minimum=2)
         check_choice("score_norm", self.score_norm, (None, *METHODS))
+        for name in self.calibrate_quality:
+            check_choice("calibrate_quality", name, (ALL_MEASURES, *QUALITY_MEASURES))
         check_choice("cohort_by", self.cohort_by, COHORT_MEMBERS)
         for dim in self.dims or ():
             check_number("dims", dim, minimum=1)
@@ -140,6 +156,20 @@ class EvaluationSettings:
         yield by_utterance and not normalised, "`cohort_by` has no effect without `cohort`; leave it out."
         no_list = self.calibrate_root is not None and self.calibrate is None
         yield no_list, "`calibrate_root` needs `calibrate`, whose paths it is for."
+        two_lists = "`calibrate` and `calibrate_half` both give the calibration trials; leave one of them out."
+        yield self.calibrate_half and self.calibrate is not None, two_lists
+        calibrates = self.calibrate_half or self.calibrate is not None
+        quality = bool(self.calibrate_quality)
+        no_fit = "`calibrate_quality` needs `calibrate` or `calibrate_half`, which fit a calibration."
+        yield quality and not calibrates, no_fit
+        cropped = "`calibrate_quality` measures whole recordings, so leave `crop_seconds` out."
+        yield quality and self.crop_seconds is not None, cropped
+        no_cohort = "`calibrate_quality` has cohort but there is no `cohort`; give one, or leave the measure out."
+        yield "cohort" in self.calibrate_quality and not normalised, no_cohort
+        compared = (
+            "`compare` needs the scores of all trials, of which `calibrate_half` leaves some out; do without one."
+        )
+        yield self.calibrate_half and self.compare is not None, compared
         no_top_k = self.top_k is not None and self.score_norm != "as-norm"
         yield no_top_k, "`top_k` has no effect without `score_norm` as-norm; leave it out."
 

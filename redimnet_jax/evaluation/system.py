@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,23 @@ from redimnet_jax.embedding.cache import PooledCache
 from redimnet_jax.embedding.extract import embed_pooled, pool_recordings
 from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.errors import ArgumentError
-from redimnet_jax.evaluation import calibration, comparison, protocol, report, score_norm
-from redimnet_jax.evaluation.calibration import SystemCalibration
+from redimnet_jax.evaluation import (
+    calibration_figures,
+    comparison,
+    protocol,
+    report,
+    score_norm,
+    speaker_halves,
+    system_calibration,
+)
 from redimnet_jax.evaluation.comparison import SystemScores
 from redimnet_jax.evaluation.protocol import TrialSet
+from redimnet_jax.evaluation.quality_measures import COHORT, Sides
 from redimnet_jax.evaluation.results import P_TARGETS, cosine_scores, error_rates
 from redimnet_jax.evaluation.score_norm import Normalisation
 from redimnet_jax.evaluation.settings import CROPS, OF_COHORT, EvaluationSettings
+from redimnet_jax.evaluation.system_calibration import SystemCalibration
+from redimnet_jax.evaluation.trial_measures import recording_sides
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 COSINE = "cosine"
@@ -38,13 +48,15 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """The result of an evaluation.
 
-    `scores` has (dims, trials) by kind, the final one last. `results` is the content of `results.json`. `systems` has
-    the results of every kind of score by the system's name, and `tables` show all figures.
+    `scores` has (dims, trials) by kind, the final one last; `llrs` (dims, trials) are the log-likelihood ratios of
+    the final ones, where there is a calibration. `results` is the content of `results.json`. `systems` has the
+    results of every kind of score by the system's name, and `tables` show all figures.
     """
 
     trial_set: TrialSet
     dims: tuple[int, ...]
     scores: dict[str, np.ndarray]
+    llrs: np.ndarray | None
     results: dict[str, Any]
     systems: dict[str, report.Results]
     tables: list[report.Table]
@@ -59,20 +71,28 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     speakers = len(set(trial_set.speakers))
     logger.info(f"{trial_set.description}, {recordings:,} recordings of {speakers:,} speakers")
     system = open_system(settings, model, data)
-    system_calibration = find_calibration(settings, system, data)
-    scores = system.scores(system.embed(trial_set.recordings), trial_set)
-    return summarise(settings, system, data, scores, system_calibration)
+    fitted = fit_calibration(settings, system, data)
+    known = fitted or stored_calibration(settings, system, data)
+    scored = system.score(trial_set, known.measures if known else ())
+    if fitted is not None:
+        final = scored.scores[system.kind]
+        resampled = {"resamples": settings.bootstrap, "seed": settings.seed}
+        known = fitted.judged_on(final, scored.sides, trial_set, **resampled)
+        keep_calibration(settings, system, known)
+    return summarise(settings, system, data, scored, known)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
     """The trials to evaluate, the trials to calibrate on, and the scores to compare with.
 
-    `cohort` is that of the score normalisation; the mean embedding of `mean_of` is subtracted from all embeddings.
+    `dropped` counts the trials that `speaker_halves.halves` leaves out. `cohort` is that of the score normalisation;
+    the mean embedding of `mean_of` is subtracted from all embeddings.
     """
 
     trial_set: TrialSet
     calibration_set: TrialSet | None
+    dropped: int
     cohort: Subset | None
     mean_of: Subset | None
     other: SystemScores | None
@@ -97,8 +117,10 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
     protocol.check(trial_set)
     protocol.warn_of_no_signal(trial_set)
 
-    calibration_set = None
-    if settings.calibrate is not None:
+    calibration_set, dropped = None, 0
+    if settings.calibrate_half:
+        calibration_set, trial_set, dropped = speaker_halves.halves(trial_set, settings.seed)
+    elif settings.calibrate is not None:
         roots = settings.calibrate_root or settings.audio_root
         source = corpus if settings.calibrate_root is None else None
         calibration_set = protocol.from_list(settings.calibrate, roots, source, rule, models)
@@ -107,7 +129,7 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
             _check_different_trials(calibration_set, trial_set)
     cohort, mean_of = _open_cohorts(settings, opened, [each for each in (trial_set, calibration_set) if each])
     other = None if settings.compare is None else comparison.read(settings.compare, trial_set.trials)
-    return EvaluationData(trial_set, calibration_set, cohort, mean_of, other)
+    return EvaluationData(trial_set, calibration_set, dropped, cohort, mean_of, other)
 
 
 def _open_cohorts(
@@ -132,7 +154,7 @@ def _open_cohorts(
 
 
 def _check_different_trials(calibration_set: TrialSet, trial_set: TrialSet) -> None:
-    shared = calibration.pairs(calibration_set.trials) & calibration.pairs(trial_set.trials)
+    shared = system_calibration.pairs(calibration_set.trials) & system_calibration.pairs(trial_set.trials)
     if shared:
         raise ArgumentError(
             f"{len(shared):,} of the {calibration_set.description} are evaluated too, so the calibration would be "
@@ -150,6 +172,7 @@ class System:
 
     model: SpeakerModel
     dims: tuple[int, ...]
+    windows: CropPolicy
     pool: Callable[[Recordings], np.ndarray]
     mean: np.ndarray | None
     normalisation: Normalisation | None
@@ -165,12 +188,25 @@ class System:
         embeddings = embed_pooled(self.model, self.pool(recordings))
         return embeddings if self.mean is None else embeddings - self.mean
 
-    def scores(self, embeddings: np.ndarray, trial_set: TrialSet) -> dict[str, np.ndarray]:
-        """Return the scores (dims, trials) by kind: the cosines, then the normalised ones if there are any."""
+    def score(self, trial_set: TrialSet, measures: Sequence[str] = ()) -> "ScoredTrials":
+        """Return the scores of the trials, and their quality measures: duration, norm and those of `measures`."""
+        embeddings = self.embed(trial_set.recordings)
         scores = {COSINE: cosine_scores(embeddings, trial_set, self.dims)}
+        sides = recording_sides(embeddings, trial_set, self.dims, self.windows, measures)
         if self.normalisation is not None:
             scores[self.kind] = self.normalisation(scores[COSINE], embeddings, trial_set)
-        return scores
+            if COHORT in measures:
+                for dim, mean in zip(self.dims, self.normalisation.cohort_means(embeddings, trial_set), strict=True):
+                    sides[dim][COHORT] = mean
+        return ScoredTrials(scores, sides)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredTrials:
+    """Scores of trials, (dims, trials) by kind, the final ones last, and for every dimension the quality measures."""
+
+    scores: dict[str, np.ndarray]
+    sides: Mapping[int, Sides]
 
 
 def open_system(settings: EvaluationSettings, model: SpeakerModel, data: EvaluationData) -> System:
@@ -194,14 +230,7 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
             recordings = speech_only.require_speech(recordings, found, settings.min_speech)
         return pool_whole(recordings)
 
-    description = {
-        "weights": native.checksum(native.flat(model.network)),
-        "configuration": native.config_checksum(model.arch, model.model_config),
-        "dtype": settings.dtype,
-        "windows": dataclasses.asdict(windows),
-        "enrolment": data.trial_set.enrolment is not None,
-        "score": settings.score_norm or COSINE,
-    }
+    description = describe(model, windows, settings.score_norm or COSINE, data.trial_set.enrolment is not None)
     if settings.speech_only:
         description["speech"] = speech_only.description(settings.min_speech)
     # A system without an option is described as it was before the option existed.
@@ -209,7 +238,7 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     if data.mean_of is not None:
         mean = embed_pooled(model, pool(data.mean_of)).mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
         description |= {"subtracted_mean": data.mean_of.digest}
-    system = System(model, dims, pool, mean, None, description)
+    system = System(model, dims, windows, pool, mean, None, description)
     if data.cohort is None:
         return system
     assert settings.score_norm is not None
@@ -223,24 +252,52 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     return dataclasses.replace(system, normalisation=normalisation, description=description)
 
 
-def find_calibration(settings: EvaluationSettings, system: System, data: EvaluationData) -> SystemCalibration | None:
-    """Return the calibration for the scores of `system`, or None.
+def describe(model: SpeakerModel, windows: CropPolicy, score: str, enrolment: bool) -> dict[str, Any]:
+    """Return what scores depend on, and so what a calibration of them belongs to."""
+    return {
+        "weights": native.checksum(native.flat(model.network)),
+        "configuration": native.config_checksum(model.arch, model.model_config),
+        "dtype": jnp.dtype(model.network.dtype).name,
+        "windows": dataclasses.asdict(windows),
+        "enrolment": enrolment,
+        "score": score,
+    }
 
-    With trials to calibrate on, the calibration is fitted on them and saved in the output folder and beside the
-    checkpoint. Without them, the one that lies beside the checkpoint is used if it suits the system and the trials.
-    """
-    name = f"calibration-{system.kind}.json"
+
+def fit_calibration(settings: EvaluationSettings, system: System, data: EvaluationData) -> SystemCalibration | None:
+    """Return a calibration fitted on the trials to calibrate on, or None without such trials."""
+    trial_set = data.calibration_set
+    if trial_set is None:
+        return None
+    measures = settings.measures()
+    scored = system.score(trial_set, measures)
+    return system_calibration.fit_system(
+        scored.scores[system.kind],
+        trial_set,
+        system.description,
+        scored.sides,
+        measures=measures,
+        resamples=settings.bootstrap,
+        seed=settings.seed,
+    )
+
+
+def keep_calibration(settings: EvaluationSettings, system: System, fitted: SystemCalibration) -> None:
+    """Save the calibration in the output folder and beside the checkpoint."""
+    for folder in filter(None, (settings.output, checkpoint_folder(settings.checkpoint))):
+        path = folder / system_calibration.file_name(system.kind)
+        logger.info(f"calibration: {system_calibration.save(fitted, path)}")
+
+
+def stored_calibration(
+    settings: EvaluationSettings, system: System, data: EvaluationData
+) -> SystemCalibration | None:
+    """Return the calibration beside the checkpoint if it suits the system and the trials, or None."""
     beside = checkpoint_folder(settings.checkpoint)
-    if data.calibration_set is not None:
-        embeddings = system.embed(data.calibration_set.recordings)
-        scores = system.scores(embeddings, data.calibration_set)[system.kind]
-        fitted = calibration.fit_system(scores, data.calibration_set, system.dims, system.description)
-        for folder in filter(None, (settings.output, beside)):
-            logger.info(f"calibration: {calibration.save(fitted, folder / name)}")
-        return fitted
+    name = system_calibration.file_name(system.kind)
     if beside is None or not (beside / name).exists():
         return None
-    stored = calibration.load(beside / name)
+    stored = system_calibration.load(beside / name)
     reason = stored.reason_against(system.description, system.dims, data.trial_set.trials)
     logger.info(f"calibration: {beside / name}" + (f" is not used, {reason}" if reason else ""))
     return None if reason else stored
@@ -256,10 +313,11 @@ def summarise(
     settings: EvaluationSettings,
     system: System,
     data: EvaluationData,
-    scores: dict[str, np.ndarray],
-    system_calibration: SystemCalibration | None,
+    scored: ScoredTrials,
+    known: SystemCalibration | None,
 ) -> Evaluation:
-    """Compute all figures of `scores`, (dims, trials) by kind, and show them as tables."""
+    """Compute all figures of the `scored` trials, with the calibration that is `known`, and show them as tables."""
+    scores = scored.scores
     trial_set = data.trial_set
     by_kind = {
         kind: error_rates(each, trial_set, system.dims, bootstrap=settings.bootstrap, seed=settings.seed)
@@ -277,9 +335,12 @@ def summarise(
     tables = [report.table(systems)]
     if system.kind != COSINE:
         results[COSINE] = by_kind[COSINE]
-    if system_calibration is not None:
-        _add_calibration(results, system_calibration, system, final, trial_set)
-        tables.append(calibration.table(results))
+    if settings.calibrate_half:
+        results["dropped_trials"] = data.dropped
+    llrs = None
+    if known is not None:
+        llrs = _add_calibration(results, settings, known, final, scored.sides, trial_set)
+        tables.append(calibration_figures.table(results))
     if data.other is not None:
         results["comparison"] = comparison.compare(
             data.other,
@@ -291,20 +352,34 @@ def summarise(
             seed=settings.seed,
         )
         tables.append(comparison.table(results["comparison"]))
-    return Evaluation(trial_set, system.dims, scores, results, systems, tables)
+    return Evaluation(trial_set, system.dims, scores, llrs, results, systems, tables)
 
 
 def _add_calibration(
     results: dict[str, Any],
-    system_calibration: SystemCalibration,
-    system: System,
+    settings: EvaluationSettings,
+    known: SystemCalibration,
     scores: np.ndarray,
+    sides: Mapping[int, Sides],
     trial_set: TrialSet,
-) -> None:
-    """Add the figures of the calibrated `scores` (dims, trials) to `results`."""
+) -> np.ndarray:
+    """Add the figures of the calibrated `scores` (dims, trials) to `results`; return log-likelihood ratios, alike."""
+    rows = []
+    outside = np.zeros(len(trial_set.trials), bool)
+    for (dim, each), row in zip(sides.items(), scores, strict=True):
+        prefix = known.prefixes[dim]
+        measures = system_calibration.pairs_of(each, trial_set, prefix.limits)
+        outside |= prefix.outside(measures)
+        rows.append(prefix.calibration(row, measures))
+        results["dims"][str(dim)] |= calibration_figures.figures(
+            prefix, row, rows[-1], trial_set, P_TARGETS, resamples=settings.bootstrap, seed=settings.seed
+        )
     results["calibration"] = {
-        "trials": system_calibration.trials["from"],
-        "shared_speakers": system_calibration.shared_speakers(trial_set),
+        "trials": known.trials["from"],
+        "measures": [
+            name for name in known.measures if name in known.prefixes[next(iter(sides))].calibration.weights
+        ],
+        "shared_speakers": known.shared_speakers(trial_set),
+        "outside": int(outside.sum()),
     }
-    for dim, row in zip(system.dims, scores, strict=True):
-        results["dims"][str(dim)] |= system_calibration.figures(dim, row, trial_set.trials.labels, P_TARGETS)
+    return np.stack(rows)

@@ -19,7 +19,7 @@ from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import evaluate as cli
 from redimnet_jax.embedding import extract
 from redimnet_jax.embedding.segments import CropPolicy
-from redimnet_jax.evaluation import protocol, score_file, score_norm
+from redimnet_jax.evaluation import protocol, score_file, score_norm, system_calibration
 from redimnet_jax.evaluation import results as evaluation_results
 
 SPEAKERS, UTTERANCES = 4, 3
@@ -34,7 +34,7 @@ def write_noises(root, prefix, speakers, seed):
             rate = 4 * 2**speaker * rng.uniform(0.7, 1.4)
             noise = rng.normal(size=8000) * 10 ** np.sin(2 * np.pi * rate * np.arange(8000) / 16000)
             names.append(f"{prefix}{speaker}/{utterance}.wav")
-            (root / names[-1]).parent.mkdir(exist_ok=True)
+            (root / names[-1]).parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(root / names[-1], 0.1 * noise / np.std(noise), 16000)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
     files.write(root / "trials.txt", "".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
@@ -161,7 +161,8 @@ def test_calibration_is_of_the_other_list(everything, listed):
     labels = trials.read(listed).labels
     for dim, row in zip(map(str, DIMS), scores, strict=True):
         figures, line = read(folder)["dims"][dim], kept["dims"][dim]
-        assert figures["cllr"] == pytest.approx(metrics.cllr(line["scale"] * row + line["offset"], labels), rel=1e-5)
+        scale, offset = (line["calibration"][name] for name in ("scale", "offset"))
+        assert figures["cllr"] == pytest.approx(metrics.cllr(scale * row + offset, labels), rel=1e-5)
         assert figures["min_cllr"] == pytest.approx(metrics.min_cllr(row, labels))
         assert figures["transferred"]["threshold"] == line["threshold"] != figures["threshold"]
         far, frr = metrics.error_rates(row, labels, line["threshold"])
@@ -220,6 +221,32 @@ def test_calibration_on_the_evaluated_trials_has_to_be_said_and_is_not_kept_for_
     assert "4 of whose speakers are evaluated too" in capsys.readouterr().out
     assert "cllr" not in read(run(own, *arguments, output=tmp_path / "second"))["dims"]["4"]
     assert "is not used, it was fit on these very trials" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_calibration_on_half_of_the_speakers_with_quality_measures(weights, others, tmp_path, capsys):
+    own = shutil.copytree(weights, tmp_path / "own")
+    many = write_noises(tmp_path / "many", "s", 6, 5)
+    arguments = [f"--trials={many / 'trials.txt'}", "--score_norm=s-norm", f"--cohort={others}", "--calibrate_half"]
+    arguments += ["--calibrate_quality=duration,norm,cohort", f"--cache={tmp_path / 'cache'}"]
+    folder = run(own, *arguments, output=tmp_path / "out")
+    results = read(folder)
+    assert results["calibration"]["measures"] == ["duration", "norm", "cohort"]
+    assert results["calibration"]["shared_speakers"] == 0
+    assert results["dropped_trials"] == 3 * 3 * UTTERANCES**2
+    kept = system_calibration.load(folder / "calibration-s-norm.json")
+    of, dims, scores = score_file.read(folder / "scores.tsv")
+    assert len(of) == 36 and dims == DIMS and not set(kept.trials["speakers"]) & {name[:2] for name in of.names}
+    prefix = kept.prefixes[8]
+    assert prefix.judged is not None and prefix.judged.targets == of.labels.sum() == 9
+    assert set(prefix.calibration.weights) == set(prefix.limits) == {"duration", "norm", "cohort"}
+    # The quality of each side, from its own embedding.
+    lengths = np.linalg.norm(raw(own, many, of.names)[:, :8].astype(np.float64), axis=1)
+    low, high = prefix.limits["norm"]
+    assert 0.5 * low < lengths.min() and lengths.max() < 2 * high
+    assert results["dims"]["8"]["ci95"]["cllr"][0] <= results["dims"]["8"]["cllr"]
+    assert (folder / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert "with duration, norm, cohort" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -349,6 +376,12 @@ def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, cap
         ["--trials=x", "--cohort_by=utterance"],
         ["--trials=x", "--score_norm=s-norm", "--cohort=y", "--top_k=5"],
         ["--trials=x", "--calibrate_root=y"],
+        ["--trials=x", "--calibrate=y", "--calibrate_half"],
+        ["--trials=x", "--calibrate_quality"],
+        ["--trials=x", "--calibrate_half", "--calibrate_quality=loudness"],
+        ["--trials=x", "--calibrate_half", "--calibrate_quality=cohort"],
+        ["--trials=x", "--calibrate_half", "--calibrate_quality", "--crop_seconds=2"],
+        ["--trials=x", "--calibrate_half", "--compare=y"],
         ["--corpus=x", "--enrolment=y"],
     ],
 )
