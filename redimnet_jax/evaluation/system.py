@@ -230,7 +230,8 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
             recordings = speech_only.require_speech(recordings, found, settings.min_speech)
         return pool_whole(recordings)
 
-    description = describe(model, windows, settings.score_norm or COSINE, data.trial_set.enrolment is not None)
+    enrolment = data.trial_set.enrolment is not None
+    description = system_calibration.describe(model, windows, settings.score_norm or COSINE, enrolment)
     if settings.speech_only:
         description["speech"] = speech_only.description(settings.min_speech)
     # A system without an option is described as it was before the option existed.
@@ -250,18 +251,6 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     embeddings = system.embed(data.cohort)
     normalisation = Normalisation.from_embeddings(settings.score_norm, embeddings, labels, dims, top_k)
     return dataclasses.replace(system, normalisation=normalisation, description=description)
-
-
-def describe(model: SpeakerModel, windows: CropPolicy, score: str, enrolment: bool) -> dict[str, Any]:
-    """Return what scores depend on, and so what a calibration of them belongs to."""
-    return {
-        "weights": native.checksum(native.flat(model.network)),
-        "configuration": native.config_checksum(model.arch, model.model_config),
-        "dtype": jnp.dtype(model.network.dtype).name,
-        "windows": dataclasses.asdict(windows),
-        "enrolment": enrolment,
-        "score": score,
-    }
 
 
 def fit_calibration(settings: EvaluationSettings, system: System, data: EvaluationData) -> SystemCalibration | None:

@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from redimnet_jax import addresses, files, metrics
+from redimnet_jax.checkpoints import native
+from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import error_curve, quality_measures, report
 from redimnet_jax.evaluation.calibration import Calibration, fit
 from redimnet_jax.evaluation.error_curve import ErrorCurve
 from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.evaluation.quality_measures import DURATION, UNITS, Pairs, Sides
+from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.trials import Trials
 
 _ADVICE = "fit the calibration again"
@@ -157,6 +161,21 @@ def fit_system(
         raise UserError(f"{trial_set.description} cannot be calibrated on: {error}") from error
     source = {"from": trial_set.description, "digest": digest(trials), "speakers": speakers}
     return SystemCalibration(prefixes, system, source)
+
+
+def describe(model: SpeakerModel, windows: CropPolicy, score: str, enrolment: bool = False) -> dict[str, Any]:
+    """Return what scores depend on, and so what a calibration of them belongs to.
+
+    score: the kind of the scores. enrolment: whether trials compare models of several recordings.
+    """
+    return {
+        "weights": native.checksum(native.flat(model.network)),
+        "configuration": native.config_checksum(model.arch, model.model_config),
+        "dtype": jnp.dtype(model.network.dtype).name,
+        "windows": dataclasses.asdict(windows),
+        "enrolment": enrolment,
+        "score": score,
+    }
 
 
 def file_name(score: str) -> str:

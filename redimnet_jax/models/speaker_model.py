@@ -5,7 +5,8 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,14 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax.compilation import jit
-from redimnet_jax.data import audio, decoding
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.models import buckets
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.names import one_line
 from redimnet_jax.numerics import unit
+
+if TYPE_CHECKING:
+    from redimnet_jax.data import decoding
 
 Array = jax.Array
 
@@ -81,11 +84,15 @@ class _Program:
 class SpeakerModel:
     """A speaker network in eval mode. Made by `load` and `from_torch`.
 
-    `network` may be changed: `embed` and `classify` use it as it is when they are called.
+    `network` may be changed: `embed` and `classify` use it as it is when they are called. `folder` is the native
+    checkpoint that the model was loaded from, if it was.
     """
 
-    def __init__(self, network: SpeakerNetwork, model_config: dict[str, Any], source: Source):
+    def __init__(
+        self, network: SpeakerNetwork, model_config: dict[str, Any], source: Source, folder: Path | None = None
+    ):
         self.network, self.model_config, self.source = network, model_config, source
+        self.folder = folder
         self._program = _Program(network)
 
     def __repr__(self) -> str:
@@ -159,7 +166,7 @@ class SpeakerModel:
 
     def embed_file(
         self,
-        source: decoding.Source,
+        source: "decoding.Source",
         dim: int | None = None,
         normalize: bool = True,
         *,
@@ -174,13 +181,15 @@ class SpeakerModel:
         return self.embed(signal, dim=dim, normalize=normalize, sample_rate=self.sample_rate)
 
     def read(
-        self, source: decoding.Source, *, max_seconds: float = MAX_SECONDS, name: str | None = None
+        self, source: "decoding.Source", *, max_seconds: float = MAX_SECONDS, name: str | None = None
     ) -> np.ndarray:
         """Return the first `max_seconds` of a recording in any format and at any rate: float32 (samples,).
 
         Raise UserError, which calls the recording `name` (default: its path), when it cannot be decoded, is not
         finite or is too short for an embedding.
         """
+        from redimnet_jax.data import audio
+
         name = name or audio.name_of(source)
         samples = round(max_seconds * self.sample_rate)
         signal = audio.read(source, 0, samples, sample_rate=self.sample_rate, name=name)
