@@ -15,25 +15,32 @@ def halves(trial_set: TrialSet, seed: int) -> tuple[TrialSet, TrialSet, int]:
 
     The larger half of an odd number of speakers is the second. Raise UserError when a half lacks a class.
     """
-    numbers = trial_set.speaker_numbers()
+    first, second = (
+        select_trials(trial_set, mask, f"half of the speakers of {trial_set.description}")
+        for mask in half_masks(trial_set, seed)
+    )
+    return first, second, len(trial_set.trials) - len(first.trials) - len(second.trials)
+
+
+def half_masks(trial_set: TrialSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which trials are within the first half of the speakers, and which within the second: bool (trials,)."""
     speakers = len(set(trial_set.speakers))
     in_first = np.zeros(speakers, bool)
     in_first[np.random.default_rng(seed).permutation(speakers)[: speakers // 2]] = True
-    left, right = (in_first[side] for side in numbers)
-    chosen = (left & right, ~left & ~right)
-    for name, mask in zip(("first", "second"), chosen, strict=True):
+    left, right = (in_first[side] for side in trial_set.speaker_numbers())
+    masks = (left & right, ~left & ~right)
+    for name, mask in zip(("first", "second"), masks, strict=True):
         labels = trial_set.trials.labels[mask]
         if labels.all() or not labels.any():  # True of none, too.
             raise UserError(
                 f"The {name} half of the {speakers} speakers of {trial_set.description} has not both target and "
                 "non-target trials; give trials of more speakers."
             )
-    first, second = (_within(trial_set, mask, f"half of the speakers of {trial_set.description}") for mask in chosen)
-    return first, second, len(trial_set.trials) - len(first.trials) - len(second.trials)
+    return masks
 
 
-def _within(trial_set: TrialSet, mask: np.ndarray, source: str) -> TrialSet:
-    """Return the trials of `mask` (trials,) with the names and recordings that they need."""
+def select_trials(trial_set: TrialSet, mask: np.ndarray, source: str) -> TrialSet:
+    """Return the trials of `mask` (trials,), which are of `source`, with the names and recordings that they need."""
     trials = trial_set.trials
     names, sides = np.unique(np.stack([trials.left[mask], trials.right[mask]]), return_inverse=True)
     left, right = sides.reshape(2, -1).astype(np.int32)

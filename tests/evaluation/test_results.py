@@ -6,67 +6,38 @@ import json
 import shutil
 import sys
 
-import jax.numpy as jnp
+import noise_voices
 import numpy as np
 import pytest
 import soundfile
-import tiny
 from refusals import refusal
 
 import redimnet_jax as rj
 from redimnet_jax import files, metrics, scoring, trials
-from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import evaluate as cli
 from redimnet_jax.embedding import extract
 from redimnet_jax.embedding.segments import CropPolicy
 from redimnet_jax.evaluation import protocol, score_file, score_norm, system_calibration
 from redimnet_jax.evaluation import results as evaluation_results
 
-SPEAKERS, UTTERANCES = 4, 3
+SPEAKERS, UTTERANCES = 4, noise_voices.UTTERANCES
 DIMS = (4, 8)
-
-
-def write_noises(root, prefix, speakers, seed):
-    """A tree of noises, each speaker's trembling at nearly one rate, and the list of all its pairs."""
-    rng, names = np.random.default_rng(seed), []
-    for speaker in range(speakers):
-        for utterance in range(UTTERANCES):
-            rate = 4 * 2**speaker * rng.uniform(0.7, 1.4)
-            noise = rng.normal(size=8000) * 10 ** np.sin(2 * np.pi * rate * np.arange(8000) / 16000)
-            names.append(f"{prefix}{speaker}/{utterance}.wav")
-            (root / names[-1]).parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(root / names[-1], 0.1 * noise / np.std(noise), 16000)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
-    files.write(root / "trials.txt", "".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
-    return root
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    return write_noises(tmp_path_factory.mktemp("tree"), "s", SPEAKERS, 0)
+    return noise_voices.write(tmp_path_factory.mktemp("tree"), "s", SPEAKERS, 0)
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
     """Other speakers, for a cohort and for calibration."""
-    return write_noises(tmp_path_factory.mktemp("others"), "c", SPEAKERS, 1)
+    return noise_voices.write(tmp_path_factory.mktemp("others"), "c", SPEAKERS, 1)
 
 
 @pytest.fixture(scope="module")
 def weights(others, tmp_path_factory):
-    """A random network whose embeddings are centred, since it hears only noise."""
-    model, folder = tiny.model(mrl_dims=list(DIMS)), tmp_path_factory.mktemp("weights") / "tiny"
-    pooled = extract.pool_recordings(model, protocol.from_list(others / "trials.txt").recordings)[:, 0]
-    bn, linear = model.network.bn, model.network.linear
-    for variable, value in (
-        (bn.mean, pooled.mean(axis=0)),
-        (bn.var, pooled.var(axis=0)),
-        (bn.bias, 0),
-        (linear.bias, 0),
-    ):
-        variable.set_value(jnp.broadcast_to(jnp.asarray(value, jnp.float32), variable.get_value().shape))
-    native.save(model, folder)
-    return folder
+    return noise_voices.save_model(tmp_path_factory.mktemp("weights") / "tiny", others, DIMS)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +103,7 @@ def everything(report, weights, listed, others, tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
     arguments = [f"--trials={listed}", "--score_norm=as-norm", f"--cohort={others}"]
     # A cohort may not share speakers with a list that is calibrated on.
-    calibrated = write_noises(tmp_path_factory.mktemp("calibrated"), "k", SPEAKERS, 2)
+    calibrated = noise_voices.write(tmp_path_factory.mktemp("calibrated"), "k", SPEAKERS, 2)
     arguments += ["--top_k=3", f"--calibrate={calibrated / 'trials.txt'}", f"--compare={report / 'scores.tsv'}"]
     return run(weights, *arguments, f"--cache={folder / 'cache'}", output=folder / "report"), arguments
 
@@ -226,7 +197,7 @@ def test_calibration_on_the_evaluated_trials_has_to_be_said_and_is_not_kept_for_
 @pytest.mark.slow
 def test_calibration_on_half_of_the_speakers_with_quality_measures(weights, others, tmp_path, capsys):
     own = shutil.copytree(weights, tmp_path / "own")
-    many = write_noises(tmp_path / "many", "s", 6, 5)
+    many = noise_voices.write(tmp_path / "many", "s", 6, 5)
     arguments = [f"--trials={many / 'trials.txt'}", "--score_norm=s-norm", f"--cohort={others}", "--calibrate_half"]
     arguments += ["--calibrate_quality=duration,norm,cohort", "--seed=1", f"--cache={tmp_path / 'cache'}"]
     folder = run(own, *arguments, output=tmp_path / "out")
