@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def judge(scores, pairs, trial_set: TrialSet, seed: int, resamples: int) -> tuple[float, ...] | None:
-    """Return (Cllr, minCllr, FAR, FRR, whether the interval of the FAR holds `FAR`); None where nothing can be fitted."""
+    """Return (Cllr, minCllr, FAR, FRR, whether the interval of the FAR holds `FAR`), or None without a fit."""
     labels = trial_set.trials.labels
     fitting, judging = half_masks(trial_set, seed)
     first = {name: values[:, fitting] for name, values in pairs.items()}

@@ -10,6 +10,7 @@ from redimnet_jax.evaluation import report, resampling
 from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.evaluation.system_calibration import PrefixCalibration
 
+FAR = 0.01  # the false acceptance rate of an operating point that is looked at
 _BINS = 1024  # of log-likelihood ratios in resamples; more change no digit that is printed
 
 
@@ -26,12 +27,17 @@ def figures(
     """Return the figures of `scores` (trials,) and of their log-likelihood ratios `llrs` (trials,).
 
     They are {"cllr", "min_cllr", "act_dcf": {p_target: cost}, "transferred": {"threshold", "far", "frr"}, "eer_llr",
-    "min_dcf_llr": {p_target: cost}, "ci95": the 95% intervals of all but "transferred" and "eer_llr"}. Without
-    quality measures, EER and minDCF are those of the scores.
+    "min_dcf_llr": {p_target: cost}, "at_far": {"asked", "threshold", "far", "frr"}, "ci95": the 95% intervals of all
+    but "transferred" and "eer_llr"}. Without quality measures, EER and minDCF are those of the scores. "at_far" has
+    the error rates at the threshold that has the false acceptance rate `FAR` on the fitting trials, or the lowest that
+    these can show.
     """
     labels = trial_set.trials.labels
     far, frr = metrics.error_rates(scores, labels, prefix.threshold)
     curve = metrics.roc(llrs, labels)
+    asked = max(FAR, 1 / prefix.fitted.nontargets)
+    threshold = prefix.fitted.threshold_at_far(asked)
+    at_far = dict(zip(("far", "frr"), metrics.error_rates(llrs, labels, threshold), strict=True))
     return {
         "cllr": metrics.cllr(llrs, labels),
         "min_cllr": metrics.min_cllr(llrs, labels),
@@ -39,17 +45,24 @@ def figures(
         "transferred": {"threshold": prefix.threshold, "far": far, "frr": frr},
         "eer_llr": curve.eer(),
         "min_dcf_llr": {f"{p:g}": curve.min_dcf(p) for p in p_targets},
-        "ci95": _intervals(llrs, trial_set, p_targets, resamples, seed),
+        "at_far": {"asked": asked, "threshold": threshold, **at_far},
+        "ci95": _intervals(llrs, trial_set, p_targets, threshold, resamples=resamples, seed=seed),
     }
 
 
 def _intervals(
-    llrs: np.ndarray, trial_set: TrialSet, p_targets: Sequence[float], resamples: int, seed: int
+    llrs: np.ndarray,
+    trial_set: TrialSet,
+    p_targets: Sequence[float],
+    threshold: float,
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Return 95% intervals of Cllr, minCllr, actDCF and minDCF by the bootstrap over speakers."""
+    """Return 95% intervals of Cllr, minCllr, actDCF, minDCF and the rates at `threshold`, over resampled speakers."""
     labels = trial_set.trials.labels
     bayes = np.array([metrics.bayes_threshold(p) for p in p_targets])
-    edges = np.unique([*np.quantile(llrs, np.linspace(0, 1, _BINS)), *bayes])
+    edges = np.unique([*np.quantile(llrs, np.linspace(0, 1, _BINS)), *bayes, threshold])
     bins = np.searchsorted(edges, llrs, side="right")
     losses = np.logaddexp(0.0, np.where(labels, -llrs, llrs)) / np.log(2)
     # Every bin once for each class, with the weight of its trials.
@@ -65,13 +78,16 @@ def _intervals(
         at = np.searchsorted(edges, bayes)
         actual = [metrics.detection_cost(far[i], frr[i], p) for i, p in zip(at, p_targets, strict=True)]
         least = [metrics.detection_cost(far, frr, p).min() for p in p_targets]
-        rows.append([costs.mean(), metrics.min_cllr(both, is_target, counts), *actual, *np.minimum(least, 1.0)])
+        rates = [rate[np.searchsorted(edges, threshold)] for rate in (far, frr)]
+        cllrs = [costs.mean(), metrics.min_cllr(both, is_target, counts)]
+        rows.append([*cllrs, *rates, *actual, *np.minimum(least, 1.0)])
     low, high = np.quantile(rows, [0.025, 0.975], axis=0)
-    cllr, min_cllr, *costs = [list(pair) for pair in zip(low.tolist(), high.tolist(), strict=True)]
+    cllr, min_cllr, far, frr, *costs = [list(pair) for pair in zip(low.tolist(), high.tolist(), strict=True)]
     names = [f"{p:g}" for p in p_targets]
     return {
         "cllr": cllr,
         "min_cllr": min_cllr,
+        "at_far": {"far": far, "frr": frr},
         "act_dcf": dict(zip(names, costs[: len(names)], strict=True)),
         "min_dcf_llr": dict(zip(names, costs[len(names) :], strict=True)),
     }
@@ -81,6 +97,7 @@ def table(results: report.Results) -> report.Table:
     """Return the calibration figures in `results`, a row for every dimension."""
     header = ("dim", "Cllr", "95 % interval", "minCllr", "ratio", "actDCF 0.01", "minDCF 0.01")
     header += ("actDCF 0.05", "minDCF 0.05", "threshold", "FAR %", "FRR %")
+    header += (f"FAR at {100 * FAR:g} %", "95 % interval")
     rows = []
     for dim, entry in report.dims(results):
         transferred = entry["transferred"]
@@ -89,7 +106,9 @@ def table(results: report.Results) -> report.Table:
         cllr = [f"{entry['cllr']:.4f}", f"{low:.4f} to {high:.4f}", f"{entry['min_cllr']:.4f}", f"{ratio:.3f}"]
         costs = [f"{entry[kind][p]:.4f}" for p in ("0.01", "0.05") for kind in ("act_dcf", "min_dcf_llr")]
         rates = [f"{100 * transferred['far']:.2f}", f"{100 * transferred['frr']:.2f}"]
-        rows.append([str(dim), *cllr, *costs, f"{transferred['threshold']:.4f}", *rates])
+        low, high = entry["ci95"]["at_far"]["far"]
+        at_far = [f"{100 * entry['at_far']['far']:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"]
+        rows.append([str(dim), *cllr, *costs, f"{transferred['threshold']:.4f}", *rates, *at_far])
     return report.Table(_title(results["calibration"]), header, rows)
 
 

@@ -58,6 +58,11 @@ def test_figures_are_those_of_the_other_list(plain):
         moved = figures["transferred"]
         assert moved["threshold"] == metrics.eer_threshold(fit_row, listed(0)[0].labels)
         assert (moved["far"], moved["frr"]) == metrics.error_rates(row, of.labels, moved["threshold"])
+        at_far = figures["at_far"]
+        assert at_far["threshold"] == plain.prefixes[dim].fitted.threshold_at_far(at_far["asked"])
+        assert (at_far["far"], at_far["frr"]) == metrics.error_rates(llrs, of.labels, at_far["threshold"])
+        low, high = figures["ci95"]["at_far"]["frr"]
+        assert low < at_far["frr"] < high
         for name in ("cllr", "min_cllr"):
             low, high = figures["ci95"][name]
             assert low < high and low < 1.1 * figures[name] and high > 0.9 * figures[name]
