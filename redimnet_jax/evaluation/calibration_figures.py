@@ -28,9 +28,8 @@ def figures(
 
     They are {"cllr", "min_cllr", "act_dcf": {p_target: cost}, "transferred": {"threshold", "far", "frr"}, "eer_llr",
     "min_dcf_llr": {p_target: cost}, "at_far": {"asked", "threshold", "far", "frr"}, "ci95": the 95% intervals of all
-    but "transferred" and "eer_llr"}. Without quality measures, EER and minDCF are those of the scores. "at_far" has
-    the error rates at the threshold that has the false acceptance rate `FAR` on the fitting trials, or the lowest that
-    these can show.
+    but "transferred" and "eer_llr"}. Without quality measures, EER and minDCF are those of the scores. "at_far" is at
+    the threshold that has the false acceptance rate `FAR`, or the lowest that shows, on the fitting trials.
     """
     labels = trial_set.trials.labels
     far, frr = metrics.error_rates(scores, labels, prefix.threshold)
