@@ -46,6 +46,7 @@ def _parser() -> Parser:
     )
     _add_trial_options(parser)
     _add_score_options(parser)
+    _add_calibration_options(parser)
     parser.add_argument(
         "--dims",
         type=_dims,
@@ -136,33 +137,6 @@ def _add_score_options(parser: Parser) -> None:
         help="subtract the mean embedding of this corpus, or of the cohort (--subtract_mean=cohort), from all others",
     )
     scores.add_argument(
-        "--calibrate", type=Path, metavar="TRIALS", help="fit log-likelihood ratios on this trial list"
-    )
-    scores.add_argument(
-        "--calibrate_root",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="folder that the paths in --calibrate are relative to (default: as for --trials); may be repeated",
-    )
-    scores.add_argument(
-        "--calibrate_half",
-        action="store_true",
-        help="calibrate on half of the speakers of the trials, and evaluate the trials of the others",
-    )
-    scores.add_argument(
-        "--calibrate_quality",
-        type=_names,
-        nargs="?",
-        default=(),
-        const=(ALL_MEASURES,),
-        metavar="MEASURE,...",
-        help=f"let the calibration know the quality of recordings: {', '.join(QUALITY_MEASURES)} (default: all)",
-    )
-    scores.add_argument(
-        "--allow_same_trials", action="store_true", help="allow calibration on trials that are evaluated"
-    )
-    scores.add_argument(
         "--compare", type=Path, metavar="FILE", help="scores.tsv of another system on the same trials to test against"
     )
     scores.add_argument(
@@ -171,6 +145,37 @@ def _add_score_options(parser: Parser) -> None:
         default=BOOTSTRAP,
         metavar="N",
         help="bootstrap resamples for confidence intervals (default: %(default)s)",
+    )
+
+
+def _add_calibration_options(parser: Parser) -> None:
+    calibration = parser.add_argument_group("calibration")
+    calibration.add_argument(
+        "--calibrate", type=Path, metavar="TRIALS", help="fit log-likelihood ratios on this trial list"
+    )
+    calibration.add_argument(
+        "--calibrate_root",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder that the paths in --calibrate are relative to (default: as for --trials); may be repeated",
+    )
+    calibration.add_argument(
+        "--calibrate_half",
+        action="store_true",
+        help="calibrate on half of the speakers of the trials, and evaluate the trials of the others",
+    )
+    calibration.add_argument(
+        "--calibrate_quality",
+        type=_names,
+        nargs="?",
+        default=(),
+        const=(ALL_MEASURES,),
+        metavar="MEASURE,...",
+        help=f"let the calibration know the quality of recordings: {', '.join(QUALITY_MEASURES)} (default: all)",
+    )
+    calibration.add_argument(
+        "--allow_same_trials", action="store_true", help="allow calibration on trials that are evaluated"
     )
 
 
