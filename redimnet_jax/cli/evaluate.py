@@ -16,6 +16,7 @@ from redimnet_jax.evaluation.settings import (
     COUNT,
     CROPS,
     METHODS,
+    PLAYERS,
     QUALITY_MEASURES,
     TOP_K,
     EvaluationSettings,
@@ -47,6 +48,7 @@ def _parser() -> Parser:
     _add_trial_options(parser)
     _add_score_options(parser)
     _add_calibration_options(parser)
+    _add_report_options(parser)
     parser.add_argument(
         "--dims",
         type=_dims,
@@ -179,6 +181,59 @@ def _add_calibration_options(parser: Parser) -> None:
     )
 
 
+def _add_report_options(parser: Parser) -> None:
+    more = parser.add_argument_group("further figures and the report")
+    more.add_argument(
+        "--metadata",
+        type=Path,
+        metavar="FILE",
+        help="table with a header `utterance|speaker COLUMN...`, tabs between columns, to group trials by",
+    )
+    more.add_argument(
+        "--by",
+        type=_names,
+        metavar="COLUMN,...",
+        help="columns to group trials by; `duration` needs no table (default: all columns of --metadata)",
+    )
+    more.add_argument(
+        "--edges",
+        type=_edges,
+        action="append",
+        default=[],
+        metavar="COLUMN=1,2,...",
+        help="bounds between groups of a numeric column (default: its quartiles); may be repeated",
+    )
+    more.add_argument(
+        "--enrol_utterances",
+        type=int,
+        default=1,
+        metavar="N",
+        help="recordings per speaker that identification enrols, without --enrolment (default: %(default)s)",
+    )
+    more.add_argument(
+        "--table", action="store_true", help="also give the EER by width, format and duration; embeds 1, 2 and 3 s"
+    )
+    more.add_argument(
+        "--players",
+        choices=PLAYERS,
+        default="embed",
+        help="recordings of the hardest trials in report.html: embedded, linked to the files, or none (default: "
+        "%(default)s)",
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _edges(text: str) -> tuple[str, tuple[float, ...]]:
+    name, _, bounds = text.rpartition("=")
+    return name, tuple(map(float, bounds.split(",")))
+
+
+_edges.__name__ = "COLUMN=1,2,..."
+
+
 def _dims(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
@@ -197,12 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     for name in ("audio_root", "calibrate_root"):
         given[name] = None if given[name] is None else tuple(given[name])
+    given["edges"] = dict(given["edges"])
     settings = parser.settings(EvaluationSettings, given)
     return run(lambda: _evaluate(settings), parser.flags())
 
 
 def _evaluate(settings: EvaluationSettings) -> None:
-    from redimnet_jax.evaluation import output, system
+    from redimnet_jax.evaluation import html_report, output, system
 
     with contextlib.ExitStack() as stack:
         # Where they are in a bucket, their local copies are worked on.
@@ -211,8 +267,9 @@ def _evaluate(settings: EvaluationSettings) -> None:
         stack.enter_context(locks.locked(folder))
         evaluation = system.evaluate(dataclasses.replace(settings, output=folder, cache=cache))
         fields = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
-        trials = fields.pop("trial_set").trials
-        output.write(folder, trials, **fields)
+        output.write(folder, **fields)
+        html_report.write(folder / "report.html", evaluation.as_report(settings.players))
     for table in evaluation.tables:
         print(f"\n{names.one_line(table.title)}\n\n{table.text()}", end="")
-    print(f"\nscores.tsv, results.json, results.md and plots are in {addresses.repaired(str(settings.output))}")
+    output_folder = addresses.repaired(str(settings.output))
+    print(f"\nreport.html, results.json, results.md, scores.tsv and plots are in {output_folder}")

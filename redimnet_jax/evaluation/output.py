@@ -1,4 +1,4 @@
-"""The files that an evaluation writes: scores, results as JSON and as tables, and plots."""
+"""The files that an evaluation writes: scores, results as JSON and as tables, plots, and the report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 
 from redimnet_jax import files, names
 from redimnet_jax.evaluation import plots, report, score_file
-from redimnet_jax.trials import Trials
+from redimnet_jax.evaluation.protocol import TrialSet
 
 
 def write(
     folder: Path,
-    trials: Trials,
+    trial_set: TrialSet,
     dims: Sequence[int],
     scores: Mapping[str, np.ndarray],
     llrs: np.ndarray | None,
@@ -23,10 +23,12 @@ def write(
 ) -> None:
     """Write `scores.tsv` with its checksum, `results.json`, `results.md`, `det.png`, `scores.png`, `dimensions.png`.
 
+    `html_report.write` writes `report.html`, which shows more.
     `scores` has (dims, trials) by kind. The last kind is the one that `results` and the plots show; the others go to
     `KIND.tsv`. With log-likelihood ratios `llrs` (dims, trials) there is `calibration.png`. `dimensions.png` shows
     all `systems`, and `results.md` has all `tables`.
     """
+    trials = trial_set.trials
     *other_kinds, final = scores
     score_file.write(folder / "scores.tsv", trials, dims, scores[final])
     for kind in other_kinds:

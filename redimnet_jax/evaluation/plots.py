@@ -51,10 +51,7 @@ def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "
         eers.append(eer)
         rates.extend(ndtr(np.concatenate([far, frr])))
     targets = int(np.sum(labels))
-    # Below one error in all trials of a class there is nothing to draw.
-    lowest = min(0.5 / max(targets, len(labels) - targets), 0.01)
-    low = ndtri(np.clip(min(rates, default=lowest) * 0.8, max(lowest, 1e-5), 0.01))
-    high = ndtri(np.clip(max(rates, default=0.5), 0.1, np.clip(2 * max(eers), 0.6, 0.95)))
+    low, high = det_range(rates, eers, labels)
     ticks = [rate for rate in RATE_TICKS if low <= ndtri(rate / 100) <= high]
     for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
         limits(low, high)
@@ -65,6 +62,21 @@ def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "
     # Outside the axes the legend covers no curve.
     figure.legend(title="dimension", loc="outside lower center", ncols=2)
     return _gridded(figure)
+
+
+def det_range(rates: Sequence[float], eers: Sequence[float], labels: np.ndarray) -> tuple[float, float]:
+    """Return the least and greatest normal deviate that axes show of curves with those `rates` and `eers`.
+
+    `labels` (trials,) are those of the trials.
+    """
+    from scipy.special import ndtri
+
+    targets = int(np.sum(labels))
+    # Below one error in all trials of a class there is nothing to draw.
+    lowest = min(0.5 / max(targets, len(labels) - targets), 0.01)
+    low = ndtri(np.clip(min(rates, default=lowest) * 0.8, max(lowest, 1e-5), 0.01))
+    high = ndtri(np.clip(max(rates, default=0.5), 0.1, np.clip(2 * max(eers), 0.6, 0.95)))
+    return float(low), float(high)
 
 
 def score_histograms(

@@ -1,8 +1,9 @@
 """The settings of an evaluation. No numerical library is imported, so that command lines start quickly."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ COUNT = 10_000  # generated trials
 MAX_SECONDS = 60.0
 BATCH_SECONDS = 240.0
 BOOTSTRAP = 1000
+PLAYERS = ("embed", "link", "none")  # of recordings in the report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,11 @@ class EvaluationSettings:
         others.
     calibrate_quality: the quality measures that the new calibration uses, of `QUALITY_MEASURES` or `ALL_MEASURES`.
     compare: a score file of another system.
+    enrol_utterances: recordings of a speaker that identification enrols, without `enrolment`.
+    metadata: a table of utterances or speakers, see `metadata.read`; `by` has the columns to group trials by, by
+        default all of them, and `edges` the bounds between groups of numbers, by column.
+    table: also embed 1, 2 and 3 s of every recording, and give the EER by width, format and duration.
+    players: one of `PLAYERS`, of the hardest trials in report.html.
     dims: dimensions to score; by default those that the model was trained for.
     crop_seconds, crops, max_seconds: see `embedding.extract.Windows`.
     speech_only: cut recordings to their speech first; those with less than `min_speech` seconds of it are an error.
@@ -77,6 +84,12 @@ class EvaluationSettings:
     calibrate_half: bool = False
     calibrate_quality: tuple[str, ...] = ()
     compare: Path | None = None
+    enrol_utterances: int = 1
+    metadata: Path | None = None
+    by: tuple[str, ...] | None = None
+    edges: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    table: bool = False
+    players: str = "embed"
     dims: tuple[int, ...] | None = None
     crop_seconds: float | None = None
     crops: int | None = None
@@ -105,7 +118,7 @@ class EvaluationSettings:
         return tuple(dict.fromkeys(self.calibrate_quality))
 
     def _check_values(self) -> None:
-        for name in ("count", "cohort_utterances", "bootstrap"):
+        for name in ("count", "cohort_utterances", "bootstrap", "enrol_utterances"):
             check_number(name, getattr(self, name), minimum=1)
         check_number("seed", self.seed, minimum=0)
         if self.top_k is not None:
@@ -121,6 +134,14 @@ class EvaluationSettings:
         check_windows(self.crop_seconds, self.crops, self.max_seconds)
         check_speech(self.speech_only, self.min_speech)
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("players", self.players, PLAYERS)
+        for name, bounds in self.edges.items():
+            if (
+                not bounds
+                or any(b <= a for a, b in itertools.pairwise(bounds))
+                or not all(map(math.isfinite, bounds))
+            ):
+                raise ArgumentError(f"`edges` of {shown(name)} are {shown(bounds)} but must be finite and rising.")
         check_positive("batch_seconds", self.batch_seconds)
 
     def _check_combinations(self) -> None:
@@ -148,6 +169,10 @@ class EvaluationSettings:
         yield pattern and corpus and self.calibrate_root is None, no_pattern
         normalised = self.score_norm is not None
         yield normalised != (self.cohort is not None), "`score_norm` and `cohort` need each other; give both or none."
+        several = self.enrol_utterances != 1 and self.enrolment is not None
+        yield several, "`enrol_utterances` has no effect with `enrolment`, whose models are enrolled; leave it out."
+        in_table = self.table and (self.crop_seconds is not None or self.enrolment is not None)
+        yield in_table, "`table` embeds single segments of recordings; leave out `crop_seconds` and `enrolment`."
         mean_of_none = (
             "`subtract_mean` is cohort but there is no `cohort`; give one, or a corpus to take the mean of."
         )

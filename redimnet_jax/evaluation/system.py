@@ -23,18 +23,23 @@ from redimnet_jax.errors import ArgumentError
 from redimnet_jax.evaluation import (
     calibration_figures,
     comparison,
+    further_figures,
+    metadata,
     protocol,
     report,
     score_norm,
     speaker_halves,
+    subgroups,
     system_calibration,
 )
 from redimnet_jax.evaluation.comparison import SystemScores
+from redimnet_jax.evaluation.html_report import Report, players
 from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.evaluation.quality_measures import COHORT, Sides
 from redimnet_jax.evaluation.results import P_TARGETS, cosine_scores, error_rates
 from redimnet_jax.evaluation.score_norm import Normalisation
 from redimnet_jax.evaluation.settings import CROPS, OF_COHORT, EvaluationSettings
+from redimnet_jax.evaluation.subgroups import Grouping
 from redimnet_jax.evaluation.system_calibration import SystemCalibration
 from redimnet_jax.evaluation.trial_measures import recording_sides
 from redimnet_jax.models.speaker_model import SpeakerModel
@@ -61,6 +66,14 @@ class Evaluation:
     systems: dict[str, report.Results]
     tables: list[report.Table]
 
+    def as_report(self, players: str) -> Report:
+        """Return what report.html shows, with `players` of one of the kinds in `settings.PLAYERS`."""
+        *_, final = self.scores.values()
+        title = f"Speaker verification with {next(iter(self.systems))}"
+        return Report(
+            title, self.trial_set, self.dims, final, self.results, self.systems, llrs=self.llrs, players=players
+        )
+
 
 def evaluate(settings: EvaluationSettings) -> Evaluation:
     """Evaluate the system that `settings` describe; raise UserError when it cannot be evaluated."""
@@ -79,12 +92,25 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
         resampled = {"resamples": settings.bootstrap, "seed": settings.seed}
         known = fitted.judged_on(final, scored.sides, trial_set, **resampled)
         keep_calibration(settings, system, known)
-    return summarise(settings, system, data, scored, known)
+    evaluation = summarise(settings, system, data, scored, known)
+    evaluation.tables.extend(
+        further_figures.add(
+            evaluation.results,
+            settings,
+            trial_set,
+            system.dims,
+            scored.scores[system.kind],
+            scored.embeddings,
+            data.groupings,
+            functools.partial(system.embed, trial_set.recordings),
+        )
+    )
+    return evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationData:
-    """The trials to evaluate, the trials to calibrate on, and the scores to compare with.
+    """The trials to evaluate, their groups, the trials to calibrate on, and the scores to compare with.
 
     `dropped` counts the trials that `speaker_halves.halves` leaves out. `cohort` is that of the score normalisation;
     the mean embedding of `mean_of` is subtracted from all embeddings.
@@ -96,6 +122,7 @@ class EvaluationData:
     cohort: Subset | None
     mean_of: Subset | None
     other: SystemScores | None
+    groupings: list[Grouping]
 
 
 def open_data(settings: EvaluationSettings) -> EvaluationData:
@@ -117,6 +144,8 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
     protocol.check(trial_set)
     protocol.warn_of_no_signal(trial_set)
 
+    if settings.players == "link":
+        players.check_links(trial_set.recordings)
     calibration_set, dropped = None, 0
     if settings.calibrate_half:
         calibration_set, trial_set, dropped = speaker_halves.halves(trial_set, settings.seed)
@@ -129,7 +158,9 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
             _check_different_trials(calibration_set, trial_set)
     cohort, mean_of = _open_cohorts(settings, opened, [each for each in (trial_set, calibration_set) if each])
     other = None if settings.compare is None else comparison.read(settings.compare, trial_set.trials)
-    return EvaluationData(trial_set, calibration_set, dropped, cohort, mean_of, other)
+    table = None if settings.metadata is None else metadata.read(settings.metadata)
+    groupings = subgroups.groupings(trial_set, table, settings.by, settings.edges)
+    return EvaluationData(trial_set, calibration_set, dropped, cohort, mean_of, other, groupings)
 
 
 def _open_cohorts(
@@ -173,7 +204,7 @@ class System:
     model: SpeakerModel
     dims: tuple[int, ...]
     windows: CropPolicy
-    pool: Callable[[Recordings], np.ndarray]
+    pool: Callable[[Recordings, CropPolicy], np.ndarray]
     mean: np.ndarray | None
     normalisation: Normalisation | None
     description: dict[str, Any]
@@ -183,9 +214,12 @@ class System:
         """The kind of the final scores: `COSINE` or the method of the normalisation."""
         return COSINE if self.normalisation is None else self.normalisation.method
 
-    def embed(self, recordings: Recordings) -> np.ndarray:
-        """Return the embeddings (recordings, crops, embed_dim), less the mean that is subtracted."""
-        embeddings = embed_pooled(self.model, self.pool(recordings))
+    def embed(self, recordings: Recordings, windows: CropPolicy | None = None) -> np.ndarray:
+        """Return the embeddings (recordings, crops, embed_dim), less the mean that is subtracted.
+
+        `windows` replace those of the system.
+        """
+        embeddings = embed_pooled(self.model, self.pool(recordings, windows or self.windows))
         return embeddings if self.mean is None else embeddings - self.mean
 
     def score(self, trial_set: TrialSet, measures: Sequence[str] = ()) -> "ScoredTrials":
@@ -198,15 +232,19 @@ class System:
             if COHORT in measures:
                 for dim, mean in zip(self.dims, self.normalisation.cohort_means(embeddings, trial_set), strict=True):
                     sides[dim][COHORT] = mean
-        return ScoredTrials(scores, sides)
+        return ScoredTrials(scores, sides, embeddings)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredTrials:
-    """Scores of trials, (dims, trials) by kind, the final ones last, and for every dimension the quality measures."""
+    """Scores of trials, (dims, trials) by kind, the final ones last, and for every dimension the quality measures.
+
+    `embeddings` (recordings, crops, embed_dim) are those that gave the cosines.
+    """
 
     scores: dict[str, np.ndarray]
     sides: Mapping[int, Sides]
+    embeddings: np.ndarray
 
 
 def open_system(settings: EvaluationSettings, model: SpeakerModel, data: EvaluationData) -> System:
@@ -218,17 +256,16 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     pool_whole = functools.partial(
         pool_recordings,
         model,
-        crop_policy=windows,
         batch_seconds=settings.batch_seconds,
         progress="embedding",
         cache=None if settings.cache is None else PooledCache(settings.cache, model),
     )
 
-    def pool(recordings: Recordings) -> np.ndarray:
+    def pool(recordings: Recordings, windows: CropPolicy) -> np.ndarray:
         if settings.speech_only:
             found = speech_only.find_speech(recordings)
             recordings = speech_only.require_speech(recordings, found, settings.min_speech)
-        return pool_whole(recordings)
+        return pool_whole(recordings, crop_policy=windows)
 
     enrolment = data.trial_set.enrolment is not None
     description = system_calibration.describe(model, windows, settings.score_norm or COSINE, enrolment)
@@ -237,7 +274,7 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     # A system without an option is described as it was before the option existed.
     mean = None
     if data.mean_of is not None:
-        mean = embed_pooled(model, pool(data.mean_of)).mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+        mean = embed_pooled(model, pool(data.mean_of, windows)).mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
         description |= {"subtracted_mean": data.mean_of.digest}
     system = System(model, dims, windows, pool, mean, None, description)
     if data.cohort is None:

@@ -170,6 +170,9 @@ class Validation:
     crops: int = setting(1, at_least=1, help="Sets how many crops of an utterance are scored.")
     max_seconds: float = setting(60.0, above=0, unit="s", help="Cuts whole utterances that are longer.")
     batch_seconds: float = setting(240.0, above=0, unit="s", help="Sets how much audio a device embeds at once.")
+    players: bool = setting(
+        True, help="Puts the first seconds of the recordings of the hardest trials into report.html."
+    )
     dim: int | None = setting(
         None, at_least=1, help="Chooses the dimension whose EER picks the best model; None is the largest."
     )
