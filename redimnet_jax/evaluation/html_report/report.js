@@ -33,9 +33,9 @@
     threshold.setAttribute("aria-valuetext", words);
     ring.setAttribute("cx", curve.x[i]);
     ring.setAttribute("cy", curve.y[i]);
-    lines.setAttribute("d", `M46 ${curve.y[i]}H${curve.x[i]}V256`);
+    lines.setAttribute("d", `M${data.left} ${curve.y[i]}H${curve.x[i]}V${data.bottom}`);
     const rule = document.querySelector(`[data-dim="${curve.dim}"] .rule`);
-    rule.setAttribute("d", `M${curve.score[i]} 256V10`);
+    rule.setAttribute("d", `M${curve.score[i]} ${data.bottom}V${data.top}`);
   }
 
   function choose(index, place) {

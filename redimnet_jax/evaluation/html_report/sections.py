@@ -225,4 +225,5 @@ def _operating_data(
             }
         )
     targets = int(labels.sum())
-    return {"dims": entries, "targets": targets, "nontargets": len(labels) - targets}
+    frame = {"left": det.x.start, "bottom": det.y.start, "top": det.y.stop}
+    return {"dims": entries, "targets": targets, "nontargets": len(labels) - targets, **frame}
