@@ -193,7 +193,7 @@ def _add_report_options(parser: Parser) -> None:
         "--by",
         type=_names,
         metavar="COLUMN,...",
-        help="columns to group trials by; `duration` needs no table (default: all columns of --metadata)",
+        help="columns to group trials by; duration and speech need no table (default: all columns of --metadata)",
     )
     more.add_argument(
         "--edges",
@@ -220,10 +220,6 @@ def _add_report_options(parser: Parser) -> None:
         help="recordings of the hardest trials in report.html: embedded, linked to the files, or none (default: "
         "%(default)s)",
     )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
 
 
 def _edges(text: str) -> tuple[str, tuple[float, ...]]:

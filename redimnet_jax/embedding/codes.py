@@ -2,12 +2,17 @@
 
     float32   4 bytes an element   the prefix itself
     int8      1 byte an element    the prefix times 127 over its largest magnitude, rounded to integers
-    binary    1 bit an element     whether the element is positive, eight to a byte
+    binary    1 bit an element     the signs of the prefix after a fixed rotation, eight to a byte
+
+Without the rotation the many elements of little variance would have as many bits as the few that tell speakers apart,
+which Matryoshka embeddings have in front. The share of equal bits of rotated vectors estimates their angle (Charikar,
+"Similarity estimation techniques from rounding algorithms", STOC 2002).
 
 The score of two codes is the cosine of what they decode to, so neither form needs a scale. Both are exact in float32:
 a sum of 512 products of int8 is below 2**24.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -31,7 +36,8 @@ def encode(embeddings: np.ndarray, dim: int, form: Form) -> np.ndarray:
     if form == "float32":
         return prefixes
     if form == "binary":
-        return np.packbits(prefixes > 0, axis=1)
+        # In float64, so that the signs do not depend on the order of the sums.
+        return np.packbits(prefixes.astype(np.float64) @ _rotation(dim) > 0, axis=1)
     largest = np.abs(prefixes).max(axis=1, keepdims=True)
     # Divided first: the largest magnitude may be too small for a finite inverse.
     return np.rint(prefixes / np.where(largest > 0, largest, 1) * _LEVELS).astype(np.int8)
@@ -42,6 +48,13 @@ def decode(codes: np.ndarray, dim: int, form: Form) -> np.ndarray:
     if form == "binary":
         return np.unpackbits(codes, axis=1, count=dim).astype(np.float32) * 2 - 1
     return codes.astype(np.float32)
+
+
+@functools.cache
+def _rotation(dim: int) -> np.ndarray:
+    """Return an orthogonal matrix (dim, dim), float64, uniform among all and the same on every machine."""
+    q, r = np.linalg.qr(np.random.Generator(np.random.PCG64(0)).standard_normal((dim, dim)))
+    return q * np.sign(np.diagonal(r))
 
 
 def code_width(dim: int, form: Form) -> int:

@@ -1,4 +1,4 @@
-"""The files that an evaluation writes: scores, results as JSON and as tables, plots, and the report."""
+"""The files that an evaluation writes: scores, results as JSON and as tables, and plots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +23,9 @@ def write(
 ) -> None:
     """Write `scores.tsv` with its checksum, `results.json`, `results.md`, `det.png`, `scores.png`, `dimensions.png`.
 
-    `html_report.write` writes `report.html`, which shows more.
     `scores` has (dims, trials) by kind. The last kind is the one that `results` and the plots show; the others go to
     `KIND.tsv`. With log-likelihood ratios `llrs` (dims, trials) there is `calibration.png`. `dimensions.png` shows
-    all `systems`, and `results.md` has all `tables`.
+    all `systems`, and `results.md` has all `tables`. `html_report.write` writes the page that shows all of it.
     """
     trials = trial_set.trials
     *other_kinds, final = scores

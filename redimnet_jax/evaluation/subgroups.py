@@ -1,4 +1,4 @@
-"""EER by duration, by sex, by age, or by any column of a table: which trials are in which group, and their figures.
+"""EER by duration, by seconds of speech, or by any column of a table such as sex and age.
 
 docs/reference/metrics.md defines groups and figures.
 """
@@ -17,8 +17,10 @@ from redimnet_jax.errors import ArgumentError, shown, some_of
 from redimnet_jax.evaluation import confidence, metadata, report
 from redimnet_jax.evaluation.metadata import Metadata
 from redimnet_jax.evaluation.protocol import TrialSet
+from redimnet_jax.evaluation.quality_measures import DURATION, SPEECH
+from redimnet_jax.evaluation.trial_measures import speech_seconds
 
-DURATION = "duration"  # the grouping that needs no table
+SECONDS = (DURATION, SPEECH)  # the groupings that need no table
 MAX_GROUPS = 20
 # Numbers of more values than this are cut at edges.
 MAX_NUMERIC_VALUES = 8
@@ -49,8 +51,9 @@ def groupings(
     `edges` has the bounds of the groups of numeric columns; by default they are the quartiles. Raise UserError for
     what is unknown, has a single group or too many, and for edges of a column that is not grouped by or not numeric.
     """
-    known = [DURATION, *(table.columns if table else ())]
-    chosen = [*columns] if columns is not None else known[1:]
+    of_table = list(table.columns) if table else []
+    known = [*SECONDS, *of_table]
+    chosen = of_table if columns is None else list(columns)
     for argument, given in (("by", chosen), ("edges", edges)):
         unknown = [name for name in given if name not in known]
         if unknown:
@@ -128,8 +131,8 @@ def table(name: str, results: Mapping[str, Any]) -> report.Table:
 
 
 def _grouping(trial_set: TrialSet, table: Metadata | None, name: str, edges: Sequence[float] | None) -> Grouping:
-    if name == DURATION:
-        seconds = _name_lengths(trial_set) / SAMPLE_RATE
+    if name in SECONDS:
+        seconds = _seconds(trial_set, name)
         bounds = _bounds(name, seconds, edges)
         shorter = np.minimum(seconds[trial_set.trials.left], seconds[trial_set.trials.right])
         return Grouping(name, _interval_labels(bounds, " s"), np.digitize(shorter, bounds))
@@ -168,13 +171,12 @@ def _grouping(trial_set: TrialSet, table: Metadata | None, name: str, edges: Seq
     return Grouping(name, labels, np.where(left == right, left, -1))
 
 
-def _name_lengths(trial_set: TrialSet) -> np.ndarray:
-    """Return the samples of every name of the trials; those of a model are the sum over its recordings."""
+def _seconds(trial_set: TrialSet, name: str) -> np.ndarray:
+    """Return the seconds, or those of speech, of every name of the trials; of a model, those of its recordings."""
     samples = np.asarray(trial_set.recordings.samples)
+    seconds = speech_seconds(trial_set.recordings, samples) if name == SPEECH else samples / SAMPLE_RATE
     enrolment = trial_set.enrolment
-    if enrolment is None:
-        return samples
-    return np.bincount(enrolment.names, samples[enrolment.recordings], minlength=len(enrolment.is_model))
+    return seconds if enrolment is None else np.bincount(enrolment.names, seconds[enrolment.recordings])
 
 
 def _bounds(name: str, values: np.ndarray, edges: Sequence[float] | None) -> np.ndarray:

@@ -27,7 +27,7 @@ def recording_sides(
     _, lengths = windows.segments(np.asarray(recordings.samples), SAMPLE_RATE)
     seconds = {DURATION: lengths[:, 0] / SAMPLE_RATE}
     if SPEECH in measures:
-        seconds[SPEECH] = _speech_seconds(recordings, lengths[:, 0])
+        seconds[SPEECH] = speech_seconds(recordings, lengths[:, 0])
     crops = embeddings.shape[1]
     sides = {}
     for dim in dims:
@@ -45,7 +45,7 @@ def _of_names(measures: Sides, trial_set: TrialSet) -> dict[str, np.ndarray]:
     return sums | {NORM: sums[NORM] / np.bincount(enrolment.names)}
 
 
-def _speech_seconds(recordings: Recordings, samples: np.ndarray) -> np.ndarray:
+def speech_seconds(recordings: Recordings, samples: np.ndarray) -> np.ndarray:
     """Return the seconds of speech, float64 (recordings,), in the first `samples` of every recording."""
     speech.speech_segments(np.zeros(0, np.float32))  # so that a missing package shows before any work
 

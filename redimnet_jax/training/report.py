@@ -33,7 +33,7 @@ def write(
     tables = [report.table(systems)]
     assert progress.best is not None
     scores = {"cosine": monitoring.read_scores(workdir, progress.best.step)}
-    output.write(workdir, trial_set, dims, scores, results, systems, tables)
+    output.write(workdir, trial_set, dims, scores, None, results, systems, tables)
     entries = {
         "history": progress.history,
         "best": dataclasses.asdict(progress.best),
@@ -67,7 +67,7 @@ def write_page(
         best_results(progress),
         _systems(progress, averaged),
         progress.history,
-        players,
+        players=players,
     )
     html_report.write(workdir / "report.html", page)
 

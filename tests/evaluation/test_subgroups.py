@@ -74,7 +74,7 @@ def test_a_name_without_a_value_is_said(trial_set, caplog):
     ("columns", "by", "edges", "said"),
     [
         ({"sex": "ffffff"}, None, {}, "has the one value 'f'"),
-        ({"sex": "ffffff"}, ["age"], {}, "by has 'age' but the columns are duration, sex"),
+        ({"sex": "ffffff"}, ["age"], {}, "by has 'age' but the columns are duration, speech, sex"),
         ({"sex": "ffmmmm"}, None, {"sex": (1,)}, "are not all numbers"),
         ({"sex": "ffmmmm"}, None, {"age": (1,)}, "edges has 'age'"),
         ({"sex": "ffmmmm", "age": "123456"}, ["sex"], {"age": (3,)}, "which by leaves out"),

@@ -209,7 +209,10 @@ def reliability(llrs: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> Ch
         ]
         series.append(Series(str(dim), style, path(x(claimed), y(observed)), points=points))
         rows += [[str(dim), f"{a:.3f}", f"{b:.3f}"] for a, b in zip(claimed, observed, strict=True)]
-    summary = "Mean log-likelihood ratio of groups of trials against that which their classes show; calibrated ones lie on the diagonal."
+    summary = (
+        "Mean log-likelihood ratio of groups of trials against that which their classes show; calibrated ones lie on "
+        "the diagonal."
+    )
     table = report.Table("Reliability", ("dim", "log-likelihood ratio", "observed"), rows)
     rule = (LEFT, BOTTOM, RIGHT, TOP)
     return Chart("reliability", "Reliability", summary, x, y, series, table, rule)
