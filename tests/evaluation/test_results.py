@@ -221,6 +221,34 @@ def test_calibration_on_half_of_the_speakers_with_quality_measures(weights, othe
 
 
 @pytest.mark.slow
+def test_groups_identification_and_widths_are_in_results_and_report(weights, tree, listed, report, tmp_path):
+    files.write(tmp_path / "facts", "speaker\tsex\n" + "".join(f"s{i}\t{'ffmm'[i]}\n" for i in range(SPEAKERS)))
+    arguments = [f"--trials={listed}", f"--cache={tmp_path / 'cache'}", f"--metadata={tmp_path / 'facts'}", "--table"]
+    folder = run(weights, *arguments, output=tmp_path / "out")
+    results = read(folder)
+    assert results["dims"] == read(report)["dims"]
+    groups = results["subgroups"]["sex"]
+    assert groups["outside"] == 36 and groups["groups"]["f"]["trials"] == 15
+    found = results["identification"]
+    assert (found["gallery"], found["searches"]) == (SPEAKERS, 8) and found["dims"]["8"]["fnir"]["0.1"] is None
+    whole = raw(weights, tree, [f"s{i}/{j}.wav" for i in range(SPEAKERS) for j in range(UTTERANCES)])
+    units = (whole / np.linalg.norm(whole, axis=1, keepdims=True)).reshape(SPEAKERS, UTTERANCES, -1)
+    best = np.argmax(units[:, 1:] @ units[:, 0].T, axis=-1)
+    assert found["dims"]["8"]["rank1"] == pytest.approx(np.mean(best == np.arange(SPEAKERS)[:, None]))
+    for duration in ("1", "2", "3", "whole"):  # No recording is longer than half a second.
+        of = results["widths"][duration]
+        assert of["shorter_recordings"] == (0 if duration == "whole" else 12)
+        assert of["formats"]["float32"]["8"]["eer"] == pytest.approx(results["dims"]["8"]["eer"], abs=1e-6)
+        assert set(of["formats"]) == {"float32", "int8", "binary"} and list(of["formats"]["int8"]) == ["8"]
+    page = (folder / "report.html").read_text()
+    for heading in ("Groups of trials", "Identification", "Width, format and duration", "Hardest trials"):
+        assert f">{heading}</h2>" in page
+    assert "<audio" in page and "data:audio/mpeg;base64," in page
+    tables = (folder / "results.md").read_text()
+    assert "## EER by sex; 36 trials are in no group" in tables and "EER % whole" in tables
+
+
+@pytest.mark.slow
 def test_models_of_several_utterances(weights, tree, tmp_path):
     files.write(tmp_path / "models", "m s0/0.wav s0/1.wav\nn s1/0.wav s1/1.wav\n")
     lines = [f"{int(a == b)} {name} s{b}/2.wav\n" for a, name in enumerate("mn") for b in range(3)]
@@ -324,6 +352,9 @@ def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
         (["--trials={tree}/trials.txt", "--utt2spk={tree}/none.txt"], "none.txt"),
         (["--trials={tree}/trials.txt", "--speaker_pattern=("], "regular expression"),
         (["--trials={tree}/trials.txt", "--cache={tree}/trials.txt"], "cache"),
+        (["--trials={tree}/trials.txt", "--metadata={tree}/trials.txt"], "needs a header"),
+        (["--trials={tree}/trials.txt", "--by=age"], "--by has 'age'"),
+        (["--trials={tree}/trials.txt", "--by=duration"], "has the one value 0.5"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, capsys):
@@ -345,6 +376,10 @@ def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, cap
         ["--trials=x", "--cohort=y"],
         ["--trials=x", "--subtract_mean=cohort"],
         ["--trials=x", "--cohort_by=utterance"],
+        ["--trials=x", "--edges=age=3,2"],
+        ["--trials=x", "--edges=age"],
+        ["--trials=x", "--table", "--crop_seconds=2"],
+        ["--trials=x", "--enrolment=y", "--enrol_utterances=2"],
         ["--trials=x", "--score_norm=s-norm", "--cohort=y", "--top_k=5"],
         ["--trials=x", "--calibrate_root=y"],
         ["--trials=x", "--calibrate=y", "--calibrate_half"],

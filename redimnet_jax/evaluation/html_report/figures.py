@@ -28,6 +28,7 @@ FARS = (0.001, 0.01, 0.02, 0.05, 0.1)  # of the table of thresholds
 BINS = 80
 ROW = 22  # pixels of a group
 NAMES = 122  # pixels for the names of groups
+SHIFT = 7  # pixels between the dimensions of a group
 
 
 def det(curves: Mapping[int, Roc], points: Mapping[int, Roc], labels: np.ndarray) -> Chart:
@@ -225,7 +226,7 @@ def eer_by_group(name: str, groups: Mapping[str, Any], number: int) -> Chart:
     """
     dims = [int(dim) for dim in next(iter(groups.values()))["dims"]]
     rate = [each for group in groups.values() for entry in group["dims"].values() for each in entry["eer_ci95"] or ()]
-    step = ROW + 5 * (len(dims) - 1)
+    step = ROW + SHIFT * (len(dims) - 1)
     bottom = TOP + step * len(groups)
     x = dataclasses.replace(horizontal("EER (%)", 0, _headroom(max(rate, default=0.5))), start=NAMES)
     places = [TOP + step * (index + 0.5) for index in range(len(groups))]
@@ -243,7 +244,7 @@ def eer_by_group(name: str, groups: Mapping[str, Any], number: int) -> Chart:
             bounds = entry["eer_ci95"]
             low, high = (None, None) if bounds is None else [float(x(100 * bound)) for bound in bounds]
             text = f"{name} {value}, dimension {dim}: {_eer_text(entry)}, {group['trials']:,} trials{small}"
-            offset = 5 * (style - (len(dims) - 1) / 2)
+            offset = SHIFT * (style - (len(dims) - 1) / 2)
             points.append(Point(float(x(100 * entry["eer"])), at + offset, text, low, high))
         series.append(Series(str(dim), style, points=points))
     summary = f"EER with its 95% interval of the trials in each group of {name}."
