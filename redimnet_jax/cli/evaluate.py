@@ -268,4 +268,4 @@ def _evaluate(settings: EvaluationSettings) -> None:
     for table in evaluation.tables:
         print(f"\n{names.one_line(table.title)}\n\n{table.text()}", end="")
     output_folder = addresses.repaired(str(settings.output))
-    print(f"\nreport.html, results.json, results.md, scores.tsv and plots are in {output_folder}")
+    print(f"\nreport.html, scores.tsv, results.json, results.md and plots are in {output_folder}")
