@@ -21,7 +21,7 @@ from redimnet_jax.data import audio, decoding, tree
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data import speakers as speaker_table
 from redimnet_jax.embedding import folder as embedding_folder
-from redimnet_jax.evaluation import protocol, score_file, system_calibration
+from redimnet_jax.evaluation import metadata, protocol, score_file, system_calibration
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
@@ -243,6 +243,7 @@ TARGETS: dict[str, Target] = {
         _bytes("mutant.txt", b"a/x.wav a\na/y.wav a\nb/z.wav b\n", _text),
         lambda path: tree.FileList(path, path.parent).entries(1, False),
     ),
+    "metadata": Target(_bytes("mutant.tsv", b"speaker\tsex\tage\na\tf\t30\nb\tm\t\n", _text), metadata.read),
     "enrolment list": Target(_bytes("mutant.txt", b"m1 a/x.wav a/y.wav\nm2 b/z.wav\n", _text), protocol.read_models),
     "scores": Target(
         _bytes("scores.tsv", SCORES.replace(b"\t", b" "), lambda r, d: _text(r, d).replace(b" ", b"\t")),
