@@ -63,7 +63,7 @@ class Evaluation:
     def as_report(self, players: str) -> Report:
         """Return what report.html shows, with `players` of one of the kinds in `settings.PLAYERS`."""
         *_, final = self.scores.values()
-        title = f"Speaker verification with {next(iter(self.systems))}"
+        title = f"Speaker verification with {list(self.systems)[-1]}"
         return Report(
             title, self.trial_set, self.dims, final, self.results, self.systems, llrs=self.llrs, players=players
         )
