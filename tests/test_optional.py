@@ -9,7 +9,13 @@ import pytest
 from redimnet_jax import optional
 from redimnet_jax.errors import UserError
 
-MODULES = {"absl-py": "absl", "PyYAML": "yaml", "scikit-learn": "sklearn", "apache-beam": "apache_beam"}
+MODULES = {
+    "absl-py": "absl",
+    "PyYAML": "yaml",
+    "scikit-learn": "sklearn",
+    "apache-beam": "apache_beam",
+    "Jinja2": "jinja2",
+}
 ROOT = Path(__file__).parents[1]
 
 
