@@ -47,6 +47,7 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
     def opened(source: str) -> Corpus:
         return open_corpus(source, cache_dir=settings.output / "index", data_dir=settings.data_dir)
 
+    table = None if settings.metadata is None else metadata.read(settings.metadata)
     models = None if settings.enrolment is None else protocol.read_models(settings.enrolment)
     rule = utterance_speakers.rule(settings.utt2spk, settings.speaker_pattern)
     corpus = None if settings.corpus is None else opened(settings.corpus)
@@ -73,7 +74,6 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
             _check_different_trials(calibration_set, trial_set)
     cohort, mean_of = _open_cohorts(settings, opened, [each for each in (trial_set, calibration_set) if each])
     other = None if settings.compare is None else comparison.read(settings.compare, trial_set.trials)
-    table = None if settings.metadata is None else metadata.read(settings.metadata)
     groupings = subgroups.groupings(trial_set, table, settings.by, settings.edges)
     return EvaluationData(trial_set, calibration_set, dropped, cohort, mean_of, other, groupings)
 
