@@ -246,6 +246,23 @@ def test_ticks_and_paths():
     assert chart.path(np.zeros(0), np.zeros(0)) == chart.closed(np.zeros(0), np.zeros(0), np.zeros(0)) == ""
 
 
+def luminance(color):
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_colours_can_be_told_from_the_page_in_both_schemes():
+    schemes = re.findall(r":root {(.*?)}", page._part("report.css"), re.DOTALL)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colors = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", scheme))
+        for name in ("ink", "soft", "accent", "warn", "edge", *(f"c{i}" for i in range(7))):
+            lighter, darker = sorted((luminance(colors[name]), luminance(colors["page"])), reverse=True)
+            # WCAG 2.2: 4.5 for text, 3 for what else one must see.
+            assert (lighter + 0.05) / (darker + 0.05) >= (4.5 if name in ("ink", "soft", "accent", "warn") else 3)
+
+
 # What a visitor does, as a script that stands in for the page's policy.
 VISIT = """<script>
 const form = document.getElementById("threshold");
