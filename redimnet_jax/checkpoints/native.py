@@ -196,7 +196,7 @@ def _load(folder: Path, dtype: Any) -> SpeakerModel:
             "convert the checkpoint again."
         )
     fill(network, arrays)
-    return SpeakerModel(network, description["model_config"], Source(**description["source"]))
+    return SpeakerModel(network, description["model_config"], Source(**description["source"]), folder)
 
 
 def _forms(arrays: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

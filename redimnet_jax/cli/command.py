@@ -88,6 +88,17 @@ def embedding_options(crops: str) -> argparse.ArgumentParser:
     return parser
 
 
+def speech_options() -> argparse.ArgumentParser:
+    """Return a parent parser with the options of commands that can leave out what is not speech."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("speech detection")
+    group.add_argument("--speech_only", action="store_true", help="use only the speech of each recording")
+    group.add_argument(
+        "--min_speech", type=float, metavar="S", help="least seconds of speech in a recording (default: 0.5)"
+    )
+    return parser
+
+
 class Terminated(BaseException):
     """SIGTERM arrived; the stack unwinds, so that files which are being written are removed."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from redimnet_jax import buckets, locks
-from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, say
+from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, say, speech_options
 from redimnet_jax.errors import ArgumentError
 from redimnet_jax.evaluation.settings import (
     BATCH_SECONDS,
@@ -15,6 +15,7 @@ from redimnet_jax.evaluation.settings import (
     check_choice,
     check_number,
     check_positive,
+    check_speech,
     check_windows,
 )
 
@@ -43,6 +44,8 @@ class EmbedSettings:
     crop_seconds: float | None = None
     crops: int | None = None
     max_seconds: float = MAX_SECONDS
+    speech_only: bool = False
+    min_speech: float | None = None
     max_bad: float = 0.01
     dtype: str = "float32"
     batch_seconds: float = BATCH_SECONDS
@@ -53,6 +56,7 @@ class EmbedSettings:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), minimum=1)
         check_windows(self.crop_seconds, self.crops, self.max_seconds)
+        check_speech(self.speech_only, self.min_speech)
         check_choice("dtype", self.dtype, DTYPES)
         check_positive("batch_seconds", self.batch_seconds)
         if not 0 <= self.max_bad <= 1:
@@ -64,7 +68,7 @@ def _parser() -> Parser:
         "redimnet-jax embed",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[embedding_options(crops="1, the middle one")],
+        parents=[embedding_options(crops="1, the middle one"), speech_options()],
     )
     parser.add_argument("corpus", metavar="SOURCE", help="corpus: folder, list file or tfds:NAME")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the embeddings")
@@ -103,6 +107,7 @@ def _embed(settings: EmbedSettings) -> None:
 
     from redimnet_jax import scoring
     from redimnet_jax.checkpoints.open import open_model
+    from redimnet_jax.data import speech_only
     from redimnet_jax.data.corpus import open_corpus
     from redimnet_jax.embedding import folder as embedding_folder
     from redimnet_jax.embedding.segments import CropPolicy
@@ -110,7 +115,8 @@ def _embed(settings: EmbedSettings) -> None:
     model = open_model(settings.checkpoint, dtype=jnp.dtype(settings.dtype))
     (dim,) = scoring.checked_dims((settings.dim or model.embed_dim,), model.embed_dim)
     windows = CropPolicy(settings.crop_seconds, settings.crops or 1, settings.max_seconds)
-    description = embedding_folder.settings(model, windows, dim)
+    cut = speech_only.description(settings.min_speech) if settings.speech_only else None
+    description = embedding_folder.settings(model, windows, dim, cut)
     embedding_folder.check(
         settings.output, description, verify=False
     )  # Before the corpus is indexed, which can take long.
@@ -122,6 +128,14 @@ def _embed(settings: EmbedSettings) -> None:
         max_bad=settings.max_bad,
         workers=settings.workers,
     )
+    if settings.speech_only:
+        corpus = speech_only.speech_corpus(
+            corpus,
+            settings.output / "corpus",
+            min_seconds=settings.min_speech,
+            max_bad=settings.max_bad,
+            workers=settings.workers,
+        )
     description["corpus_sha256"] = corpus.digest
     if embedding_folder.check(settings.output, description):
         say(f"{settings.output} has all embeddings of {settings.corpus} already")

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from redimnet_jax import addresses, buckets, locks, names
-from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run
+from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, speech_options
 from redimnet_jax.evaluation.settings import (
+    ALL_MEASURES,
     BOOTSTRAP,
+    COHORT_MEMBERS,
     COHORT_UTTERANCES,
     COUNT,
     CROPS,
     METHODS,
+    PLAYERS,
+    QUALITY_MEASURES,
     TOP_K,
     EvaluationSettings,
 )
@@ -36,13 +40,15 @@ def _parser() -> Parser:
         "eval.py",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[embedding_options(crops=f"{CROPS}, with --crop_seconds")],
+        parents=[embedding_options(crops=f"{CROPS}, with --crop_seconds"), speech_options()],
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="folder for scores, results and plots"
     )
     _add_trial_options(parser)
     _add_score_options(parser)
+    _add_calibration_options(parser)
+    _add_report_options(parser)
     parser.add_argument(
         "--dims",
         type=_dims,
@@ -116,20 +122,21 @@ def _add_score_options(parser: Parser) -> None:
         help="utterances per cohort speaker, chosen at random (default: %(default)s)",
     )
     scores.add_argument(
-        "--top_k", type=int, metavar="N", help=f"nearest cohort speakers that count in as-norm (default: {TOP_K})"
+        "--cohort_by",
+        choices=COHORT_MEMBERS,
+        default="speaker",
+        help="compare with the mean of each cohort speaker, or with every utterance (default: %(default)s)",
     )
     scores.add_argument(
-        "--calibrate", type=Path, metavar="TRIALS", help="fit log-likelihood ratios on this trial list"
+        "--top_k",
+        type=int,
+        metavar="N",
+        help=f"nearest cohort speakers, or utterances, that count in as-norm (default: {TOP_K})",
     )
     scores.add_argument(
-        "--calibrate_root",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="folder that the paths in --calibrate are relative to (default: as for --trials); may be repeated",
-    )
-    scores.add_argument(
-        "--allow_same_trials", action="store_true", help="allow calibration on trials that are evaluated"
+        "--subtract_mean",
+        metavar="SOURCE",
+        help="subtract the mean embedding of this corpus, or of the cohort (--subtract_mean=cohort), from all others",
     )
     scores.add_argument(
         "--compare", type=Path, metavar="FILE", help="scores.tsv of another system on the same trials to test against"
@@ -143,8 +150,92 @@ def _add_score_options(parser: Parser) -> None:
     )
 
 
+def _add_calibration_options(parser: Parser) -> None:
+    calibration = parser.add_argument_group("calibration")
+    calibration.add_argument(
+        "--calibrate", type=Path, metavar="TRIALS", help="fit log-likelihood ratios on this trial list"
+    )
+    calibration.add_argument(
+        "--calibrate_root",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder that the paths in --calibrate are relative to (default: as for --trials); may be repeated",
+    )
+    calibration.add_argument(
+        "--calibrate_half",
+        action="store_true",
+        help="calibrate on half of the speakers of the trials, and evaluate the trials of the others",
+    )
+    calibration.add_argument(
+        "--calibrate_quality",
+        type=_names,
+        nargs="?",
+        default=(),
+        const=(ALL_MEASURES,),
+        metavar="MEASURE,...",
+        help=f"let the calibration know the quality of recordings: {', '.join(QUALITY_MEASURES)} (default: all)",
+    )
+    calibration.add_argument(
+        "--allow_same_trials", action="store_true", help="allow calibration on trials that are evaluated"
+    )
+
+
+def _add_report_options(parser: Parser) -> None:
+    more = parser.add_argument_group("further figures and the report")
+    more.add_argument(
+        "--metadata",
+        type=Path,
+        metavar="FILE",
+        help="table with a header `utterance|speaker COLUMN...`, tabs between columns, to group trials by",
+    )
+    more.add_argument(
+        "--by",
+        type=_names,
+        metavar="COLUMN,...",
+        help="columns to group trials by; duration and speech need no table (default: all columns of --metadata)",
+    )
+    more.add_argument(
+        "--edges",
+        type=_edges,
+        action="append",
+        default=[],
+        metavar="COLUMN=1,2,...",
+        help="bounds between groups of a numeric column (default: its quartiles); may be repeated",
+    )
+    more.add_argument(
+        "--enrol_utterances",
+        type=int,
+        default=1,
+        metavar="N",
+        help="recordings per speaker that identification enrols, without --enrolment (default: %(default)s)",
+    )
+    more.add_argument(
+        "--table", action="store_true", help="also give the EER by width, format and duration; embeds 1, 2 and 3 s"
+    )
+    more.add_argument(
+        "--players",
+        choices=PLAYERS,
+        default="embed",
+        help="recordings of the hardest trials in report.html: embedded, linked to the files, or none (default: "
+        "%(default)s)",
+    )
+
+
+def _edges(text: str) -> tuple[str, tuple[float, ...]]:
+    name, _, bounds = text.rpartition("=")
+    return name, tuple(map(float, bounds.split(",")))
+
+
+_edges.__name__ = "COLUMN=1,2,..."
+
+
 def _dims(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 _dims.__name__ = "list of dimensions"  # in argparse's message
@@ -157,12 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     for name in ("audio_root", "calibrate_root"):
         given[name] = None if given[name] is None else tuple(given[name])
+    given["edges"] = dict(given["edges"])
     settings = parser.settings(EvaluationSettings, given)
     return run(lambda: _evaluate(settings), parser.flags())
 
 
 def _evaluate(settings: EvaluationSettings) -> None:
-    from redimnet_jax.evaluation import output, system
+    from redimnet_jax.evaluation import html_report, output, system
 
     with contextlib.ExitStack() as stack:
         # Where they are in a bucket, their local copies are worked on.
@@ -171,8 +263,9 @@ def _evaluate(settings: EvaluationSettings) -> None:
         stack.enter_context(locks.locked(folder))
         evaluation = system.evaluate(dataclasses.replace(settings, output=folder, cache=cache))
         fields = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
-        trials = fields.pop("trial_set").trials
-        output.write(folder, trials, **fields)
+        output.write(folder, **fields)
+        html_report.write(folder / "report.html", evaluation.as_report(settings.players))
     for table in evaluation.tables:
         print(f"\n{names.one_line(table.title)}\n\n{table.text()}", end="")
-    print(f"\nscores.tsv, results.json, results.md and plots are in {addresses.repaired(str(settings.output))}")
+    output_folder = addresses.repaired(str(settings.output))
+    print(f"\nreport.html, scores.tsv, results.json, results.md and plots are in {output_folder}")

@@ -59,7 +59,7 @@ def read(
     """
     if start < 0 or (samples is not None and samples < 0):
         raise ValueError(f"start and samples must not be negative, got {start} and {samples}")
-    name = name or _name(source)
+    name = name or name_of(source)
     stop = None if samples is None else start + samples
     with decoding.opened(source, name) as signal:
         total = None if signal.frames is None else _length(signal.frames, signal.rate, sample_rate)
@@ -80,7 +80,7 @@ def duration(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None
     For WAV and FLAC it comes from the header; other formats are decoded to their end.
     Raises UserError when the source cannot be opened or, where needed, decoded.
     """
-    with decoding.opened(source, name or _name(source)) as signal:
+    with decoding.opened(source, name or name_of(source)) as signal:
         frames = sum(map(len, signal.decode())) if signal.frames is None else signal.frames
         return _length(frames, signal.rate, sample_rate)
 
@@ -90,7 +90,7 @@ def inspect(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None 
 
     Raises UserError where `read` would.
     """
-    name = name or _name(source)
+    name = name or name_of(source)
     frames = 0
     total = 0.0
     squares = 0.0
@@ -109,7 +109,8 @@ def inspect(source: Source, *, sample_rate: int = SAMPLE_RATE, name: str | None 
     return Inspection(samples, math.sqrt(max(0.0, squares / count - (total / count) ** 2)))
 
 
-def _name(source: Source) -> str:
+def name_of(source: Source) -> str:
+    """Return what messages call `source`: its path, or its size."""
     return f"audio of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 

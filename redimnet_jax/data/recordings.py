@@ -1,5 +1,6 @@
 """Recordings by number: the interfaces that training and evaluation read from, and views of a corpus."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,15 @@ class AudioFiles:
             inspections = list(pool.map(audio.inspect, self._paths))
         self.samples = np.array([inspection.samples for inspection in inspections], np.int64)
         self.without_signal = np.array([not inspection.has_signal for inspection in inspections], bool)
+
+    def subset(self, index: np.ndarray) -> "AudioFiles":
+        """Return the files `index`, int (recordings,), in that order; none is decoded again."""
+        chosen = copy.copy(self)
+        chosen._names = [self._names[i] for i in index]
+        chosen._paths = [self._paths[i] for i in index]
+        chosen.samples = self.samples[index]
+        chosen.without_signal = self.without_signal[index]
+        return chosen
 
     def __len__(self) -> int:
         return len(self._names)

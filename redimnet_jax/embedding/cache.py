@@ -17,6 +17,7 @@ import numpy as np
 
 from redimnet_jax import addresses
 from redimnet_jax.checkpoints import native
+from redimnet_jax.data.speech_only import SpeechOnly
 from redimnet_jax.embedding.keyed_rows import KeyedRows
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
@@ -45,7 +46,13 @@ def identity(recordings: Any, index: int) -> bytes:
 
     Raises UserError when the file cannot be found.
     """
-    source = recordings.source(index)
+    if isinstance(recordings, SpeechOnly):
+        # The same file, of which other samples are read.
+        return _identity(recordings.whole_source(index)) + recordings.speech.of(index).astype("<i8").tobytes()
+    return _identity(recordings.source(index))
+
+
+def _identity(source: Path | bytes) -> bytes:
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
     if (address := addresses.of(source)) is not None:

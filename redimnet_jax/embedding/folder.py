@@ -29,7 +29,7 @@ import numpy as np
 from redimnet_jax import buckets, file_checksums, files, names
 from redimnet_jax.checkpoints import native
 from redimnet_jax.data import audio
-from redimnet_jax.data.corpus import Corpus
+from redimnet_jax.data.recordings import Utterances
 from redimnet_jax.embedding.extract import embed_pooled, plan, pooled_batches
 from redimnet_jax.embedding.keyed_rows import KeyedRows
 from redimnet_jax.embedding.segments import CropPolicy, Segments
@@ -79,8 +79,13 @@ class Done:
     total: int
 
 
-def settings(model: SpeakerModel, crop_policy: CropPolicy, dim: int) -> dict[str, Any]:
-    """Return what embeddings depend on but the recordings, as JSON."""
+def settings(
+    model: SpeakerModel, crop_policy: CropPolicy, dim: int, speech: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return what embeddings depend on but the recordings, as JSON.
+
+    speech: how recordings are cut to their speech, see `speech_only.description`, or None.
+    """
     return {
         "format": FORMAT,
         "tool": f"redimnet_jax {version('redimnet_jax')}",
@@ -88,6 +93,7 @@ def settings(model: SpeakerModel, crop_policy: CropPolicy, dim: int) -> dict[str
         "config_sha256": native.config_checksum(model.arch, model.model_config),
         "dtype": str(model.network.dtype),
         "windows": dataclasses.asdict(crop_policy),
+        "speech": None if speech is None else dict(speech),
         "dim": dim,
     }
 
@@ -104,7 +110,8 @@ def check(folder: Path, expected: Mapping[str, Any], verify: bool = True) -> boo
     if not (folder / DESCRIPTION).exists():
         raise UserError(f"{arrays[0]} has no {DESCRIPTION} that says what it is; choose another output.")
     description = _description(folder)
-    other = [name for name, value in expected.items() if name not in description or description[name] != value]
+    # Earlier versions did not write what is None.
+    other = [name for name, value in expected.items() if description.get(name) != value]
     if other:
         raise UserError(
             f"{folder} holds embeddings with other {', '.join(other)}; choose another output, or remove the folder."
@@ -172,7 +179,7 @@ def _verify(folder: Path, description: Mapping[str, Any], array_too: bool) -> No
 
 def embed(
     model: SpeakerModel,
-    corpus: Corpus,
+    corpus: Utterances,
     folder: Path,
     description: Mapping[str, Any],
     *,
@@ -306,7 +313,7 @@ def _write_array(path: Path, partial: KeyedRows, segments: np.ndarray, shape: tu
 
 def _finish(
     folder: Path,
-    corpus: Corpus,
+    corpus: Utterances,
     partial: KeyedRows,
     description: Mapping[str, Any],
     unreadable: Mapping[int, str],
@@ -339,7 +346,7 @@ def _finish(
         raise UserError(f"{folder} cannot be written ({files.reason(error)}); free some space.") from error
 
 
-def _index(corpus: Corpus, chosen: np.ndarray) -> str:
+def _index(corpus: Utterances, chosen: np.ndarray) -> str:
     """Return the table of the utterances `chosen` of `corpus`."""
     text = io.StringIO(newline="")
     table = csv.writer(text, delimiter="\t", lineterminator="\n")

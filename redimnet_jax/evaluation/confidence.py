@@ -7,6 +7,7 @@ often as its speaker was drawn, a non-target trial once for every pairing of cop
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ Array = jax.Array
 
 # Resamples that are computed side by side: a multiple of every vector width that takes little memory.
 BATCH = 32
+P_TARGETS = (0.01, 0.05)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ def bootstrap(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-    p_targets: tuple[float, ...] = (0.01, 0.05),
+    p_targets: tuple[float, ...] = P_TARGETS,
 ) -> Intervals:
     """Return intervals of EER and minDCF for every row of `scores` (rows, trials), or (trials,) for one row.
 
@@ -71,8 +73,35 @@ def bootstrap(
     _check_numbers(resamples, level)
     scores, labels, first, second = _checked(scores, labels, left, right)
     costs = device_metrics.normalised_costs(p_targets)
-    eers, min_dcfs = _resampled(scores, labels, first, second, resamples, seed, costs)
+    trials = _Trials(scores, labels, first, second, _units(first, second))
+    eers, min_dcfs = _resampled_or_refused(trials, resamples, seed, costs)
     return Intervals(_interval(eers, level), _interval(np.swapaxes(min_dcfs, 0, 1), level), eers.shape[-1])
+
+
+def bootstrap_within(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    left: ArrayLike,
+    right: ArrayLike,
+    inside: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> np.ndarray | None:
+    """Return 95% intervals of the EER, float64 (rows, 2), of the trials that are `inside`, bool (trials,).
+
+    The resamples are those that `bootstrap` draws for all of the trials, of all of their speakers, so that all groups
+    of a list have the same ones, and the same compiled program. Return None where fewer than half of the resamples
+    have both classes. The other arguments and errors are those of `bootstrap`.
+    """
+    _check_numbers(resamples, 0.95)
+    scores, is_target, first, second = _checked(scores, labels, left, right)
+    units = _units(first, second)
+    # The unit beyond the last one is never drawn.
+    first, second = (jnp.where(inside, side, units) for side in (first, second))
+    costs = device_metrics.normalised_costs(P_TARGETS)
+    eers, _ = _resampled(_Trials(scores, is_target, first, second, units), resamples, seed, costs)
+    return _interval(eers, 0.95) if 2 * eers.shape[1] >= resamples else None
 
 
 def compare(
@@ -101,7 +130,8 @@ def compare(
     rows = len(scores)
     no_costs = np.zeros((0, 2), np.float32)
     observed, _ = device_metrics.eer_and_min_dcf(both, labels, ())
-    eers, _ = _resampled(both, labels, first, second, resamples, seed, no_costs)
+    trials = _Trials(both, labels, first, second, _units(first, second))
+    eers, _ = _resampled_or_refused(trials, resamples, seed, no_costs)
     differences = eers[rows:] - eers[:rows]
     smaller_side = np.minimum((differences <= 0).sum(axis=1), (differences >= 0).sum(axis=1))
     interval = _interval(differences, level)
@@ -120,24 +150,44 @@ def _interval(samples: np.ndarray, level: float) -> np.ndarray:
     return np.moveaxis(np.quantile(samples.astype(np.float64), [tail, 1 - tail], axis=-1), 0, -1)
 
 
-def _resampled(
-    scores: Array, labels: Array, first: Array, second: Array, resamples: int, seed: int, costs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+class _Trials(NamedTuple):
+    """Scores (rows, trials), their labels, and the units on either side, of which there are `units`."""
+
+    scores: Array
+    labels: Array
+    first: Array
+    second: Array
+    units: int
+
+
+def _units(first: Array, second: Array) -> int:
+    return 1 + int(jnp.maximum(first.max(), second.max()))
+
+
+def _resampled(trials: _Trials, resamples: int, seed: int, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return EER (rows, resamples) and minDCF (costs, rows, resamples) of the resamples with both classes."""
     batch = min(BATCH, resamples)
     batches = -(-resamples // batch)
     keys = jax.random.split(jax.random.key(seed), batches * batch).reshape(batches, batch)
-    units = 1 + int(jnp.maximum(first.max(), second.max()))
+    scores, labels, first, second, units = trials
     device_eers, device_min_dcfs = _bootstrap(scores, labels, first, second, keys, costs, units)
     eers = np.asarray(device_eers)[..., :resamples]
     min_dcfs = np.asarray(device_min_dcfs)[..., :resamples]
     with_both = ~np.isnan(eers[0])
-    if 2 * with_both.sum() < resamples:
-        raise UserError(
-            f"Only {with_both.sum()} of {resamples} resamples of {units} speakers have target and non-target trials; "
-            "give trials of more speakers."
-        )
     return eers[:, with_both], min_dcfs[..., with_both]
+
+
+def _resampled_or_refused(
+    trials: _Trials, resamples: int, seed: int, costs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_resampled` does; raise UserError where most resamples lack a class."""
+    eers, min_dcfs = _resampled(trials, resamples, seed, costs)
+    if 2 * eers.shape[1] < resamples:
+        raise UserError(
+            f"Only {eers.shape[1]} of {resamples} resamples of {trials.units} speakers have target and non-target "
+            "trials; give trials of more speakers."
+        )
+    return eers, min_dcfs
 
 
 @functools.partial(jax.jit, static_argnums=6)

@@ -51,10 +51,7 @@ def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "
         eers.append(eer)
         rates.extend(ndtr(np.concatenate([far, frr])))
     targets = int(np.sum(labels))
-    # Below one error in all trials of a class there is nothing to draw.
-    lowest = min(0.5 / max(targets, len(labels) - targets), 0.01)
-    low = ndtri(np.clip(min(rates, default=lowest) * 0.8, max(lowest, 1e-5), 0.01))
-    high = ndtri(np.clip(max(rates, default=0.5), 0.1, np.clip(2 * max(eers), 0.6, 0.95)))
+    low, high = det_range(rates, eers, labels)
     ticks = [rate for rate in RATE_TICKS if low <= ndtri(rate / 100) <= high]
     for axis, limits in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
         limits(low, high)
@@ -65,6 +62,21 @@ def det_curves(scores: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "
     # Outside the axes the legend covers no curve.
     figure.legend(title="dimension", loc="outside lower center", ncols=2)
     return _gridded(figure)
+
+
+def det_range(rates: Sequence[float], eers: Sequence[float], labels: np.ndarray) -> tuple[float, float]:
+    """Return the least and greatest normal deviate that axes show of curves with those `rates` and `eers`.
+
+    `labels` (trials,) are those of the trials.
+    """
+    from scipy.special import ndtri
+
+    targets = int(np.sum(labels))
+    # Below one error in all trials of a class there is nothing to draw.
+    lowest = min(0.5 / max(targets, len(labels) - targets), 0.01)
+    low = ndtri(np.clip(min(rates, default=lowest) * 0.8, max(lowest, 1e-5), 0.01))
+    high = ndtri(np.clip(max(rates, default=0.5), 0.1, np.clip(2 * max(eers), 0.6, 0.95)))
+    return float(low), float(high)
 
 
 def score_histograms(
@@ -91,6 +103,40 @@ def score_histograms(
     panels[-1].set_xlabel(f"score ({results.get('score', 'cosine')})")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return _gridded(figure)
+
+
+def reliability(llrs: np.ndarray, labels: np.ndarray, dims: Sequence[int]) -> "Figure":
+    """Plot what log-likelihood ratios should have been against what they are; calibrated ones lie on the diagonal.
+
+    `llrs` has shape (dims, trials), `labels` (trials,) with 1 for a target trial. The tenths of either class bound
+    the points: across is the mean of the ratios of a point, up the logarithm of its share of the target trials over
+    its share of the non-target trials. Points that lack a class are left out.
+    """
+    labels = metrics.checked_labels(labels)
+    figure = _figure(6.0, 6.0)
+    axes = figure.add_subplot()
+    for index, (dim, row) in enumerate(zip(dims, llrs, strict=True)):
+        claimed, observed = reliability_points(row, labels)
+        cllr, least = metrics.cllr(row, labels), metrics.min_cllr(row, labels)
+        label = f"{dim}: Cllr {cllr:.3f}, least {least:.3f}"
+        axes.plot(claimed, observed, label=label, **_style(index, markersize=5))
+    axes.axline((0, 0), slope=1, color="0.6", linewidth=0.8, zorder=0)
+    axes.set(xlabel="log-likelihood ratio", ylabel="observed log-likelihood ratio")
+    axes.set_title(f"calibration: {labels.sum():,} target, {(~labels).sum():,} non-target trials")
+    figure.legend(title="dimension", loc="outside lower center", ncols=2)
+    return _gridded(figure)
+
+
+def reliability_points(llrs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the observed log-likelihood ratio, (points,) each, of bins of `llrs` (trials,)."""
+    deciles = np.linspace(0, 1, 11)[1:-1]
+    edges = np.unique([*np.quantile(llrs[labels], deciles), *np.quantile(llrs[~labels], deciles)])
+    bins = np.searchsorted(edges, llrs, side="right")
+    targets, nontargets = (np.bincount(bins[mask], minlength=len(edges) + 1) for mask in (labels, ~labels))
+    both = (targets > 0) & (nontargets > 0)
+    means = np.bincount(bins, llrs, len(edges) + 1)[both] / (targets + nontargets)[both]
+    observed = np.log(targets[both] / labels.sum()) - np.log(nontargets[both] / (~labels).sum())
+    return means, observed
 
 
 def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":

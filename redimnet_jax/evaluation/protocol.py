@@ -86,6 +86,13 @@ class TrialSet:
         numbers = np.unique(self.speakers, return_inverse=True)[1]
         return numbers[self.trials.left], numbers[self.trials.right]
 
+    def first_recordings(self) -> np.ndarray:
+        """Return the first recording that each name of the trials stands for, int (names,)."""
+        if self.enrolment is None:
+            return np.arange(len(self.trials.names))
+        names = np.arange(len(self.enrolment.is_model))
+        return self.enrolment.recordings[np.searchsorted(self.enrolment.names, names)]
+
     def names_with(self, recordings: np.ndarray) -> np.ndarray:
         """Return which names of the trials stand for one of `recordings`, bool (recordings,): bool (names,)."""
         if self.enrolment is None:
@@ -235,8 +242,7 @@ def side_embeddings(embeddings: np.ndarray, trial_set: TrialSet, dim: int) -> np
     rows = embeddings[enrolment.recordings]
     means = scoring.group_means(rows.reshape(-1, rows.shape[-1]), np.repeat(enrolment.names, crops), dim)
     models = np.asarray(unit(jnp.asarray(means)))[:, None]
-    first = enrolment.recordings[np.searchsorted(enrolment.names, np.arange(len(enrolment.is_model)))]
-    return np.where(enrolment.is_model[:, None, None], models, embeddings[first, :, :dim])
+    return np.where(enrolment.is_model[:, None, None], models, embeddings[trial_set.first_recordings(), :, :dim])
 
 
 def from_corpus(

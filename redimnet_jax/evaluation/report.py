@@ -84,17 +84,26 @@ def dims(results: Results) -> list[tuple[int, Mapping[str, Any]]]:
     return sorted((int(dim), entries) for dim, entries in results["dims"].items())
 
 
+def percent(rate: float | None) -> str:
+    """Return a fraction as percent for a table; a dash where there is none."""
+    return "–" if rate is None else f"{100 * rate:.2f}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Return an interval of fractions as percents for a table; a dash where there is none."""
+    return "–" if bounds is None else f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}"
+
+
 def _rows(results: Mapping[str, Results]) -> list[list[str]]:
     return [[system, *_cells(system, dim, entry)] for system, each in results.items() for dim, entry in dims(each)]
 
 
 def _cells(system: str, dim: int, entry: Mapping[str, Any]) -> list[str]:
     try:
-        low, high = entry["eer_ci95"]
         return [
             str(dim),
-            f"{100 * entry['eer']:.2f}",
-            f"{100 * low:.2f} to {100 * high:.2f}",
+            percent(entry["eer"]),
+            interval(entry["eer_ci95"]),
             f"{entry['min_dcf']['0.01']:.4f}",
             f"{entry['min_dcf']['0.05']:.4f}",
             f"{entry['threshold']:.4f}",

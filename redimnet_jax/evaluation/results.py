@@ -9,11 +9,10 @@ import numpy as np
 from redimnet_jax import metrics, scoring
 from redimnet_jax.embedding.extract import embed_pooled
 from redimnet_jax.evaluation import confidence
+from redimnet_jax.evaluation.confidence import P_TARGETS
 from redimnet_jax.evaluation.protocol import TrialSet, side_embeddings
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.trials import Trials
-
-P_TARGETS = (0.01, 0.05)
 
 
 def evaluate(

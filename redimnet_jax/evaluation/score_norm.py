@@ -25,17 +25,8 @@ from redimnet_jax.numerics import unit
 Array = jax.Array
 
 
-def choose_cohort(corpus: Corpus, cohort_utterances: int, seed: int, top_k: int | None = None) -> Subset:
-    """Return at most `cohort_utterances` random utterances of every speaker of `corpus`, drawn with `seed`.
-
-    Raise ArgumentError when `top_k`, the number of cohort speakers that count, is not between 2 and the number of
-    speakers.
-    """
-    if top_k is not None and not 2 <= top_k <= len(corpus.speakers):
-        raise ArgumentError(
-            f"`top_k` is {top_k} but must be at least 2 and at most {len(corpus.speakers)}, the number of cohort "
-            "speakers; change it or give a larger cohort."
-        )
+def choose_cohort(corpus: Corpus, cohort_utterances: int, seed: int) -> Subset:
+    """Return at most `cohort_utterances` random utterances of every speaker of `corpus`, drawn with `seed`."""
     if cohort_utterances < 1:
         raise ArgumentError(f"`cohort_utterances` is {cohort_utterances} but must be at least 1.")
     order = np.random.default_rng(seed).permutation(len(corpus))
@@ -45,13 +36,34 @@ def choose_cohort(corpus: Corpus, cohort_utterances: int, seed: int, top_k: int 
     return Subset(corpus, np.sort(order[position < cohort_utterances]))
 
 
-def check_cohort(cohort: Corpus | Subset, trial_set: TrialSet) -> None:
-    """Raise UserError when a speaker of the trials is in the cohort, who would be scored against themselves."""
+def member_labels(cohort: Subset, by: str) -> np.ndarray:
+    """Return the member that every utterance of the cohort belongs to, int (utterances,).
+
+    `by` "speaker", a member is a speaker; `by` "utterance", every utterance is one.
+    """
+    return np.arange(len(cohort)) if by == "utterance" else cohort.labels
+
+
+def check_size(cohort: Subset, by: str, top_k: int | None) -> None:
+    """Raise ArgumentError when `top_k`, how many members count, is not between 2 and the size of the cohort."""
+    members = 1 + int(member_labels(cohort, by).max())
+    if top_k is not None and not 2 <= top_k <= members:
+        raise ArgumentError(
+            f"`top_k` is {top_k} but must be at least 2 and at most {members}, the number of cohort {by}s; change it "
+            "or give a larger cohort."
+        )
+
+
+def check_cohort(cohort: Corpus | Subset, trial_set: TrialSet, role: str = "the cohort") -> None:
+    """Raise UserError when a speaker of the trials is in the cohort, who would be scored against themselves.
+
+    `role` is what the error calls the cohort.
+    """
     shared = sorted(set(trial_set.speakers) & set(cohort.speakers))
     if shared:
         raise UserError(
-            f"{len(shared)} of {len(set(trial_set.speakers))} speakers of {trial_set.description} are in the cohort "
-            f"too, the first {shown(shared[0])}; give a cohort of other speakers, such as those of training."
+            f"{len(shared)} of {len(set(trial_set.speakers))} speakers of {trial_set.description} are in {role} too, "
+            f"the first {shown(shared[0])}; give one of other speakers, such as those of training."
         )
 
 
@@ -59,8 +71,8 @@ def check_cohort(cohort: Corpus | Subset, trial_set: TrialSet) -> None:
 class Normalisation:
     """A score normalisation by `method`, one of `METHODS`, against the cohort.
 
-    `means` has for every dimension the cohort speakers' embeddings, (speakers, dim). The `top_k` speakers nearest to
-    an utterance count for it, or all where it is None.
+    `means` has for every dimension the embeddings of the cohort's members, (members, dim). The `top_k` members
+    nearest to an utterance count for it, or all where it is None.
     """
 
     method: str
@@ -71,7 +83,7 @@ class Normalisation:
     def from_embeddings(
         cls, method: str, embeddings: np.ndarray, labels: np.ndarray, dims: Sequence[int], top_k: int | None
     ) -> "Normalisation":
-        """Return the normalisation of raw cohort `embeddings` (utterances, crops, embed_dim) of `labels`."""
+        """Return the normalisation of raw cohort `embeddings` (utterances, crops, embed_dim); `labels` as above."""
         crops = embeddings.shape[1]
         rows = embeddings.reshape(-1, embeddings.shape[-1])
         return cls(method, scoring.speaker_means(rows, np.repeat(labels, crops), dims), top_k)
@@ -82,6 +94,11 @@ class Normalisation:
         mean, deviation = (jnp.concatenate(column) for column in zip(*statistics, strict=True))
         trials = trial_set.trials
         return np.asarray(normalise(scores, trials.left, trials.right, mean, deviation, self.method))
+
+    def cohort_means(self, embeddings: np.ndarray, trial_set: TrialSet) -> np.ndarray:
+        """Return the mean score with the cohort, float64 (dims, names), of what the trials compare."""
+        means = [self._statistics(embeddings, trial_set, table)[0] for table in self.means]
+        return np.asarray(jnp.concatenate(means), np.float64)
 
     def _statistics(
         self, embeddings: np.ndarray, trial_set: TrialSet, means: jax.Array
@@ -106,11 +123,11 @@ def cohort_statistics(
 ) -> tuple[Array, Array]:
     """Return mean and standard deviation of every utterance's cosines with the cohort, float32 (dims, utterances).
 
-    `embeddings` has shape (utterances, width). `cohort` has for every dimension the speakers' embeddings,
-    (speakers, dim), as `scoring.speaker_means` gives them. With `top_k` only the largest cosines count (adaptive
+    `embeddings` has shape (utterances, width). `cohort` has for every dimension its members' embeddings,
+    (members, dim), as `scoring.speaker_means` gives them. With `top_k` only the largest cosines count (adaptive
     normalisation). The deviation divides by the number of cosines. Cosines exist for `block_size` utterances at a
-    time: block_size x speakers float32.
-    Raise UserError for a cohort of fewer than two speakers or than `top_k`, for a dimension beyond the embedding, and
+    time: block_size x members float32.
+    Raise UserError for a cohort of fewer than two members or than `top_k`, for a dimension beyond the embedding, and
     for an utterance that has the same cosine with all of the cohort.
     """
     embeddings = scoring.checked_embeddings(embeddings)
@@ -121,7 +138,7 @@ def cohort_statistics(
         count = len(table) if top_k is None else top_k
         if not 2 <= count <= len(table):
             raise ArgumentError(
-                f"The cohort has {len(table)} speakers and `top_k` is {top_k} but at least two of them must count; "
+                f"The cohort has {len(table)} members and `top_k` is {top_k} but at least two of them must count; "
                 "change one of the two."
             )
         table = unit(jnp.asarray(table, jnp.float32))

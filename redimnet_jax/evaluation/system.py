@@ -3,29 +3,39 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from redimnet_jax import optional, scoring, utterance_speakers
+from redimnet_jax import scoring
 from redimnet_jax.checkpoints import native
 from redimnet_jax.checkpoints.open import open_model
-from redimnet_jax.data.corpus import Corpus, open_corpus
-from redimnet_jax.data.recordings import Recordings, Subset
+from redimnet_jax.data import speech_only
+from redimnet_jax.data.recordings import Recordings
 from redimnet_jax.embedding.cache import PooledCache
 from redimnet_jax.embedding.extract import embed_pooled, pool_recordings
 from redimnet_jax.embedding.segments import CropPolicy
-from redimnet_jax.errors import ArgumentError
-from redimnet_jax.evaluation import calibration, comparison, protocol, report, score_norm
-from redimnet_jax.evaluation.calibration import SystemCalibration
-from redimnet_jax.evaluation.comparison import SystemScores
+from redimnet_jax.evaluation import (
+    calibration_figures,
+    comparison,
+    further_figures,
+    protocol,
+    report,
+    score_norm,
+    system_calibration,
+)
+from redimnet_jax.evaluation.evaluation_data import EvaluationData, open_data
+from redimnet_jax.evaluation.html_report import Report
 from redimnet_jax.evaluation.protocol import TrialSet
+from redimnet_jax.evaluation.quality_measures import COHORT, Sides
 from redimnet_jax.evaluation.results import P_TARGETS, cosine_scores, error_rates
 from redimnet_jax.evaluation.score_norm import Normalisation
 from redimnet_jax.evaluation.settings import CROPS, EvaluationSettings
+from redimnet_jax.evaluation.system_calibration import SystemCalibration
+from redimnet_jax.evaluation.trial_measures import recording_sides
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 COSINE = "cosine"
@@ -37,16 +47,26 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """The result of an evaluation.
 
-    `scores` has (dims, trials) by kind, the final one last. `results` is the content of `results.json`. `systems` has
-    the results of every kind of score by the system's name, and `tables` show all figures.
+    `scores` has (dims, trials) by kind, the final one last; `llrs` (dims, trials) are the log-likelihood ratios of
+    the final ones, where there is a calibration. `results` is the content of `results.json`. `systems` has the
+    results of every kind of score by the system's name, and `tables` show all figures.
     """
 
     trial_set: TrialSet
     dims: tuple[int, ...]
     scores: dict[str, np.ndarray]
+    llrs: np.ndarray | None
     results: dict[str, Any]
     systems: dict[str, report.Results]
     tables: list[report.Table]
+
+    def as_report(self, players: str) -> Report:
+        """Return what report.html shows, with `players` of one of the kinds in `settings.PLAYERS`."""
+        *_, final = self.scores.values()
+        title = f"Speaker verification with {list(self.systems)[-1]}"
+        return Report(
+            title, self.trial_set, self.dims, final, self.results, self.systems, llrs=self.llrs, players=players
+        )
 
 
 def evaluate(settings: EvaluationSettings) -> Evaluation:
@@ -58,78 +78,43 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
     speakers = len(set(trial_set.speakers))
     logger.info(f"{trial_set.description}, {recordings:,} recordings of {speakers:,} speakers")
     system = open_system(settings, model, data)
-    system_calibration = find_calibration(settings, system, data)
-    scores = system.scores(trial_set)
-    return summarise(settings, system, data, scores, system_calibration)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationData:
-    """The trials to evaluate, the trials to calibrate on, the cohort, and the scores to compare with."""
-
-    trial_set: TrialSet
-    calibration_set: TrialSet | None
-    cohort: Subset | None
-    other: SystemScores | None
-
-
-def open_data(settings: EvaluationSettings) -> EvaluationData:
-    """Read and check everything but the model, so that errors show before any long work."""
-    optional.require("report")  # for the calibration and the plots, which come last
-
-    def opened(source: str) -> Corpus:
-        return open_corpus(source, cache_dir=settings.output / "index", data_dir=settings.data_dir)
-
-    models = None if settings.enrolment is None else protocol.read_models(settings.enrolment)
-    rule = utterance_speakers.rule(settings.utt2spk, settings.speaker_pattern)
-    corpus = None if settings.corpus is None else opened(settings.corpus)
-    if settings.trials is not None:
-        trial_set = protocol.from_list(settings.trials, settings.audio_root, corpus, rule, models)
-    else:
-        assert corpus is not None
-        description = str(settings.corpus)
-        trial_set = protocol.from_corpus(corpus, count=settings.count, seed=settings.seed, description=description)
-    protocol.check(trial_set)
-    protocol.warn_of_no_signal(trial_set)
-
-    calibration_set = None
-    if settings.calibrate is not None:
-        roots = settings.calibrate_root or settings.audio_root
-        source = corpus if settings.calibrate_root is None else None
-        calibration_set = protocol.from_list(settings.calibrate, roots, source, rule, models)
-        protocol.check(calibration_set)
-        if not settings.allow_same_trials:
-            _check_different_trials(calibration_set, trial_set)
-    cohort = None
-    if settings.cohort is not None:
-        candidates = opened(settings.cohort)
-        top_k = settings.cohort_size()
-        cohort = score_norm.choose_cohort(candidates, settings.cohort_utterances, settings.seed, top_k)
-        for each in filter(None, (trial_set, calibration_set)):
-            score_norm.check_cohort(cohort, each)
-    other = None if settings.compare is None else comparison.read(settings.compare, trial_set.trials)
-    return EvaluationData(trial_set, calibration_set, cohort, other)
-
-
-def _check_different_trials(calibration_set: TrialSet, trial_set: TrialSet) -> None:
-    shared = calibration.pairs(calibration_set.trials) & calibration.pairs(trial_set.trials)
-    if shared:
-        raise ArgumentError(
-            f"{len(shared):,} of the {calibration_set.description} are evaluated too, so the calibration would be "
-            "judged on the trials it was fitted on; give other trials, or set `allow_same_trials`."
+    fitted = fit_calibration(settings, system, data)
+    known = fitted or stored_calibration(settings, system, data)
+    scored = system.score(trial_set, known.measures if known else ())
+    if fitted is not None:
+        final = scored.scores[system.kind]
+        resampled = {"resamples": settings.bootstrap, "seed": settings.seed}
+        known = fitted.judged_on(final, scored.sides, trial_set, **resampled)
+        keep_calibration(settings, system, known)
+    evaluation = summarise(settings, system, data, scored, known)
+    evaluation.tables.extend(
+        further_figures.add(
+            evaluation.results,
+            settings,
+            trial_set,
+            system.dims,
+            scored.scores[system.kind],
+            scored.embeddings,
+            data.groupings,
+            functools.partial(system.embed, trial_set.recordings),
         )
+    )
+    return evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
     """A system that scores trials: a model, the dimensions, how recordings are pooled, and a score normalisation.
 
+    `mean`, (embed_dim,), is subtracted from every raw embedding, before prefixes are cut and scaled to length one.
     `description` has everything that a calibration of the scores depends on.
     """
 
     model: SpeakerModel
     dims: tuple[int, ...]
-    pool: Callable[[Recordings], np.ndarray]
+    windows: CropPolicy
+    pool: Callable[[Recordings, CropPolicy], np.ndarray]
+    mean: np.ndarray | None
     normalisation: Normalisation | None
     description: dict[str, Any]
 
@@ -138,13 +123,37 @@ class System:
         """The kind of the final scores: `COSINE` or the method of the normalisation."""
         return COSINE if self.normalisation is None else self.normalisation.method
 
-    def scores(self, trial_set: TrialSet) -> dict[str, np.ndarray]:
-        """Return the scores (dims, trials) by kind: the cosines, then the normalised ones if there are any."""
-        embeddings = embed_pooled(self.model, self.pool(trial_set.recordings))
+    def embed(self, recordings: Recordings, windows: CropPolicy | None = None) -> np.ndarray:
+        """Return the embeddings (recordings, crops, embed_dim), less the mean that is subtracted.
+
+        `windows` replace those of the system.
+        """
+        embeddings = embed_pooled(self.model, self.pool(recordings, windows or self.windows))
+        return embeddings if self.mean is None else embeddings - self.mean
+
+    def score(self, trial_set: TrialSet, measures: Sequence[str] = ()) -> "ScoredTrials":
+        """Return the scores of the trials, and their quality measures: duration, norm and those of `measures`."""
+        embeddings = self.embed(trial_set.recordings)
         scores = {COSINE: cosine_scores(embeddings, trial_set, self.dims)}
+        sides = recording_sides(embeddings, trial_set, self.dims, self.windows, measures)
         if self.normalisation is not None:
             scores[self.kind] = self.normalisation(scores[COSINE], embeddings, trial_set)
-        return scores
+            if COHORT in measures:
+                for dim, mean in zip(self.dims, self.normalisation.cohort_means(embeddings, trial_set), strict=True):
+                    sides[dim][COHORT] = mean
+        return ScoredTrials(scores, sides, embeddings)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredTrials:
+    """Scores of trials, (dims, trials) by kind, the final ones last, and for every dimension the quality measures.
+
+    `embeddings` (recordings, crops, embed_dim) are those that gave the cosines.
+    """
+
+    scores: dict[str, np.ndarray]
+    sides: Mapping[int, Sides]
+    embeddings: np.ndarray
 
 
 def open_system(settings: EvaluationSettings, model: SpeakerModel, data: EvaluationData) -> System:
@@ -153,50 +162,77 @@ def open_system(settings: EvaluationSettings, model: SpeakerModel, data: Evaluat
     if data.other is not None:
         comparison.common_dims(data.other, dims)
     windows = CropPolicy(settings.crop_seconds, settings.crops or CROPS, settings.max_seconds)
-    pool = functools.partial(
+    pool_whole = functools.partial(
         pool_recordings,
         model,
-        crop_policy=windows,
         batch_seconds=settings.batch_seconds,
         progress="embedding",
         cache=None if settings.cache is None else PooledCache(settings.cache, model),
     )
-    description = {
-        "weights": native.checksum(native.flat(model.network)),
-        "configuration": native.config_checksum(model.arch, model.model_config),
-        "dtype": settings.dtype,
-        "windows": dataclasses.asdict(windows),
-        "enrolment": data.trial_set.enrolment is not None,
-        "score": settings.score_norm or COSINE,
-    }
-    normalisation = None
-    if data.cohort is not None:
-        assert settings.score_norm is not None
-        embeddings = embed_pooled(model, pool(data.cohort))
-        labels = data.cohort.labels
-        top_k = settings.cohort_size()
-        normalisation = Normalisation.from_embeddings(settings.score_norm, embeddings, labels, dims, top_k)
-        description |= {"cohort": data.cohort.digest, "top_k": top_k}
-    return System(model, dims, pool, normalisation, description)
+
+    def pool(recordings: Recordings, windows: CropPolicy) -> np.ndarray:
+        if settings.speech_only:
+            found = speech_only.find_speech(recordings)
+            recordings = speech_only.require_speech(recordings, found, settings.min_speech)
+        return pool_whole(recordings, crop_policy=windows)
+
+    enrolment = data.trial_set.enrolment is not None
+    description = system_calibration.describe(model, windows, settings.score_norm or COSINE, enrolment)
+    if settings.speech_only:
+        description["speech"] = speech_only.description(settings.min_speech)
+    # A system without an option is described as it was before the option existed.
+    mean = None
+    if data.mean_of is not None:
+        mean = embed_pooled(model, pool(data.mean_of, windows)).mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+        description |= {"subtracted_mean": data.mean_of.digest}
+    system = System(model, dims, windows, pool, mean, None, description)
+    if data.cohort is None:
+        return system
+    assert settings.score_norm is not None
+    top_k = settings.cohort_size()
+    labels = score_norm.member_labels(data.cohort, settings.cohort_by)
+    description |= {"cohort": data.cohort.digest, "top_k": top_k}
+    if settings.cohort_by != "speaker":
+        description |= {"cohort_by": settings.cohort_by}
+    embeddings = system.embed(data.cohort)
+    normalisation = Normalisation.from_embeddings(settings.score_norm, embeddings, labels, dims, top_k)
+    return dataclasses.replace(system, normalisation=normalisation, description=description)
 
 
-def find_calibration(settings: EvaluationSettings, system: System, data: EvaluationData) -> SystemCalibration | None:
-    """Return the calibration for the scores of `system`, or None.
+def fit_calibration(settings: EvaluationSettings, system: System, data: EvaluationData) -> SystemCalibration | None:
+    """Return a calibration fitted on the trials to calibrate on, or None without such trials."""
+    trial_set = data.calibration_set
+    if trial_set is None:
+        return None
+    measures = settings.measures()
+    scored = system.score(trial_set, measures)
+    return system_calibration.fit_system(
+        scored.scores[system.kind],
+        trial_set,
+        system.description,
+        scored.sides,
+        measures=measures,
+        resamples=settings.bootstrap,
+        seed=settings.seed,
+    )
 
-    With trials to calibrate on, the calibration is fitted on them and saved in the output folder and beside the
-    checkpoint. Without them, the one that lies beside the checkpoint is used if it suits the system and the trials.
-    """
-    name = f"calibration-{system.kind}.json"
+
+def keep_calibration(settings: EvaluationSettings, system: System, fitted: SystemCalibration) -> None:
+    """Save the calibration in the output folder and beside the checkpoint."""
+    for folder in filter(None, (settings.output, checkpoint_folder(settings.checkpoint))):
+        path = folder / system_calibration.file_name(system.kind)
+        logger.info(f"calibration: {system_calibration.save(fitted, path)}")
+
+
+def stored_calibration(
+    settings: EvaluationSettings, system: System, data: EvaluationData
+) -> SystemCalibration | None:
+    """Return the calibration beside the checkpoint if it suits the system and the trials, or None."""
     beside = checkpoint_folder(settings.checkpoint)
-    if data.calibration_set is not None:
-        scores = system.scores(data.calibration_set)[system.kind]
-        fitted = calibration.fit_system(scores, data.calibration_set, system.dims, system.description)
-        for folder in filter(None, (settings.output, beside)):
-            logger.info(f"calibration: {calibration.save(fitted, folder / name)}")
-        return fitted
+    name = system_calibration.file_name(system.kind)
     if beside is None or not (beside / name).exists():
         return None
-    stored = calibration.load(beside / name)
+    stored = system_calibration.load(beside / name)
     reason = stored.reason_against(system.description, system.dims, data.trial_set.trials)
     logger.info(f"calibration: {beside / name}" + (f" is not used, {reason}" if reason else ""))
     return None if reason else stored
@@ -212,10 +248,11 @@ def summarise(
     settings: EvaluationSettings,
     system: System,
     data: EvaluationData,
-    scores: dict[str, np.ndarray],
-    system_calibration: SystemCalibration | None,
+    scored: ScoredTrials,
+    known: SystemCalibration | None,
 ) -> Evaluation:
-    """Compute all figures of `scores`, (dims, trials) by kind, and show them as tables."""
+    """Compute all figures of the `scored` trials, with the calibration that is `known`, and show them as tables."""
+    scores = scored.scores
     trial_set = data.trial_set
     by_kind = {
         kind: error_rates(each, trial_set, system.dims, bootstrap=settings.bootstrap, seed=settings.seed)
@@ -233,9 +270,12 @@ def summarise(
     tables = [report.table(systems)]
     if system.kind != COSINE:
         results[COSINE] = by_kind[COSINE]
-    if system_calibration is not None:
-        _add_calibration(results, system_calibration, system, final, trial_set)
-        tables.append(calibration.table(results))
+    if settings.calibrate_half:
+        results["dropped_trials"] = data.dropped
+    llrs = None
+    if known is not None:
+        llrs = _add_calibration(results, settings, known, final, scored.sides, trial_set)
+        tables.append(calibration_figures.table(results))
     if data.other is not None:
         results["comparison"] = comparison.compare(
             data.other,
@@ -247,20 +287,34 @@ def summarise(
             seed=settings.seed,
         )
         tables.append(comparison.table(results["comparison"]))
-    return Evaluation(trial_set, system.dims, scores, results, systems, tables)
+    return Evaluation(trial_set, system.dims, scores, llrs, results, systems, tables)
 
 
 def _add_calibration(
     results: dict[str, Any],
-    system_calibration: SystemCalibration,
-    system: System,
+    settings: EvaluationSettings,
+    known: SystemCalibration,
     scores: np.ndarray,
+    sides: Mapping[int, Sides],
     trial_set: TrialSet,
-) -> None:
-    """Add the figures of the calibrated `scores` (dims, trials) to `results`."""
+) -> np.ndarray:
+    """Add the figures of the calibrated `scores` (dims, trials) to `results`; return log-likelihood ratios, alike."""
+    rows = []
+    outside = np.zeros(len(trial_set.trials), bool)
+    for (dim, each), row in zip(sides.items(), scores, strict=True):
+        prefix = known.prefixes[dim]
+        measures = system_calibration.pairs_of(each, trial_set, prefix.limits)
+        outside |= prefix.outside(measures)
+        rows.append(prefix.calibration(row, measures))
+        results["dims"][str(dim)] |= calibration_figures.figures(
+            prefix, row, rows[-1], trial_set, P_TARGETS, resamples=settings.bootstrap, seed=settings.seed
+        )
     results["calibration"] = {
-        "trials": system_calibration.trials["from"],
-        "shared_speakers": system_calibration.shared_speakers(trial_set),
+        "trials": known.trials["from"],
+        "measures": [
+            name for name in known.measures if name in known.prefixes[next(iter(sides))].calibration.weights
+        ],
+        "shared_speakers": known.shared_speakers(trial_set),
+        "outside": int(outside.sum()),
     }
-    for dim, row in zip(system.dims, scores, strict=True):
-        results["dims"][str(dim)] |= system_calibration.figures(dim, row, trial_set.trials.labels, P_TARGETS)
+    return np.stack(rows)

@@ -5,7 +5,8 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,12 @@ from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.names import one_line
 from redimnet_jax.numerics import unit
 
+if TYPE_CHECKING:
+    from redimnet_jax.data import decoding
+
 Array = jax.Array
+
+MAX_SECONDS = 60.0  # of a recording that are used; more takes memory and changes little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +84,15 @@ class _Program:
 class SpeakerModel:
     """A speaker network in eval mode. Made by `load` and `from_torch`.
 
-    `network` may be changed: `embed` and `classify` use it as it is when they are called.
+    `network` may be changed: `embed` and `classify` use it as it is when they are called. `folder` is the native
+    checkpoint that the model was loaded from, if it was.
     """
 
-    def __init__(self, network: SpeakerNetwork, model_config: dict[str, Any], source: Source):
+    def __init__(
+        self, network: SpeakerNetwork, model_config: dict[str, Any], source: Source, folder: Path | None = None
+    ):
         self.network, self.model_config, self.source = network, model_config, source
+        self.folder = folder
         self._program = _Program(network)
 
     def __repr__(self) -> str:
@@ -153,6 +163,42 @@ class SpeakerModel:
             )
         prefix = self._run(waveforms, lengths, sample_rate, batch_size, head=False)[..., :dim]
         return unit(prefix) if normalize else prefix
+
+    def embed_file(
+        self,
+        source: "decoding.Source",
+        dim: int | None = None,
+        normalize: bool = True,
+        *,
+        max_seconds: float = MAX_SECONDS,
+    ) -> Array:
+        """Return the embedding (dim,), float32, of the first `max_seconds` of a recording.
+
+        `source` is the path or address of an audio file, or its bytes; see `read`. `dim` and `normalize` are those of
+        `embed`, whose errors are raised too.
+        """
+        signal = self.read(source, max_seconds=max_seconds)
+        return self.embed(signal, dim=dim, normalize=normalize, sample_rate=self.sample_rate)
+
+    def read(
+        self, source: "decoding.Source", *, max_seconds: float = MAX_SECONDS, name: str | None = None
+    ) -> np.ndarray:
+        """Return the first `max_seconds` of a recording in any format and at any rate: float32 (samples,).
+
+        Raise UserError, which calls the recording `name` (default: its path), when it cannot be decoded, is not
+        finite or is too short for an embedding.
+        """
+        from redimnet_jax.data import audio
+
+        name = name or audio.name_of(source)
+        samples = round(max_seconds * self.sample_rate)
+        signal = audio.read(source, 0, samples, sample_rate=self.sample_rate, name=name)
+        if len(signal) < self.min_samples:
+            raise UserError(
+                f"{name} has {len(signal)} samples, too short for an embedding (at least {self.min_samples}, "
+                f"{self.min_samples / self.sample_rate:.3f} s); give a longer recording."
+            )
+        return signal
 
     def classify(
         self,
@@ -263,8 +309,8 @@ def _as_float(waveforms: Any) -> np.ndarray | Array:
     """float32 samples; 16-bit integers are scaled to [-1, 1)."""
     if isinstance(waveforms, str | bytes | os.PathLike):
         raise UserError(
-            f"embed and classify take samples but got {shown(waveforms)}; read a file with "
-            "redimnet_jax.data.audio.read."
+            f"embed and classify take samples but got {shown(waveforms)}; call embed_file for a "
+            "file, or read it with redimnet_jax.data.audio.read."
         )
     waveforms = waveforms if isinstance(waveforms, Array) else np.asarray(waveforms)
     if waveforms.dtype == np.int16:

@@ -28,7 +28,7 @@ from redimnet_jax.training.partition import TrainableModel
 from redimnet_jax.training.preemption import StopRequest
 from redimnet_jax.training.progress import Progress
 from redimnet_jax.training.run_checkpoints import ModelDescription, TrainingCheckpoints
-from redimnet_jax.training.run_hooks import log_hooks, snapshot_hooks
+from redimnet_jax.training.run_hooks import log_hooks, report_hook, snapshot_hooks
 from redimnet_jax.training.run_time import OTHER, Clock, RunTime
 from redimnet_jax.training.sampler import choose_strata
 from redimnet_jax.training.saver import RunSaver, RunState
@@ -186,6 +186,7 @@ class Assembly:
             hooks=[
                 *evaluations.hooks(self._levels()),
                 *log_hooks(self.log, state, settings.log_every_steps, validator.dim),
+                report_hook(self.workdir, state, self.data.validation, self.dims),
                 *snapshot_hooks(self.workdir, state, model, settings.averaging.last),
             ],
             saver=saver,
@@ -252,5 +253,6 @@ class Assembly:
             plural = "s" if count > 1 else ""
             self.log.say(f"unreadable: {count:,} training recording{plural}; see {self.unreadable.path}")
         if jax.process_index() == 0:
-            training_report.write(self.workdir, progress, self.data.validation.trials, self.dims, averaged)
+            players = "embed" if self.settings.validation.players else "none"
+            training_report.write(self.workdir, progress, self.data.validation, self.dims, averaged, players=players)
         return training_report.best_results(progress)

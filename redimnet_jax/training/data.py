@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from redimnet_jax import hosts, utterance_speakers
-from redimnet_jax.data import augment, resumed, splits
+from redimnet_jax.data import augment, resumed, speech_only, splits
 from redimnet_jax.data.corpus import Corpus, open_corpus, require_speakers
 from redimnet_jax.data.recordings import Utterances
 from redimnet_jax.data.speakers import read_sexes
@@ -70,7 +70,11 @@ def open_data(settings: Settings, workdir: Path, digests: Mapping[str, str] | No
         return _open_data(settings, workdir, digests or {})
     except ArgumentError as error:
         # The arguments of the library have the names of the settings of these sections.
-        sections = {"classification": settings.classification, "validation": settings.validation}
+        sections = {
+            "data": settings.data,
+            "classification": settings.classification,
+            "validation": settings.validation,
+        }
         keys = {name: f"{section}.{name}" for section, values in sections.items() for name in vars(values)}
         raise error.renamed(keys) from error
 
@@ -87,6 +91,11 @@ def _open_data(settings: Settings, workdir: Path, digests: Mapping[str, str]) ->
     if validation.trials:
         unseen = corpora.open("validation.tree", validation.tree) if validation.tree else None
         trials = protocol.from_list(validation.trials, validation.audio_root, unseen, speaker_rule)
+        if settings.data.speech_only and unseen is None:
+            recordings = trials.recordings
+            found = speech_only.find_speech(recordings, progress=shows_progress())
+            recordings = speech_only.require_speech(recordings, found, settings.data.min_speech)
+            trials = dataclasses.replace(trials, recordings=recordings)
     elif validation.tree:
         unseen = corpora.open("validation.tree", validation.tree)
         trials = _generated_trials(unseen, validation, settings.seed, validation.tree)
@@ -123,7 +132,19 @@ class _Corpora:
             f"Process {{which}} finds other recordings in {source} than process 0; give all processes the same data.",
         )
         self.digests[setting] = corpus.digest
-        return corpus
+        return self._speech(corpus, indices) if self._settings.speech_only else corpus
+
+    def _speech(self, corpus: Utterances, indices: Path) -> Utterances:
+        """Return the speech of `corpus`; one process searches for it, and the others read what it found."""
+        return hosts.first_then_others(
+            lambda: speech_only.speech_corpus(
+                corpus,
+                indices,
+                min_seconds=self._settings.min_speech,
+                max_bad=self._settings.max_bad,
+                progress=shows_progress(),
+            )
+        )
 
     def _open(self, source: str, indices: Path, min_speakers: int) -> Corpus:
         synthetic = source.startswith("synthetic:")

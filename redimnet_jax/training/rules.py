@@ -177,6 +177,7 @@ def _data_effects(settings: Settings) -> Iterator[Effect]:
     sources = data.train, validation.tree, known.source
     tfds = any(source and source.startswith("tfds:") for source in sources)
     yield tfds, "data.data_dir", "without a tfds: source"
+    yield data.speech_only, "data.min_speech", "without data.speech_only"
     yield data.crops_per_speaker > 1, "data.one_utterance", "while data.crops_per_speaker is 1"
     for name in augment.STEPS:
         on = getattr(data.augment, name).p > 0

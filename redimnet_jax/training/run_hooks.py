@@ -1,12 +1,13 @@
-"""Hooks that do not evaluate: the log, and snapshots for the average of models (`evaluations.py` has the others)."""
+"""Hooks that do not evaluate: the log, the report so far, and snapshots (`evaluations.py` has the others)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
+from redimnet_jax.evaluation.protocol import TrialSet
 from redimnet_jax.models.speaker_model import SpeakerModel
-from redimnet_jax.training import averaging
+from redimnet_jax.training import averaging, report
 from redimnet_jax.training.hooks import Event, Hook
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.saver import RunState
@@ -27,6 +28,16 @@ def log_hooks(log: TrainingLog, state: RunState, every_steps: int, dim: int) -> 
         Hook(log_step, every_steps=every_steps, needs_figures_only=True),
         Hook(log_epoch, every_epochs=1),
     ]
+
+
+def report_hook(workdir: Path, state: RunState, trial_set: TrialSet, dims: Sequence[int]) -> Hook:
+    """Return a hook that writes the report of the run so far, without recordings, after every validation."""
+
+    def write(event: Event) -> None:
+        if "dims" in event.entry and jax.process_index() == 0:
+            report.write_page(workdir, state.progress, trial_set, dims)
+
+    return Hook(write, every_epochs=1)
 
 
 def snapshot_hooks(workdir: Path, state: RunState, model: Callable[[], SpeakerModel], last: int) -> list[Hook]:

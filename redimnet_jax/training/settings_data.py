@@ -94,6 +94,10 @@ class Data:
     max_bad: float = setting(
         0.01, at_least=0, at_most=1, help="Stops the run when a larger fraction of the files cannot be used."
     )
+    speech_only: bool = setting(False, help="Cuts all recordings, those of the validation too, to their speech.")
+    min_speech: float = setting(
+        0.5, above=0, unit="s", help="Leaves out and counts utterances with less speech, with `data.speech_only`."
+    )
     workers: int = setting(
         0, at_least=0, at_most=1024, help="Sets the number of decoding processes; 0 decodes in threads."
     )
@@ -166,6 +170,9 @@ class Validation:
     crops: int = setting(1, at_least=1, help="Sets how many crops of an utterance are scored.")
     max_seconds: float = setting(60.0, above=0, unit="s", help="Cuts whole utterances that are longer.")
     batch_seconds: float = setting(240.0, above=0, unit="s", help="Sets how much audio a device embeds at once.")
+    players: bool = setting(
+        True, help="Puts the first seconds of the recordings of the hardest trials into report.html."
+    )
     dim: int | None = setting(
         None, at_least=1, help="Chooses the dimension whose EER picks the best model; None is the largest."
     )

@@ -42,7 +42,15 @@ def test_a_cohort_has_so_many_utterances_of_every_speaker():
     assert len(score_norm.choose_cohort(whole, 5, 0)) == 9
     assert len({score_norm.choose_cohort(whole, 1, seed).digest for seed in range(20)}) > 1
     assert "cohort_utterances is 0" in refusal(score_norm.choose_cohort, whole, 0, 0)
-    assert "at most 3" in refusal(score_norm.choose_cohort, whole, 2, 0, 4)
+
+
+def test_a_member_is_a_speaker_or_an_utterance():
+    chosen = score_norm.choose_cohort(corpus([0, 1, 0, 2, 0, 1]), 2, 0)
+    assert score_norm.member_labels(chosen, "speaker").tolist() == chosen.labels.tolist()
+    assert score_norm.member_labels(chosen, "utterance").tolist() == [0, 1, 2, 3, 4]
+    assert "at most 3, the number of cohort speakers" in refusal(score_norm.check_size, chosen, "speaker", 4)
+    score_norm.check_size(chosen, "utterance", 4)
+    assert "at most 5, the number of cohort utterances" in refusal(score_norm.check_size, chosen, "utterance", 6)
 
 
 def test_trial_speakers_in_the_cohort_are_refused():

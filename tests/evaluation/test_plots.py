@@ -175,3 +175,18 @@ def png(figure):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=40)
     return buffer.getvalue()
+
+
+def test_calibrated_ratios_lie_on_the_diagonal():
+    rng = np.random.default_rng(0)
+    labels = rng.random(40_000) < 0.2
+    llrs = rng.normal(np.where(labels, 2.0, -2.0), 2.0)  # their own log-likelihood ratios
+    means, observed = plots.reliability_points(llrs, labels)
+    assert 15 <= len(means) <= 19 and (np.diff(means) > 0).all()
+    np.testing.assert_allclose(observed, means, atol=0.5)
+    np.testing.assert_allclose(plots.reliability_points(2 * llrs, labels)[1], observed)
+    figure = plots.reliability(np.stack([llrs, 2 * llrs]), labels, (64, 128))
+    (axes,) = figure.axes
+    drawn = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    np.testing.assert_array_equal(drawn[0].get_xydata().T, [means, observed])
+    assert f"Cllr {metrics.cllr(2 * llrs, labels):.3f}" in drawn[1].get_label()

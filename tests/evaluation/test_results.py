@@ -6,67 +6,38 @@ import json
 import shutil
 import sys
 
-import jax.numpy as jnp
+import noise_voices
 import numpy as np
 import pytest
 import soundfile
-import tiny
 from refusals import refusal
 
 import redimnet_jax as rj
 from redimnet_jax import files, metrics, scoring, trials
-from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import evaluate as cli
 from redimnet_jax.embedding import extract
 from redimnet_jax.embedding.segments import CropPolicy
-from redimnet_jax.evaluation import protocol, score_file, score_norm
+from redimnet_jax.evaluation import protocol, score_file, score_norm, system_calibration
 from redimnet_jax.evaluation import results as evaluation_results
 
-SPEAKERS, UTTERANCES = 4, 3
+SPEAKERS, UTTERANCES = 4, noise_voices.UTTERANCES
 DIMS = (4, 8)
-
-
-def write_noises(root, prefix, speakers, seed):
-    """A tree of noises, each speaker's trembling at nearly one rate, and the list of all its pairs."""
-    rng, names = np.random.default_rng(seed), []
-    for speaker in range(speakers):
-        for utterance in range(UTTERANCES):
-            rate = 4 * 2**speaker * rng.uniform(0.7, 1.4)
-            noise = rng.normal(size=8000) * 10 ** np.sin(2 * np.pi * rate * np.arange(8000) / 16000)
-            names.append(f"{prefix}{speaker}/{utterance}.wav")
-            (root / names[-1]).parent.mkdir(exist_ok=True)
-            soundfile.write(root / names[-1], 0.1 * noise / np.std(noise), 16000)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
-    files.write(root / "trials.txt", "".join(f"{int(a[:2] == b[:2])} {a} {b}\n" for a, b in pairs))
-    return root
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    return write_noises(tmp_path_factory.mktemp("tree"), "s", SPEAKERS, 0)
+    return noise_voices.write(tmp_path_factory.mktemp("tree"), "s", SPEAKERS, 0)
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
     """Other speakers, for a cohort and for calibration."""
-    return write_noises(tmp_path_factory.mktemp("others"), "c", SPEAKERS, 1)
+    return noise_voices.write(tmp_path_factory.mktemp("others"), "c", SPEAKERS, 1)
 
 
 @pytest.fixture(scope="module")
 def weights(others, tmp_path_factory):
-    """A random network whose embeddings are centred, since it hears only noise."""
-    model, folder = tiny.model(mrl_dims=list(DIMS)), tmp_path_factory.mktemp("weights") / "tiny"
-    pooled = extract.pool_recordings(model, protocol.from_list(others / "trials.txt").recordings)[:, 0]
-    bn, linear = model.network.bn, model.network.linear
-    for variable, value in (
-        (bn.mean, pooled.mean(axis=0)),
-        (bn.var, pooled.var(axis=0)),
-        (bn.bias, 0),
-        (linear.bias, 0),
-    ):
-        variable.set_value(jnp.broadcast_to(jnp.asarray(value, jnp.float32), variable.get_value().shape))
-    native.save(model, folder)
-    return folder
+    return noise_voices.save_model(tmp_path_factory.mktemp("weights") / "tiny", others, DIMS)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +103,7 @@ def everything(report, weights, listed, others, tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
     arguments = [f"--trials={listed}", "--score_norm=as-norm", f"--cohort={others}"]
     # A cohort may not share speakers with a list that is calibrated on.
-    calibrated = write_noises(tmp_path_factory.mktemp("calibrated"), "k", SPEAKERS, 2)
+    calibrated = noise_voices.write(tmp_path_factory.mktemp("calibrated"), "k", SPEAKERS, 2)
     arguments += ["--top_k=3", f"--calibrate={calibrated / 'trials.txt'}", f"--compare={report / 'scores.tsv'}"]
     return run(weights, *arguments, f"--cache={folder / 'cache'}", output=folder / "report"), arguments
 
@@ -161,7 +132,8 @@ def test_calibration_is_of_the_other_list(everything, listed):
     labels = trials.read(listed).labels
     for dim, row in zip(map(str, DIMS), scores, strict=True):
         figures, line = read(folder)["dims"][dim], kept["dims"][dim]
-        assert figures["cllr"] == pytest.approx(metrics.cllr(line["scale"] * row + line["offset"], labels), rel=1e-5)
+        scale, offset = (line["calibration"][name] for name in ("scale", "offset"))
+        assert figures["cllr"] == pytest.approx(metrics.cllr(scale * row + offset, labels), rel=1e-5)
         assert figures["min_cllr"] == pytest.approx(metrics.min_cllr(row, labels))
         assert figures["transferred"]["threshold"] == line["threshold"] != figures["threshold"]
         far, frr = metrics.error_rates(row, labels, line["threshold"])
@@ -175,6 +147,24 @@ def test_the_comparison_is_paired(everything, report):
         wanted = ours["dims"][dim]["eer"] - theirs["dims"][dim]["eer"]
         assert figures["difference"] == pytest.approx(wanted, abs=1e-6)
     assert "EER minus that of" in (folder / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_mean_is_subtracted_and_every_utterance_of_the_cohort_counts(weights, listed, others, tmp_path):
+    arguments = [f"--trials={listed}", f"--cache={tmp_path / 'cache'}", f"--cohort={others}", "--score_norm=as-norm"]
+    arguments += ["--cohort_by=utterance", "--top_k=7", "--subtract_mean=cohort"]
+    folder = run(weights, *arguments, output=tmp_path / "out")
+    of, _, cosines = score_file.read(folder / "cosine.tsv")
+    members = raw(weights, others, [str(path.relative_to(others)) for path in sorted(others.glob("*/*.wav"))])
+    sides = raw(weights, listed.parent, of.names) - members.mean(axis=0)
+    np.testing.assert_allclose(cosines, scoring.score_trials(sides, of.left, of.right, DIMS), atol=1e-3)
+    every = scoring.speaker_means(members - members.mean(axis=0), np.arange(len(members)), DIMS)
+    statistics = score_norm.cohort_statistics(sides, every, top_k=7)
+    wanted = np.asarray(score_norm.normalise(cosines, of.left, of.right, *statistics, "as-norm"))
+    np.testing.assert_allclose(score_file.read(folder / "scores.tsv")[2], wanted, rtol=1e-2, atol=1e-2)
+    plain = [f"--trials={listed}", f"--cache={tmp_path / 'cache'}", f"--subtract_mean={others}"]
+    means = run(weights, *plain, output=tmp_path / "plain")
+    assert read(means)["dims"] == read(folder)["cosine"]["dims"]
 
 
 @pytest.mark.slow
@@ -202,6 +192,60 @@ def test_calibration_on_the_evaluated_trials_has_to_be_said_and_is_not_kept_for_
     assert "4 of whose speakers are evaluated too" in capsys.readouterr().out
     assert "cllr" not in read(run(own, *arguments, output=tmp_path / "second"))["dims"]["4"]
     assert "is not used, it was fit on these very trials" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_calibration_on_half_of_the_speakers_with_quality_measures(weights, others, tmp_path, capsys):
+    own = shutil.copytree(weights, tmp_path / "own")
+    many = noise_voices.write(tmp_path / "many", "s", 6, 5)
+    arguments = [f"--trials={many / 'trials.txt'}", "--score_norm=s-norm", f"--cohort={others}", "--calibrate_half"]
+    arguments += ["--calibrate_quality=duration,norm,cohort", "--seed=1", f"--cache={tmp_path / 'cache'}"]
+    folder = run(own, *arguments, output=tmp_path / "out")
+    results = read(folder)
+    assert results["calibration"]["measures"] == ["duration", "norm", "cohort"]
+    assert results["calibration"]["shared_speakers"] == 0
+    assert results["dropped_trials"] == 3 * 3 * UTTERANCES**2
+    kept = system_calibration.load(folder / "calibration-s-norm.json")
+    of, dims, scores = score_file.read(folder / "scores.tsv")
+    assert len(of) == 36 and dims == DIMS and not set(kept.trials["speakers"]) & {name[:2] for name in of.names}
+    prefix = kept.prefixes[8]
+    assert prefix.judged is not None and prefix.judged.targets == of.labels.sum() == 9
+    assert set(prefix.calibration.weights) == set(prefix.limits) == {"duration", "norm", "cohort"}
+    # The quality of each side, from its own embedding.
+    lengths = np.linalg.norm(raw(own, many, of.names)[:, :8].astype(np.float64), axis=1)
+    low, high = prefix.limits["norm"]
+    assert 0.5 * low < lengths.min() and lengths.max() < 2 * high
+    assert results["dims"]["8"]["ci95"]["cllr"][0] <= results["dims"]["8"]["cllr"]
+    assert (folder / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    assert "with duration, norm, cohort" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_groups_identification_and_widths_are_in_results_and_report(weights, tree, listed, report, tmp_path):
+    files.write(tmp_path / "facts", "speaker\tsex\n" + "".join(f"s{i}\t{'ffmm'[i]}\n" for i in range(SPEAKERS)))
+    arguments = [f"--trials={listed}", f"--cache={tmp_path / 'cache'}", f"--metadata={tmp_path / 'facts'}", "--table"]
+    folder = run(weights, *arguments, output=tmp_path / "out")
+    results = read(folder)
+    assert results["dims"] == read(report)["dims"]
+    groups = results["subgroups"]["sex"]
+    assert groups["outside"] == 36 and groups["groups"]["f"]["trials"] == 15
+    found = results["identification"]
+    assert (found["gallery"], found["searches"]) == (SPEAKERS, 8) and found["dims"]["8"]["fnir"]["0.1"] is None
+    whole = raw(weights, tree, [f"s{i}/{j}.wav" for i in range(SPEAKERS) for j in range(UTTERANCES)])
+    units = (whole / np.linalg.norm(whole, axis=1, keepdims=True)).reshape(SPEAKERS, UTTERANCES, -1)
+    best = np.argmax(units[:, 1:] @ units[:, 0].T, axis=-1)
+    assert found["dims"]["8"]["rank1"] == pytest.approx(np.mean(best == np.arange(SPEAKERS)[:, None]))
+    for duration in ("1", "2", "3", "whole"):  # No recording is longer than half a second.
+        of = results["widths"][duration]
+        assert of["shorter_recordings"] == (0 if duration == "whole" else 12)
+        assert of["formats"]["float32"]["8"]["eer"] == pytest.approx(results["dims"]["8"]["eer"], abs=1e-6)
+        assert set(of["formats"]) == {"float32", "int8", "binary"} and list(of["formats"]["int8"]) == ["8"]
+    page = (folder / "report.html").read_text()
+    for heading in ("Groups of trials", "Identification", "Width, format and duration", "Hardest trials"):
+        assert f">{heading}</h2>" in page
+    assert "<audio" in page and "data:audio/mpeg;base64," in page
+    tables = (folder / "results.md").read_text()
+    assert "## EER by sex; 36 trials are in no group" in tables and "EER % whole" in tables
 
 
 @pytest.mark.slow
@@ -301,12 +345,16 @@ def test_several_crops_score_as_the_mean_of_their_pairs(weights, listed):
         (["--trials={tree}/trials.txt", "--checkpoint={tree}"], "checkpoint"),
         (["--trials={tree}/trials.txt", "--score_norm=s-norm", "--cohort={tree}"], "in the cohort too"),
         (["--trials={tree}/trials.txt", "--score_norm=as-norm", "--cohort={tree}"], "--top_k is 300"),
+        (["--trials={tree}/trials.txt", "--subtract_mean={tree}"], "in the corpus of the mean too"),
         (["--trials={tree}/trials.txt", "--calibrate={tree}/trials.txt"], "--allow_same_trials"),
         (["--trials={tree}/trials.txt", "--compare={tree}/trials.txt"], "scores.tsv"),
         (["--trials={tree}/trials.txt", "--enrolment={tree}/none.txt"], "none.txt"),
         (["--trials={tree}/trials.txt", "--utt2spk={tree}/none.txt"], "none.txt"),
         (["--trials={tree}/trials.txt", "--speaker_pattern=("], "regular expression"),
         (["--trials={tree}/trials.txt", "--cache={tree}/trials.txt"], "cache"),
+        (["--trials={tree}/trials.txt", "--metadata={tree}/trials.txt"], "needs a header"),
+        (["--trials={tree}/trials.txt", "--by=age"], "--by has 'age'"),
+        (["--trials={tree}/trials.txt", "--by=duration"], "has the one value 0.5"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, capsys):
@@ -326,8 +374,20 @@ def test_bad_input_is_one_sentence(arguments, said, weights, tree, tmp_path, cap
         ["--corpus=x", "--trials=y", "--speaker_pattern=(z)"],
         ["--trials=x", "--score_norm=s-norm"],
         ["--trials=x", "--cohort=y"],
+        ["--trials=x", "--subtract_mean=cohort"],
+        ["--trials=x", "--cohort_by=utterance"],
+        ["--trials=x", "--edges=age=3,2"],
+        ["--trials=x", "--edges=age"],
+        ["--trials=x", "--table", "--crop_seconds=2"],
+        ["--trials=x", "--enrolment=y", "--enrol_utterances=2"],
         ["--trials=x", "--score_norm=s-norm", "--cohort=y", "--top_k=5"],
         ["--trials=x", "--calibrate_root=y"],
+        ["--trials=x", "--calibrate=y", "--calibrate_half"],
+        ["--trials=x", "--calibrate_quality"],
+        ["--trials=x", "--calibrate_half", "--calibrate_quality=loudness"],
+        ["--trials=x", "--calibrate_half", "--calibrate_quality=cohort"],
+        ["--trials=x", "--calibrate_half", "--calibrate_quality", "--crop_seconds=2"],
+        ["--trials=x", "--calibrate_half", "--compare=y"],
         ["--corpus=x", "--enrolment=y"],
     ],
 )

@@ -69,7 +69,7 @@ def test_bad_cohorts():
     statistics = score_norm.cohort_statistics
     assert "top_k is 41" in refusal(statistics, embeddings, cohort, top_k=41)
     assert "top_k is 1" in refusal(statistics, embeddings, cohort, top_k=1)
-    assert "1 speakers" in refusal(statistics, embeddings, [cohort[0][:1]])
+    assert "1 members" in refusal(statistics, embeddings, [cohort[0][:1]])
     assert "between 1 and 8" in refusal(statistics, embeddings[:, :8], cohort)
     silent = embeddings.copy()
     silent[4] = 0

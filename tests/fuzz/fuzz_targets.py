@@ -21,7 +21,7 @@ from redimnet_jax.data import audio, decoding, tree
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data import speakers as speaker_table
 from redimnet_jax.embedding import folder as embedding_folder
-from redimnet_jax.evaluation import calibration, protocol, score_file
+from redimnet_jax.evaluation import metadata, protocol, score_file, system_calibration
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
@@ -203,10 +203,26 @@ def _embeddings(rng: random.Random, folder: Path) -> Path:
 TRIALS = b"1 a/x.wav a/y.wav\n0 a/x.wav b/z.wav\n1 b/z.wav b/w.wav\n"
 SCORES = b"label\tleft\tright\t8\t16\n1\ta/x.wav\ta/y.wav\t0.5\t0.25\n0\ta/x.wav\tb/z.wav\t-0.1\t0.125\n"
 SEXES = b"id\tname\tgender\nid1\tx\tm\nid2\ty\tf\n"
+_CURVE = {
+    "thresholds": [-2.0, 3.0],
+    "far": [1.0, 0.0],
+    "frr": [0.0, 1.0],
+    "far_ci95": [[1.0, 1.0], [0.0, 0.0]],
+    "frr_ci95": [[0.0, 0.0], [1.0, 1.0]],
+    "targets": 4,
+    "nontargets": 5,
+    "speakers": 3,
+    "description": "9 trials",
+}
 _CALIBRATION = {
     "dims": {
-        "8": {"scale": 2.0, "offset": -1.0, "threshold": 0.5},
-        "16": {"scale": 3.0, "offset": 0, "threshold": 0.4},
+        "8": {
+            "calibration": {"scale": 2.0, "offset": -1.0, "weights": {"duration": [0.1, 0.2]}},
+            "threshold": 0.5,
+            "limits": {"duration": [1.0, 9.0]},
+            "fitted": _CURVE,
+            "judged": None,
+        }
     },
     "system": {"checkpoint": "x"},
     "trials": {"from": "list", "digest": "d", "speakers": ["a", "b"]},
@@ -227,6 +243,7 @@ TARGETS: dict[str, Target] = {
         _bytes("mutant.txt", b"a/x.wav a\na/y.wav a\nb/z.wav b\n", _text),
         lambda path: tree.FileList(path, path.parent).entries(1, False),
     ),
+    "metadata": Target(_bytes("mutant.tsv", b"speaker\tsex\tage\na\tf\t30\nb\tm\t\n", _text), metadata.read),
     "enrolment list": Target(_bytes("mutant.txt", b"m1 a/x.wav a/y.wav\nm2 b/z.wav\n", _text), protocol.read_models),
     "scores": Target(
         _bytes("scores.tsv", SCORES.replace(b"\t", b" "), lambda r, d: _text(r, d).replace(b" ", b"\t")),
@@ -236,7 +253,7 @@ TARGETS: dict[str, Target] = {
         _bytes("meta.csv", SEXES.replace(b"\t", b" "), lambda r, d: _text(r, d).replace(b" ", b"\t")),
         speaker_table.read_sexes,
     ),
-    "calibration": Target(_json_file(_CALIBRATION), calibration.load),
+    "calibration": Target(_json_file(_CALIBRATION), system_calibration.load),
     "index": Target(_index, corpus_index.load),
     "embeddings description": Target(_embeddings, lambda folder: embedding_folder.check(folder, _WANTED)),
     "json": Target(_json_file(_CALIBRATION), lambda path: _parsed(path)),

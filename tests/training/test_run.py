@@ -17,7 +17,7 @@ from training_runs import config, history, same_bits, same_runs, saved, settings
 import redimnet_jax as rj
 from redimnet_jax.checkpoints import native
 from redimnet_jax.cli import train as train_command
-from redimnet_jax.evaluation import plots
+from redimnet_jax.evaluation import html_report, plots
 from redimnet_jax.training import data as training_data
 from redimnet_jax.training import preemption, trainer, validator
 from redimnet_jax.training import run as training_run
@@ -40,6 +40,7 @@ def whole(data, tmp_path_factory):
 @pytest.fixture
 def no_plots(monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
+    monkeypatch.setattr(html_report, "write", lambda *_: None)
 
 
 def test_a_run_to_the_end(whole, data):
@@ -60,6 +61,9 @@ def test_a_run_to_the_end(whole, data):
     assert (workdir / "best").resolve().name == f"best-{best['step']}"
     for name in PLOTS:
         assert (workdir / name).stat().st_size > 1000
+    page = (workdir / "report.html").read_text()
+    assert all(f'<figcaption id="{chart}-title">' in page for chart in ("epochs", "losses", "det"))
+    assert "<audio" in page
     assert list((workdir / "events").iterdir())
     assert json.loads((workdir / "config.json").read_text())["data"]["train"] == data["data.train"]
     # The newest two, and the best.
