@@ -2,9 +2,9 @@
 
 All devices form one mesh axis. A batch is sharded by rows and a training state is replicated, except for the
 prototypes of a loss over many classes: they are sharded by class, with all that the optimizer keeps of them. Every
-device then computes the cosines of the whole batch with its own classes; embeddings, sums over classes and maxima
-travel between devices, prototypes and cosines do not. A loss needs to know nothing of this if its parameter is named
-`prototypes` and has a row for every class.
+device then computes the cosines of the whole batch with its own classes (`losses/sharded_heads.py`); embeddings, and
+a few numbers for every row, travel between devices, prototypes and cosines do not. A parameter is sharded if it is
+named `prototypes` and has a row for every class.
 
 The number of classes need not be a multiple of the number of devices. On the devices, sharded arrays are padded with
 rows of zeros, which the training step cuts off before it computes anything from them. Their gradient is zero, so they
@@ -210,8 +210,54 @@ def _copies_bwd(perturbed: list[Array | None], cotangents: list[Any]) -> tuple[l
 _copies.defvjp(_copies_fwd, _copies_bwd, symbolic_zeros=True)
 
 
+def map_classes(function: Callable[[Any, Any, Any], Any], rows: Any, by_class: Any, whole: Any) -> Any:
+    """Return function(rows, by_class, whole), which every device computes for all rows and the classes it has.
+
+    `rows` is float (batch, ...), which every device gets whole; `by_class` are arrays with a row for every class,
+    of which a device gets its own, padded with zeros to the same number on all devices. `function` computes what
+    depends on the classes of other devices by `gather_results`, and its results must be equal on all devices.
+    """
+    shards = jax.sharding.get_abstract_mesh().size
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, [(0, -len(x) % shards), *[(0, 0)] * (x.ndim - 1)])
+
+    def on_device(rows: Array, by_class: Any, whole: Any) -> Any:
+        return function(jax.lax.all_gather(rows, AXIS, tiled=True), by_class, whole)
+
+    # Unchecked, every device differentiates its share of the result, and one exchange sums the gradient of `rows`.
+    mapped = jax.shard_map(on_device, in_specs=(BY_ROWS, BY_ROWS, WHOLE), out_specs=WHOLE, check_vma=False)
+    return mapped(rows, jax.tree.map(padded, by_class), whole)
+
+
+@jax.custom_vjp
+def gather_results(x: Array) -> Array:
+    """Return (devices, *x.shape), of which every device under `map_classes` must compute the same result.
+
+    What this result's derivative is in its own `x`, a device then knows without another exchange.
+    """
+    return gather_from_devices(x)
+
+
+def _gather_results_fwd(x: Array) -> tuple[Array, None]:
+    return gather_from_devices(x), None
+
+
+def _gather_results_bwd(_: None, cotangent: Array) -> tuple[Array]:
+    # Each device has a share of the cotangent, and all shares are equal.
+    return (devices_with_rows() * jax.lax.dynamic_index_in_dim(cotangent, jax.lax.axis_index(AXIS), keepdims=False),)
+
+
+gather_results.defvjp(_gather_results_fwd, _gather_results_bwd)
+
+
+def first_class(width: int) -> Array:
+    """Return the number of the first of the `width` classes that this device has under `map_classes`."""
+    return width * jax.lax.axis_index(AXIS)
+
+
 def devices_with_rows() -> int:
-    """Return how many devices compute, each with its own rows, the function under `map_rows` that is being traced."""
+    """Return how many devices compute the function under `map_rows` or `map_classes` that is being traced."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[AXIS] if AXIS in mesh.manual_axes else 1
 
@@ -222,8 +268,16 @@ def sum_over_devices(*arrays: Array) -> Sequence[Array]:
 
 
 def gather_from_devices(x: Array) -> Array:
-    """Return (devices, *x.shape), the `x` of every device that has rows, see `map_rows`."""
-    return jax.lax.all_gather(x, AXIS) if devices_with_rows() > 1 else x[None]
+    """Return (devices, *x.shape), the small array `x` of every device under `map_rows` or `map_classes`.
+
+    The devices sum arrays that are zero but for their own `x`. XLA has a kernel of its own for small sums between the
+    GPUs of a process, while gathering takes a call of NCCL.
+    """
+    devices = devices_with_rows()
+    if devices == 1:
+        return x[None]
+    padded = jnp.zeros((devices, *x.shape), x.dtype)
+    return jax.lax.psum(padded.at[jax.lax.axis_index(AXIS)].set(x), AXIS)
 
 
 def own_rows(make: Callable[[int], Array], rows: int) -> Array:
@@ -234,31 +288,17 @@ def own_rows(make: Callable[[int], Array], rows: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(make(devices * rows), rows * jax.lax.axis_index(AXIS), rows)
 
 
-def replicate_rows(rows: Array) -> Array:
-    """Copy a batch that is sharded by rows to every device of the mesh under which the caller is traced."""
-    # The first constraint looks redundant. With the second alone XLA would also replicate the computation of `rows`.
-    rows = jax.lax.with_sharding_constraint(rows, PartitionSpec(AXIS))
-    return jax.lax.with_sharding_constraint(rows, PartitionSpec())
-
-
 def top_classes(x: Array, count: int) -> Array:
     """Return the classes, int32 (batch, count), of the `count` largest of `x` (batch, classes) in descending order.
 
-    Equal values come in the order of their classes, as with `jax.lax.top_k`. Where the classes are sharded, every
-    device finds its own largest values, and the result is chosen from those.
+    Equal values come in the order of their classes, as with `jax.lax.top_k`. Under `map_classes` these are the
+    largest of all devices, counted from this device's first class; `classes` stands for those of other devices.
     """
-    classes = x.shape[1]
-    shards = class_shards(classes)
-    if shards == 1:
+    if devices_with_rows() == 1:
         return jax.lax.top_k(x, count)[1]
-    width = -(-classes // shards)
-
-    def top_of_shard(shard: Array) -> tuple[Array, Array]:
-        values, indices = jax.lax.top_k(shard, min(count, width))
-        return values, indices + width * jax.lax.axis_index(AXIS)
-
-    # With `top_k` of the whole array XLA would gather its operand, so the shards are written out.
-    by_class = PartitionSpec(None, AXIS)
-    candidates = jax.shard_map(top_of_shard, in_specs=by_class, out_specs=(by_class, by_class))
-    values, indices = candidates(jnp.pad(x, ((0, 0), (0, shards * width - classes)), constant_values=-jnp.inf))
-    return jnp.take_along_axis(indices, jax.lax.top_k(values, count)[1], axis=1)
+    width = x.shape[1]
+    values, indices = jax.lax.top_k(x, min(count, width))
+    first = first_class(width)
+    values, classes = (jax.lax.all_gather(own, AXIS, axis=1, tiled=True) for own in (values, indices + first))
+    top = jnp.take_along_axis(classes, jax.lax.top_k(values, count)[1], axis=1) - first
+    return jnp.where((top >= 0) & (top < width), top, width)

@@ -12,9 +12,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# The processes that tests start import this checkout's package and the tests' helpers.
+# The processes that tests start import this checkout's package and the tests' helpers, and what these tests import.
 HERE = Path(__file__).parent
-os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE / "helpers"), str(HERE.parent)])
+PATHS = [str(HERE / "helpers"), str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, PATHS)))
 
 # Hypothesis draws the same examples every time, and no machine is too slow for them.
 hypothesis.settings.register_profile(

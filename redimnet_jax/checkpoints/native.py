@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import redimnet_jax
 from redimnet_jax import addresses, buckets, files
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.models import config as model_config
@@ -80,7 +80,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
     arrays = {name: np.asarray(array) for name, array in flat(model.network).items()}
     description = {
         "format": FORMAT,
-        "tool": f"redimnet_jax {version('redimnet_jax')}",
+        "tool": f"redimnet_jax {redimnet_jax.__version__}",
         "arch": model.arch,
         "model_config": model.model_config,
         "source": dataclasses.asdict(model.source),

@@ -20,6 +20,9 @@ from redimnet_jax.numerics import cosines, unit
 Array = jax.Array
 Parameters = dict[str, Array]
 
+# The cosine with a class of zeros that only pads a device's classes: no sum, softmax or maximum sees it.
+NO_CLASS = -1e4
+
 
 def require(condition: bool, loss: object, option: str, wanted: str) -> None:
     """Raise UserError, which says that `option` of `loss` must be `wanted`, unless `condition` holds."""
@@ -82,6 +85,23 @@ class Classification:
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
         """Return the loss for `cosine` (batch, classes); `parameters` may lack the prototypes."""
+        return jnp.mean(self.loss_of_rows(*self.terms(cosine, labels, parameters, margin), parameters))
+
+    def terms(
+        self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array
+    ) -> tuple[Array, Array]:
+        """Return what the loss needs to know of each row of `cosine`, (term of all classes, term of the target).
+
+        Both are (batch,). The latter is NaN where the label is none of the classes.
+        """
+        raise NotImplementedError
+
+    def loss_of_rows(self, of_classes: Array, of_target: Array, parameters: Parameters) -> Array:
+        """Return the loss of each row, (batch,), from its `terms`."""
+        raise NotImplementedError
+
+    def terms_of_shards(self, of_classes: Array, of_target: Array) -> tuple[Array, Array]:
+        """Return the `terms` of all classes from those of shards of them, each (shards, batch)."""
         raise NotImplementedError
 
     def lowest(self, classes: int, margin: float, *, speakers: int, crops: int) -> float:
@@ -95,7 +115,26 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True)
-class AAMSoftmax(Classification):
+class Softmax(Classification):
+    """Base of the losses that are a softmax cross-entropy of scaled cosines, with another cosine for the target.
+
+    The terms are the logarithm of the softmax's denominator and the logit of the target.
+    """
+
+    def loss_of_rows(self, of_classes: Array, of_target: Array, parameters: Parameters) -> Array:
+        return of_classes - of_target
+
+    def terms_of_shards(self, of_classes: Array, of_target: Array) -> tuple[Array, Array]:
+        return jax.nn.logsumexp(of_classes, axis=0), jnp.nanmax(of_target, axis=0)
+
+    def logits_terms(self, cosine: Array, target: Array, labels: Array) -> tuple[Array, Array]:
+        """Return the terms for `cosine`, with `target` (batch, 1) for the cosines of the labels."""
+        logits = self.scale * jnp.where(_is_target(cosine, labels), target, cosine)
+        return jax.nn.logsumexp(logits, axis=1), self.scale * target[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class AAMSoftmax(Softmax):
     """Additive angular margin softmax (ArcFace, arXiv 1801.07698, equation 3).
 
     The margin (radians) is added to the angle of the target class. Beyond pi - margin, where the cosine would turn
@@ -109,24 +148,28 @@ class AAMSoftmax(Classification):
         super().__post_init__()
         require(0 <= self.margin < 1.5, self, "margin", "an angle (radians) from 0 to 1.5")
 
-    def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
+    def terms(
+        self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array
+    ) -> tuple[Array, Array]:
         target = _target(cosine, labels)
         shifted = farther(target, margin, margin * jnp.sin(margin))
         if self.easy_margin:
             shifted = jnp.where(target > 0.0, farther(target, margin, 0.0), target)
-        return _cross_entropy(self.scale, cosine, shifted, labels)
+        return self.logits_terms(cosine, shifted, labels)
 
 
 @dataclasses.dataclass(frozen=True)
-class AMSoftmax(Classification):
+class AMSoftmax(Softmax):
     """Additive margin softmax (CosFace, arXiv 1801.09414, equation 4): the target logit is cos - margin."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.margin < 2, self, "margin", "a difference of cosines from 0 to 2")
 
-    def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
-        return _cross_entropy(self.scale, cosine, _target(cosine, labels) - margin, labels)
+    def terms(
+        self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array
+    ) -> tuple[Array, Array]:
+        return self.logits_terms(cosine, _target(cosine, labels) - margin, labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +203,17 @@ class SubcenterAAM(AAMSoftmax):
         units = unit(embeddings), unit(parameters["prototypes"])
         return jnp.einsum("bd,knd->bkn", *units, precision=jax.lax.Precision.HIGHEST).max(axis=2)
 
-    def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
-        count = min(self.top_k, cosine.shape[1] - 1)
+    def terms(
+        self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array
+    ) -> tuple[Array, Array]:
+        count = min(self.top_k, sharding.devices_with_rows() * cosine.shape[1] - 1)
         if count:
             others = jnp.where(_is_target(cosine, labels), -jnp.inf, jax.lax.stop_gradient(cosine))
             nearest = sharding.top_classes(others, count)
             hard = jnp.zeros(cosine.shape, bool).at[jnp.arange(len(cosine))[:, None], nearest].set(True)
             penalty = self.penalty * (margin / self.margin if self.margin else 1.0)
             cosine = jnp.where(hard, nearer(cosine, penalty), cosine)
-        return super().of_cosines(cosine, labels, parameters, margin)
+        return super().terms(cosine, labels, parameters, margin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +252,9 @@ class SphereFace2(Classification):
         """Return random prototypes (classes, dim) and a bias () of 0."""
         return super().parameters(classes, dim, key) | {"bias": jnp.zeros(())}
 
-    def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
+    def terms(
+        self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array
+    ) -> tuple[Array, Array]:
         # A label out of range gives a NaN target, and so a NaN loss instead of a sum over the other classes.
         target, bias = _target(cosine, labels), parameters["bias"]
         if self.margin_type == "A":
@@ -216,8 +263,14 @@ class SphereFace2(Classification):
         else:
             own, others = self._adjusted(target) - margin, self._adjusted(cosine) + margin
         wrong = jnp.where(_is_target(cosine, labels), 0.0, jax.nn.softplus(self.scale * others + bias))
-        rows = self.balance * jax.nn.softplus(-self.scale * own - bias)[:, 0]
-        return jnp.mean(rows + (1.0 - self.balance) * wrong.sum(axis=1))
+        return wrong.sum(axis=1), own[:, 0]
+
+    def loss_of_rows(self, of_classes: Array, of_target: Array, parameters: Parameters) -> Array:
+        right = jax.nn.softplus(-self.scale * of_target - parameters["bias"])
+        return self.balance * right + (1.0 - self.balance) * of_classes
+
+    def terms_of_shards(self, of_classes: Array, of_target: Array) -> tuple[Array, Array]:
+        return of_classes.sum(axis=0), jnp.nanmax(of_target, axis=0)
 
     def _adjusted(self, cosine: Array) -> Array:
         """Return g(cosine) as in the class docstring, continued below -1 so that it increases everywhere."""
@@ -245,7 +298,8 @@ def farther(cosine: Array, angle: float | Array, drop: float | Array) -> Array:
 
 def nearer(cosine: Array, angle: float | Array) -> Array:
     """Return cos(a - `angle`), where `cosine` is cos(a); `cosine` + 1 - cos(`angle`) where `angle` exceeds a."""
-    return -farther(-cosine, angle, 1.0 - jnp.cos(angle))
+    result = -farther(-cosine, angle, 1.0 - jnp.cos(angle))
+    return result if sharding.devices_with_rows() == 1 else jnp.where(cosine > NO_CLASS, result, cosine)
 
 
 def _is_target(cosine: Array, labels: Array) -> Array:
@@ -268,12 +322,6 @@ def _target(cosine: Array, labels: Array) -> Array:
     known = (labels >= 0) & (labels < cosine.shape[1])
     target = jnp.take_along_axis(cosine, labels[:, None], axis=1, mode="clip")
     return jnp.where(known[:, None], target, jnp.nan)
-
-
-def _cross_entropy(scale: float, cosine: Array, target: Array, labels: Array) -> Array:
-    """Return the mean softmax cross-entropy of scaled cosines, with `target` (batch, 1) for those of the labels."""
-    logits = scale * jnp.where(_is_target(cosine, labels), target, cosine)
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - scale * target[:, 0])
 
 
 def _simplex(classes: int) -> np.ndarray:

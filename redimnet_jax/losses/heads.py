@@ -1,6 +1,7 @@
 """The Matryoshka heads: a loss with parameters of its own for every prefix of the embedding."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax import sharding
-from redimnet_jax.losses.classification import AAMSoftmax, check_labels
+from redimnet_jax.losses import sharded_heads
+from redimnet_jax.losses.classification import AAMSoftmax, Classification, check_labels
 from redimnet_jax.losses.distillation import score_distance
 from redimnet_jax.losses.objective import Loss
 from redimnet_jax.numerics import unit
@@ -88,20 +90,22 @@ class Heads(nnx.Module):
         the program is traced.
         """
         check_labels(labels, self.classes)
-        rows = embedding
+        parameters = [self.of(index) for index in range(len(self.dims))]
         if self.have_prototypes and sharding.class_shards(self.classes) > 1:
-            rows, labels = sharding.replicate_rows(embedding), sharding.replicate_rows(labels)
-        losses, accuracies = [], []
-        for index, dim in enumerate(self.dims):
-            prefix, parameters = rows[:, :dim], self.of(index)
-            loss, accuracy = self.criterion.with_accuracy(prefix, labels, parameters, margin)
-            losses.append(loss)
-            accuracies.append(accuracy)
-        losses, share = jnp.stack(losses), jnp.asarray(weights, jnp.float32)
+            criterion = cast(Classification, self.criterion)
+            losses, accuracies = sharded_heads.losses(criterion, embedding, labels, parameters, margin)
+        else:
+            prefixes = [embedding[:, :dim] for dim in self.dims]
+            pairs = [
+                self.criterion.with_accuracy(prefix, labels, own, margin)
+                for prefix, own in zip(prefixes, parameters, strict=True)
+            ]
+            losses, accuracies = map(jnp.stack, zip(*pairs, strict=True))
+        share = jnp.asarray(weights, jnp.float32)
         total = jnp.sum(losses * share) / jnp.sum(share)
         if consistency:
             total += consistency * inconsistency(embedding, self.dims)
-        return total, {"loss": losses, "accuracy": jnp.stack(accuracies)}
+        return total, {"loss": losses, "accuracy": accuracies}
 
 
 def inconsistency(embedding: Array, dims: Sequence[int]) -> Array:

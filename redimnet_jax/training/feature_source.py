@@ -182,17 +182,18 @@ def place_by_stream(sampler: EpochSampler, array: np.ndarray, mesh: Mesh) -> Arr
     parts = streams // sampler.strata
     inner = array.shape[1:]
     shape = (streams, sampler.crops * sampler.width, *inner)
-    by_crop = array.reshape(sampler.crops, sampler.utterances, *inner)
+    # As integers: NumPy copies strided bfloat16 one element at a time.
+    by_crop = array.view(f"u{array.itemsize}").reshape(sampler.crops, sampler.utterances, *inner)
 
     def part(index: Any) -> np.ndarray:
         if sampler.strata == 1:
             return np.broadcast_to(array, (len(range(streams)[index[0]]), *array.shape))
         strata = [t // parts for t in range(streams)[index[0]]]
-        out = np.zeros((len(strata), sampler.crops, sampler.width, *inner), array.dtype)
+        out = np.zeros((len(strata), sampler.crops, sampler.width, *inner), by_crop.dtype)
         for place, stratum in enumerate(strata):
             rows = by_crop[:, stratum :: sampler.strata]
             out[place, :, : rows.shape[1]] = rows
-        return out.reshape(len(strata), *shape[1:])
+        return out.view(array.dtype).reshape(len(strata), *shape[1:])
 
     by_stream = sharding.by_rows(mesh)
     shards = []

@@ -15,6 +15,8 @@ NETWORKS = {
     "redimnet": tiny.CONFIG | {"block_2d_type": "convnext_like", "stages_setup": [[2, 2, 1, [[3, 3]], None]]},
     "redimnet2": {"F": 16, "C": 4, "out_channels": 8, "stages_setup": [[[2, 1], 2, 1, [[3, 3]], None]]},
 }
+# The gradient of "redimnet" in float32 is 1e-4 from that in float64, in which all forms are equal to the bit.
+ROUNDING = 1e-4
 
 
 @pytest.mark.slow
@@ -40,11 +42,11 @@ def test_less_is_kept_and_nothing_else_changes(arch):
     all_kept, expected = results(Execution())
     kept, found = results(Execution(remat=True))
     assert kept < 0.9 * all_kept
-    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    assert np.linalg.norm(found - expected) < ROUNDING * np.linalg.norm(expected)
     for execution in (Execution(scan=True), Execution(remat=True, scan=True)):
         kept_in_loop, found = results(execution)
         assert (kept_in_loop < 0.9 * all_kept) == execution.remat
-        assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) < ROUNDING * np.linalg.norm(expected)
 
 
 def test_equal_blocks_are_one_in_a_loop():

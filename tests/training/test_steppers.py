@@ -146,9 +146,8 @@ def on_devices(training, devices: int, strata: int) -> dict[str, np.ndarray]:
         # Nothing but sums over the batch, and the batch statistics of each device, goes from device to device.
         text = stepper._compiled.as_text()
         passed = re.findall(r"all-[a-z]+|collective-[a-z]+|reduce-scatter", text)
-        assert set(passed) == {"all-reduce", "all-gather"}
-        gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
-        assert gathered and all(np.prod([int(n) for n in shape.split(",")]) <= devices * 3 * 24 for shape in gathered)
+        assert set(passed) == {"all-reduce"}
+        assert f"f32[{devices},3,24]" in " ".join(re.findall(r".* all-reduce\(.*", text))
     return arrays | figures
 
 
