@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from redimnet_jax.errors import ArgumentError, UserError
-from redimnet_jax.evaluation import device_metrics
+from redimnet_jax.evaluation import device_metrics, resampling
 from redimnet_jax.metrics import checked_labels
 
 Array = jax.Array
 
-# Resamples that are computed side by side: a multiple of every vector width that takes little memory.
-BATCH = 32
 P_TARGETS = (0.01, 0.05)
 
 
@@ -166,9 +164,7 @@ def _units(first: Array, second: Array) -> int:
 
 def _resampled(trials: _Trials, resamples: int, seed: int, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return EER (rows, resamples) and minDCF (costs, rows, resamples) of the resamples with both classes."""
-    batch = min(BATCH, resamples)
-    batches = -(-resamples // batch)
-    keys = jax.random.split(jax.random.key(seed), batches * batch).reshape(batches, batch)
+    keys = resampling.keys(resamples, seed)
     scores, labels, first, second, units = trials
     device_eers, device_min_dcfs = _bootstrap(scores, labels, first, second, keys, costs, units)
     eers = np.asarray(device_eers)[..., :resamples]
@@ -197,11 +193,9 @@ def _bootstrap(
     """Return EER (rows, resamples) and minDCF (costs, rows, resamples); `keys` has one random key a resample."""
     ranking = device_metrics.rank(scores, labels, first, second, units)
 
-    def draw(key: Array) -> Array:
-        return jnp.zeros(units + 1, jnp.int32).at[jax.random.randint(key, (units,), 0, units)].add(1)
-
     def batch(keys: Array) -> tuple[Array, Array]:
-        return device_metrics.rates(ranking, jax.vmap(draw, out_axes=1)(keys), costs)
+        counts = jax.vmap(lambda key: resampling.draw(key, units), out_axes=1)(keys)
+        return device_metrics.rates(ranking, counts, costs)
 
     results = jax.lax.map(batch, keys)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], keys.size), results)

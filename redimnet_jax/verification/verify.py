@@ -12,7 +12,7 @@ from redimnet_jax.data import signal_quality, speech
 from redimnet_jax.data.decoding import Source
 from redimnet_jax.embedding.recording import EmbeddedRecording, embed_recording
 from redimnet_jax.embedding.segments import CropPolicy
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import ArgumentError, UserError
 from redimnet_jax.evaluation import quality_measures, system_calibration
 from redimnet_jax.evaluation.quality_measures import COHORT
 from redimnet_jax.evaluation.settings import CROPS
@@ -81,7 +81,11 @@ def verify(
     Raise UserError for a recording that cannot be used, for a given calibration of another system, and for a false
     acceptance rate that the calibration cannot show.
     """
-    (dim,) = scoring.checked_dims((dim or model.embed_dim,), model.embed_dim)
+    dim = model.embed_dim if dim is None else dim
+    if not 1 <= dim <= model.embed_dim:
+        raise ArgumentError(
+            f"`dim` is {dim} but must lie between 1 and {model.embed_dim}, the width of the embedding."
+        )
     known, reason = find_calibration(model, dim, calibration)
     sides = (_usable(model, a, min_speech), _usable(model, b, min_speech))
     started = time.perf_counter()

@@ -107,6 +107,7 @@ def test_a_calibration_of_another_model_is_refused(report, plain, tree, tmp_path
     assert code == 4 and "does not suit it: it was made with other configuration" in out
     code, _, err = run(capsys, *files, f"--checkpoint={other}", f"--calibration={path}")
     assert code == 1 and "cannot be used for this model, because it was made with other configuration" in err
+    assert "dim is 9 but must lie between 1 and 8" in refusal(rj.verify, rj.load(plain), *files, 9)
     assert "has no dimension 6" in refusal(rj.verify, rj.load(plain), *files, 6, calibration=path, min_speech=0)
 
 
