@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": ("evaluate", "evaluate a checkpoint on verification trials (also: python eval.py)"),
     "convert": ("convert", "convert a PyTorch checkpoint (also: python convert_torch_weights.py)"),
     "embed": ("embed", "embed all utterances of a corpus"),
+    "audit": ("audit", "find doubtful labels and duplicates in a corpus"),
     "rooms": ("rooms", "write artificial room impulse responses"),
     "tfds": ("tfds", "write a corpus to a TFDS data set"),
 }
