@@ -15,7 +15,7 @@ WRONG = "wrong label"
 SECOND = "second speaker under one name"
 ALIAS = "one speaker under two names"
 DUPLICATE = "duplicate"
-REASONS = (WRONG, SECOND, ALIAS, DUPLICATE)
+REASONS = (WRONG, SECOND, ALIAS, DUPLICATE)  # in the order of reports
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def audit(
     read: gives the audio of a recording, as `Recordings.read`. prior: the fraction of labels, and of names, that are
     expected to be wrong.
 
-    A recording is found once, for the first reason that holds: a name is a second one of a speaker (the name with
-    fewer recordings is found), it belongs to the smaller of two speakers under its name, its label is wrong, or it
-    repeats another recording. Raises UserError when there are too few speakers or recordings to compare.
+    A recording is found once, for the first reason that holds: it belongs to the smaller of two speakers under its
+    name, its label is wrong, its name is a second one of a speaker (that with fewer recordings), or it repeats another
+    recording. Raises UserError when there are too few speakers or recordings to compare.
     """
     names = int(speakers.max(initial=-1)) + 1
     if names < 2:
@@ -90,9 +90,9 @@ def audit(
         voices = labels.listen(vectors, Sets(one_name, sets.groups), prior)
     found: dict[int, Finding] = {}
     for finding in (
-        *_aliases(second_names, speakers),
         *_second_speakers(voices, sets, one_name, speakers, prior),
         *_wrong(voices, one_name, speakers),
+        *_aliases(second_names, speakers),
     ):
         found.setdefault(finding.recording, finding)
     for finding in _copies(same_audio, speakers, found):
