@@ -4,8 +4,9 @@
 
 For every seed, 1% of the recordings get the name of another speaker, and 0.5% are there twice: the copy has another
 format, level and sampling rate and lacks the first part. Then, for each seed, five speakers get two names each, and
-five names two speakers each. Wrong labels are found as such or as a second speaker of a name. What the audit finds in
-the corpus as it is counts as false in `precision`, and is left out in `precision, new`. The embeddings are kept in the folder `--work`.
+five names two speakers each. A wrong label counts as found when it is called so, or a second speaker of its name.
+What the audit finds in the corpus as it is counts as false in `precision`, and is left out in `precision, new`.
+Embeddings are kept in the folder `--work`.
 """
 
 import argparse

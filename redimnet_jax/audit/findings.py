@@ -74,8 +74,8 @@ def audit(
     expected to be wrong.
 
     A recording is found once, for the first reason that holds: it belongs to the smaller of two speakers under its
-    name, its label is wrong, its name is a second one of a speaker (that with fewer recordings), or it repeats another
-    recording. Raises UserError when there are too few speakers or recordings to compare.
+    name, its label is wrong, its name is a second one of a speaker (that with fewer recordings), or it repeats
+    another recording. Raises UserError when there are too few speakers or recordings to compare.
     """
     names = int(speakers.max(initial=-1)) + 1
     if names < 2:

@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from redimnet_jax.audit import two_covariance
-from redimnet_jax.audit.two_covariance import TwoCovariance, blocks
+from redimnet_jax.audit.two_covariance import TwoCovariance, add_rows, blocks
 
 UNKNOWN = -1  # a speaker that is not in the corpus
 ROUNDS = 5
@@ -148,7 +148,7 @@ def several_speakers(voices: Voices, sets: Sets, prior: float) -> list[Split]:
         if len(groups) < 4:
             continue
         points = np.zeros((len(groups), voices.coordinates.shape[1]))
-        np.add.at(points, group, voices.coordinates[rows])
+        add_rows(points, group, voices.coordinates[rows])
         points /= np.bincount(group)[:, None]
         part = _divided(points, model)
         sizes = part.sum(), len(part) - part.sum()
@@ -192,7 +192,7 @@ def _totals(coordinates: np.ndarray, sets: Sets, usable: np.ndarray) -> tuple[np
     sums = np.zeros((sets.names, coordinates.shape[1]))
     weights = _weights(sets, usable)
     for rows in blocks(len(coordinates)):
-        np.add.at(sums, sets.labels[rows], coordinates[rows] * weights[rows, None])
+        add_rows(sums, sets.labels[rows], coordinates[rows].astype(np.float64), weights[rows])
     return sums, np.bincount(sets.labels, weights, minlength=sets.names)
 
 
@@ -239,7 +239,7 @@ def _observation_totals(coordinates: np.ndarray, sets: Sets, usable: np.ndarray)
     count = int(sets.groups.max()) + 1
     sums = np.zeros((count, coordinates.shape[1]), np.float32)
     for rows in blocks(len(coordinates)):
-        np.add.at(sums, sets.groups[rows], coordinates[rows] * weights[rows, None].astype(np.float32))
+        add_rows(sums, sets.groups[rows], coordinates[rows], weights[rows])
     return sums, np.bincount(sets.groups, weights, minlength=count)
 
 

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from redimnet_jax.errors import UserError
 
@@ -53,7 +54,7 @@ def fit(vectors: np.ndarray, labels: np.ndarray, usable: np.ndarray) -> TwoCovar
     squares = np.zeros((width, width))
     for rows in blocks(len(vectors)):
         block = np.asarray(vectors[rows][usable[rows]], np.float64)
-        np.add.at(sums, labels[rows][usable[rows]], block)
+        add_rows(sums, labels[rows][usable[rows]], block)
         squares += block.T @ block
     present = counts > 0
     means = sums[present] / counts[present, None]
@@ -80,6 +81,13 @@ def _drawn(covariance: np.ndarray, share: float) -> np.ndarray:
     width = len(covariance)
     variance = max(np.trace(covariance) / width, 1e-9)
     return (1 - share) * covariance + share * variance * np.eye(width)
+
+
+def add_rows(sums: np.ndarray, places: np.ndarray, rows: np.ndarray, weights: np.ndarray | None = None) -> None:
+    """Add each of `rows` (n, dim), times its weight if there are `weights` (n,), to sums[places], places int (n,)."""
+    unique, column = np.unique(places, return_inverse=True)
+    values = np.ones(len(places), rows.dtype) if weights is None else weights.astype(rows.dtype)
+    sums[unique] += csr_array((values, (column, np.arange(len(places)))), shape=(len(unique), len(places))) @ rows
 
 
 def blocks(count: int, rows: int = _ROWS) -> Iterator[slice]:
