@@ -76,7 +76,7 @@ class Joined:
         return source.read(number, start, samples)
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus")
     parser.add_argument("--checkpoint", type=Path, required=True)
@@ -84,8 +84,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--wrong", type=float, default=0.01)
     parser.add_argument("--copies", type=float, default=0.005)
+    parser.add_argument(
+        "--near", type=int, default=10**9, help="a wrong label is one of this many speakers that sound nearest"
+    )
     parser.add_argument("--narrow", action="store_true", help="copies have a sampling rate of 8 kHz")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
     embedded = args.work / "embeddings"
     code = command.main(["embed", args.corpus, f"--checkpoint={args.checkpoint}", f"--output={embedded}"])
     assert code == 0
@@ -98,13 +105,17 @@ def main() -> None:
     def run(vectors, labels, sessions, read) -> Audit:
         return findings.audit(vectors, labels, sessions, read, progress=False)
 
+    means = np.stack([vectors[labels == speaker].mean(0) for speaker in range(speakers)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    nearest = np.argsort(-(means @ means.T - 3 * np.eye(speakers)), axis=1)[:, :-1]  # of every speaker, the others
+
     known = of_labels(run(vectors, labels, nowhere, corpus.read))
     print(json.dumps({"found in the corpus as it is": len(known)}))
     for seed in range(args.seeds):
         rng = np.random.default_rng(seed)
         wrong = rng.choice(n, round(args.wrong * n), replace=False)
         planted = labels.copy()
-        planted[wrong] = (labels[wrong] + rng.integers(1, speakers, len(wrong))) % speakers
+        planted[wrong] = nearest[labels[wrong], rng.integers(0, min(args.near, speakers - 1), len(wrong))]
         chosen = rng.choice(np.setdiff1d(np.arange(n), wrong), round(args.copies * n), replace=False)
         where = args.work / f"copies-{seed}{'-narrow' * args.narrow}"
         extra = AudioFiles([where], copies(corpus, chosen, where, args.narrow, rng))
