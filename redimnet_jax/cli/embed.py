@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redimnet_jax import buckets, locks
 from redimnet_jax.cli.command import Parser, closes_quietly, embedding_options, run, say, speech_options
@@ -18,6 +19,9 @@ from redimnet_jax.evaluation.settings import (
     check_speech,
     check_windows,
 )
+
+if TYPE_CHECKING:
+    from redimnet_jax.data.corpus import Corpus
 
 HELP = """Embed all utterances of a corpus. The result is an array to be memory-mapped and a table of its rows. The
 same command continues an interrupted run.
@@ -70,8 +74,14 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[embedding_options(crops="1, the middle one"), speech_options()],
     )
-    parser.add_argument("corpus", metavar="SOURCE", help="corpus: folder, list file or tfds:NAME")
+    add_corpus_options(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the embeddings")
+    return parser
+
+
+def add_corpus_options(parser: Parser) -> None:
+    """Add the corpus and the options of how all of it is read and embedded."""
+    parser.add_argument("corpus", metavar="SOURCE", help="corpus: folder, list file or tfds:NAME")
     parser.add_argument(
         "--audio_root", type=Path, metavar="DIR", help="folder that the paths in a list file are relative to"
     )
@@ -86,7 +96,6 @@ def _parser() -> Parser:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="threads that decode audio (default: number of CPUs plus four)"
     )
-    return parser
 
 
 @closes_quietly
@@ -99,16 +108,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _embed_locked(settings: EmbedSettings) -> None:
     with buckets.writing(settings.output, LAYOUT) as mirror, locks.locked(mirror.local):
-        _embed(dataclasses.replace(settings, output=mirror.local))
+        embed(dataclasses.replace(settings, output=mirror.local))
 
 
-def _embed(settings: EmbedSettings) -> None:
+def embed(settings: EmbedSettings, min_speakers: int = 1) -> "Corpus":
+    """Embed what is not in the local folder `settings.output` yet, print what was done, and return the corpus.
+
+    Raises UserError when the corpus has fewer than `min_speakers`.
+    """
     import jax.numpy as jnp
 
     from redimnet_jax import scoring
     from redimnet_jax.checkpoints.open import open_model
     from redimnet_jax.data import speech_only
-    from redimnet_jax.data.corpus import open_corpus
+    from redimnet_jax.data.corpus import open_corpus, require_speakers
     from redimnet_jax.embedding import folder as embedding_folder
     from redimnet_jax.embedding.segments import CropPolicy
 
@@ -120,7 +133,7 @@ def _embed(settings: EmbedSettings) -> None:
     embedding_folder.check(
         settings.output, description, verify=False
     )  # Before the corpus is indexed, which can take long.
-    corpus = open_corpus(
+    whole = open_corpus(
         settings.corpus,
         cache_dir=settings.output / "corpus",
         audio_root=settings.audio_root,
@@ -128,9 +141,11 @@ def _embed(settings: EmbedSettings) -> None:
         max_bad=settings.max_bad,
         workers=settings.workers,
     )
+    require_speakers(whole, settings.corpus, min_speakers)
+    corpus = whole
     if settings.speech_only:
         corpus = speech_only.speech_corpus(
-            corpus,
+            whole,
             settings.output / "corpus",
             min_seconds=settings.min_speech,
             max_bad=settings.max_bad,
@@ -139,7 +154,7 @@ def _embed(settings: EmbedSettings) -> None:
     description["corpus_sha256"] = corpus.digest
     if embedding_folder.check(settings.output, description):
         say(f"{settings.output} has all embeddings of {settings.corpus} already")
-        return
+        return whole
     done = embedding_folder.embed(
         model,
         corpus,
@@ -159,3 +174,4 @@ def _embed(settings: EmbedSettings) -> None:
     if done.unreadable:
         say(f"{done.unreadable:,} that cannot be read are in {settings.output / embedding_folder.UNREADABLE}")
     say(f"{done.total:,} utterances of {dim} dimensions are in {settings.output / embedding_folder.ARRAY}")
+    return whole

@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": ("convert", "convert a PyTorch checkpoint (also: python convert_torch_weights.py)"),
     "embed": ("embed", "embed all utterances of a corpus"),
     "verify": ("verify", "decide whether two recordings are of one speaker"),
+    "audit": ("audit", "find doubtful labels and duplicates in a corpus"),
     "rooms": ("rooms", "write artificial room impulse responses"),
     "tfds": ("tfds", "write a corpus to a TFDS data set"),
 }

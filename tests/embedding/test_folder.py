@@ -104,7 +104,7 @@ def test_command(tmp_path, capsys):
     assert error.startswith("error: ") and "other dim" in error
 
 
-@pytest.mark.parametrize("name", ["dim", "windows", "dtype", "weights_sha256", "tool"])
+@pytest.mark.parametrize("name", ["dim", "windows", "speech", "dtype", "weights_sha256", "tool"])
 def test_other_settings_are_refused(name, tmp_path):
     wanted = embedding_folder.settings(model(), WHOLE, 4)
     (tmp_path / "embeddings.json").write_text(json.dumps(wanted))
