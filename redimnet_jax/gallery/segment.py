@@ -65,16 +65,13 @@ def read(folder: Path, checksums: Mapping[str, Any], dim: int, verify: bool = Tr
     `verify` False leaves out the checksums of the arrays, which take a pass over all of them. Raises UserError when a
     file is damaged, and FileNotFoundError when the whole segment is gone.
     """
-    arrays: dict[tuple[Level, Form], np.ndarray] = {}
     try:
         if checksums.keys() != {INDEX, *(_file(level, form) for level in LEVELS for form in codes.FORMS)}:
             raise UserError(f"The description of {folder} lists other files than a segment has; {MEND}.")
         for name, checksum in checksums.items():
             if verify or name == INDEX:
                 file_checksums.verify(folder / name, checksum, MEND)
-        for level in LEVELS:
-            for form in codes.FORMS:
-                arrays[level, form] = np.load(folder / _file(level, form), mmap_mode="r", allow_pickle=False)
+        arrays = _arrays(folder)
         utterances = _utterances((folder / INDEX).read_text(encoding="utf-8"), arrays["utterances", "float32"])
         models, bounds = groups(utterances.models)
         for (level, form), array in arrays.items():
@@ -95,6 +92,14 @@ def read_models(folder: Path, checksums: Mapping[str, Any]) -> set[str]:
     file_checksums.verify(folder / INDEX, checksums[INDEX], MEND)
     lines = (folder / INDEX).read_text(encoding="utf-8").splitlines()[1:]
     return {names.unquote(quoted) for quoted in {line.partition("\t")[0] for line in lines}}
+
+
+def _arrays(folder: Path) -> dict[tuple[Level, Form], np.ndarray]:
+    arrays: dict[tuple[Level, Form], np.ndarray] = {}
+    for level in LEVELS:
+        for form in codes.FORMS:
+            arrays[level, form] = np.load(folder / _file(level, form), mmap_mode="r", allow_pickle=False)
+    return arrays
 
 
 def _file(level: Level, form: Form) -> str:
