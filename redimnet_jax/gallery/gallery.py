@@ -33,21 +33,20 @@ _BLOCK_UTTERANCES = 1 << 16
 class Method:
     """How candidates are found before the whole embeddings are compared.
 
-    The `count` nearest by the `form` of embeddings are candidates. `dim` is the prefix that is compared; by default
-    64 dimensions in float32 and int8, and all bits of binary codes. float32 with all dimensions is an exhaustive
-    search.
+    The `count` nearest by the first `dim` elements of the embeddings in a `form` are candidates. By default these are
+    64 in float32 and int8, and all bits of binary codes. float32 with all dimensions is an exhaustive search.
     """
 
-    form: Form = "binary"
+    form: Form = "float32"
     dim: int | None = None
-    count: int = 256
+    count: int = 512
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError(f"The shortlist has {self.count} candidates but must have at least 1.")
 
 
-BINARY = Method()
+DEFAULT_METHOD = Method()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +133,7 @@ class Gallery:
         top: int = 1,
         best: int | None = None,
         dim: int | None = None,
-        method: Method = BINARY,
+        method: Method = DEFAULT_METHOD,
     ) -> list[list[Match]]:
         """Return the `top` models nearest to each of the `embeddings` (queries, width), the nearest first.
 
@@ -159,7 +158,7 @@ class Gallery:
         ]
 
     def search(
-        self, embeddings: np.ndarray, *, top: int = 10, dim: int | None = None, method: Method = BINARY
+        self, embeddings: np.ndarray, *, top: int = 10, dim: int | None = None, method: Method = DEFAULT_METHOD
     ) -> list[list[Match]]:
         """Return the `top` utterances nearest to each of the `embeddings` (queries, width), the nearest first.
 
@@ -176,7 +175,7 @@ class Gallery:
             results.append([Match(model, score, utterance) for model, utterance, score in found])
         return results
 
-    def prepare(self, level: Level, method: Method = BINARY) -> Shortlist:
+    def prepare(self, level: Level, method: Method = DEFAULT_METHOD) -> Shortlist:
         """Return the table of `method` on the device; `identify` and `search` prepare what they need on first use."""
         width = self.weights.dim
         default = width if method.form == "binary" else min(64, width)

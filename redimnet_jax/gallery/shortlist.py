@@ -2,7 +2,7 @@
 
     float32   cosines of the first elements: `dim` of them, 4 bytes each
     int8      cosines of int8 codes: a quarter of that
-    binary    numbers of equal signs: an eighth of that again, by XOR and population count
+    binary    numbers of equal bits: an eighth of that again, by XOR and population count
 
 The table lies on the device in blocks. Each block gives its best rows, and the best of these are the result: memory
 beyond the table does not grow with it. Within a block, the maxima of interleaved columns come first, because the best
@@ -31,12 +31,11 @@ _STEP = 1024  # the number of rows of a block is a multiple of it
 class Shortlist:
     """The first `dim` elements of all rows of `arrays`, each (rows, width) codes of one `form`, on the device.
 
-    A binary code is cut at whole bytes.
+    Of a binary code they are the first `dim` bits, up to a whole byte.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], form: Form, dim: int):
         self._form: Form = form
-        self._dim = dim
         self._width = codes.code_width(dim, form)
         self._blocks: list[tuple[Any, int]] = []
         for rows in _blocks(arrays, self._width):
@@ -53,7 +52,7 @@ class Shortlist:
         They are int64 (queries, count); all rows where there are fewer.
         """
         count = min(count, len(self))
-        encoded = codes.encode(queries, self._dim, self._form)
+        encoded = codes.encode(queries, queries.shape[1], self._form)[:, : self._width]
         encoded = _words(encoded) if self._form == "binary" else encoded
         found = [
             self._find(encoded[start : start + MAX_QUERIES], count) for start in range(0, len(encoded), MAX_QUERIES)

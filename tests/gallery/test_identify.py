@@ -108,8 +108,7 @@ def test_shortlists_are_exact_by_their_own_scores(monkeypatch, form, rows):
     queries = rng.standard_normal((3, 40)).astype(np.float32)
     arrays = np.array_split(codes.encode(table, 40, form), 3)
     found = Shortlist(arrays, form, 16).find(queries, 7)
-    left = codes.decode(codes.encode(queries, 16, form), 16, form)
-    right = codes.decode(codes.encode(table, 40, form), 40, form)[:, :16]
+    left, right = (codes.decode(codes.encode(rows, 40, form), 40, form)[:, :16] for rows in (queries, table))
     right = right / np.linalg.norm(right, axis=1, keepdims=True)
     scores = left @ right.T
     count = min(7, rows)
