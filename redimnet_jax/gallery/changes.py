@@ -7,6 +7,7 @@ segment is written anew: nothing of a removed model is left in a file.
 """
 
 import contextlib
+import dataclasses
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -42,17 +43,17 @@ class Writer:
     def enrol(self, utterances: Utterances, *, add: bool = False) -> None:
         """Enrol models by their `utterances`; with `add` those that are enrolled already get more utterances.
 
-        Raises UserError when a model is enrolled already and `add` is not given, and when an embedding has other
-        dimensions than the gallery or is not finite.
+        Embeddings that are wider than the gallery are cut. Raises UserError when a model is enrolled already and
+        `add` is not given, and when an embedding is narrower than the gallery or not finite.
         """
         if not len(utterances):
             raise UserError("There are no utterances to enrol; give at least one.")
-        dim = self._manifest.weights.dim
-        if utterances.vectors.shape[1:] != (dim,):
-            shape = utterances.vectors.shape
+        dim, shape = self._manifest.weights.dim, utterances.vectors.shape
+        if len(shape) != 2 or shape[1] < dim:
             raise UserError(
-                f"Embeddings have shape {shape} but the gallery's have {dim} dimensions; embed them anew."
+                f"Embeddings have shape {shape} but the gallery's have {dim} dimensions; embed them with its model."
             )
+        utterances = dataclasses.replace(utterances, vectors=utterances.vectors[:, :dim])
         models = frozenset(utterances.models)
         if "" in models:
             raise UserError("A model has an empty name; give every model a name.")

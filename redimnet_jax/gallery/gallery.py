@@ -116,6 +116,15 @@ class Gallery:
             raise UserError(f"{model} is not enrolled in {self.path}; `redimnet-jax gallery list` shows who is.")
         return np.arange(self.bounds[number], self.bounds[number + 1])
 
+    def durations(self, rows: np.ndarray) -> list[tuple[float, float]]:
+        """Return the seconds of utterances and of the speech in them, NaN where they are not known, by their rows."""
+        found = []
+        for row in rows.tolist():
+            part, start = self._segment_of("utterances", row)
+            place = row - start
+            found.append((float(part.utterances.seconds[place]), float(part.utterances.speech_seconds[place])))
+        return found
+
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Return embeddings of utterances by their rows, float32 (rows, dim), as the network gave them."""
         out = np.empty((len(rows), self.weights.dim), np.float32)
@@ -133,14 +142,15 @@ class Gallery:
         top: int = 1,
         best: int | None = None,
         dim: int | None = None,
+        dims: Sequence[int] | None = None,
         method: Method = DEFAULT_METHOD,
     ) -> list[list[Match]]:
         """Return the `top` models nearest to each of the `embeddings` (queries, width), the nearest first.
 
         The score of a model is the cosine with the mean of its unit embeddings; with `best` it is the mean of the
         cosines with its `best` nearest utterances (1: the nearest one). Scores are of the first `dim` elements
-        (default: all), and equal those of `scoring` to the bit. Raises UserError when the gallery is empty, and for
-        embeddings of other widths.
+        (default: all). They equal those of `scoring` to the bit: with `dims`, those of `score_trials` with these.
+        Raises UserError when the gallery is empty, and for embeddings that are narrower than it.
         """
         queries, dim = self._checked(embeddings, dim, top)
         if best is not None and best < 1:
@@ -151,7 +161,7 @@ class Gallery:
             rows = self._candidates("utterances", queries, method, max(top, method.count))
             found = np.searchsorted(self.bounds, rows, side="right") - 1
         left, models = _pairs(found)
-        scores = self._score_models(queries, left, models, best, dim)
+        scores = self._score_models(queries, left, models, best, (dim, dims))
         return [
             [Match(self.models[models[pair]], float(scores[pair])) for pair in _first(scores, left == query, top)]
             for query in range(len(queries))
@@ -205,11 +215,12 @@ class Gallery:
         if top < 1:
             raise UserError(f"top is {top} but must be at least 1.")
         queries = np.asarray(scoring.checked_embeddings(np.asarray(embeddings, np.float32)))
-        if queries.shape[1] != self.weights.dim:
+        if queries.shape[1] < self.weights.dim:
             raise UserError(
                 f"Embeddings have {queries.shape[1]} dimensions but the gallery {self.path} has {self.weights.dim}; "
                 "embed with the model that it was enrolled with."
             )
+        queries = queries[:, : self.weights.dim]
         (dim,) = scoring.checked_dims((self.weights.dim if dim is None else dim,), self.weights.dim)
         return queries, dim
 
@@ -217,9 +228,10 @@ class Gallery:
         return self.prepare(level, method).find(queries, count)
 
     def _score_models(
-        self, queries: np.ndarray, left: np.ndarray, models: np.ndarray, best: int | None, dim: int
+        self, queries: np.ndarray, left: np.ndarray, models: np.ndarray, best: int | None, scored: tuple
     ) -> np.ndarray:
-        """Return the scores of queries `left` with `models`, float32 (pairs,)."""
+        """Return the scores of queries `left` with `models`, float32 (pairs,); `scored` is (dim, dims)."""
+        dim, dims = scored
         unique, numbers = np.unique(models, return_inverse=True)
         sizes = self.bounds[unique + 1] - self.bounds[unique]
         scores = np.empty(len(models), np.float32)
@@ -238,7 +250,9 @@ class Gallery:
             counts = sizes[start:end][right]
             pairs = np.repeat(np.arange(len(chosen)), counts)
             offsets = np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)
-            single = ranking.score_pairs(queries, vectors, left[chosen][pairs], firsts[right][pairs] + offsets, dim)
+            single = ranking.score_pairs(
+                queries, vectors, left[chosen][pairs], firsts[right][pairs] + offsets, dim, dims
+            )
             scores[chosen] = ranking.best_means(single, pairs, best)
         return scores
 

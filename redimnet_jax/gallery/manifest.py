@@ -42,12 +42,14 @@ class Weights:
         )
 
     def check(self, location: Any, other: "Weights") -> None:
-        """Raise UserError when the gallery at `location`, which has these weights, is not of the `other`."""
-        different = [
-            field.name
-            for field in dataclasses.fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
-        ]
+        """Raise UserError when the gallery at `location`, which has these weights, is not of the `other`.
+
+        A gallery may have fewer dimensions than the model.
+        """
+        names = [field.name for field in dataclasses.fields(self) if field.name != "dim"]
+        different = [name for name in names if getattr(self, name) != getattr(other, name)]
+        if self.dim > other.dim:
+            different.append("dim")
         if different:
             raise UserError(
                 f"The gallery {location} holds embeddings of another model (other {', '.join(different)}); give the "

@@ -1,5 +1,7 @@
 """Exact scores of the rows that a shortlist found: those of `scoring` to the bit, whatever is scored with them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from redimnet_jax import scoring
@@ -9,19 +11,29 @@ from redimnet_jax.models import buckets
 _TRIALS = 4096
 
 
-def score_pairs(queries: np.ndarray, rows: np.ndarray, left: np.ndarray, right: np.ndarray, dim: int) -> np.ndarray:
+def score_pairs(
+    queries: np.ndarray,
+    rows: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    dim: int,
+    dims: Sequence[int] | None = None,
+) -> np.ndarray:
     """Return cosines of the first `dim` elements of `queries[left]` and `rows[right]`, float32 (pairs,).
 
-    They are those of `scoring.score_trials` with the one dimension `dim`.
+    They are those of `scoring.score_trials` with `dims`, of which `dim` is one (default: `dim` alone): other
+    dimensions of the same pass decide the order of the sums.
     """
+    dims = (dim,) if dims is None else tuple(dims)
+    width = max(dims)
     count = len(left)
     padding = -count % _TRIALS
     size = buckets.round_up(len(queries) + len(rows))
-    table = np.ones((size, dim), np.float32)
-    table[: len(queries)] = queries[:, :dim]
-    table[len(queries) : len(queries) + len(rows)] = rows[:, :dim]
+    table = np.ones((size, width), np.float32)
+    table[: len(queries)] = queries[:, :width]
+    table[len(queries) : len(queries) + len(rows)] = rows[:, :width]
     left, right = np.pad(left, (0, padding)), np.pad(right + len(queries), (0, padding))
-    return np.asarray(scoring.score_trials(table, left, right, (dim,))[0])[:count]
+    return np.asarray(scoring.score_trials(table, left, right, dims)[dims.index(dim)])[:count]
 
 
 def means(rows: np.ndarray, groups: np.ndarray, dim: int) -> np.ndarray:
