@@ -14,6 +14,10 @@ COMMANDS = {
     "convert": ("convert", "convert a PyTorch checkpoint (also: python convert_torch_weights.py)"),
     "embed": ("embed", "embed all utterances of a corpus"),
     "verify": ("verify", "decide whether two recordings are of one speaker"),
+    "enrol": ("enrol", "enrol a speaker in a gallery"),
+    "identify": ("identify", "find who of a gallery speaks in a recording"),
+    "search": ("search", "find the utterances of a gallery that are nearest to a recording"),
+    "gallery": ("gallery", "list, remove, import and export what a gallery holds"),
     "rooms": ("rooms", "write artificial room impulse responses"),
     "tfds": ("tfds", "write a corpus to a TFDS data set"),
 }

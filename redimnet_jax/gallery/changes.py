@@ -10,12 +10,12 @@ import contextlib
 import dataclasses
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from redimnet_jax import buckets, files, locks
+from redimnet_jax import addresses, buckets, files, locks
 from redimnet_jax.errors import UserError, some_of
 from redimnet_jax.gallery import segment as segments
 from redimnet_jax.gallery.manifest import MANIFEST, Manifest, SegmentEntry, Weights
@@ -40,6 +40,15 @@ class Writer:
         self._manifest = manifest
         self._remove_others()
 
+    @property
+    def size(self) -> dict[str, int]:
+        """The numbers of models and of utterances."""
+        entries = self._manifest.segments
+        return {
+            "models": sum(entry.models for entry in entries),
+            "utterances": sum(entry.utterances for entry in entries),
+        }
+
     def enrol(self, utterances: Utterances, *, add: bool = False) -> None:
         """Enrol models by their `utterances`; with `add` those that are enrolled already get more utterances.
 
@@ -57,15 +66,10 @@ class Writer:
         models = frozenset(utterances.models)
         if "" in models:
             raise UserError("A model has an empty name; give every model a name.")
-        present = {entry: models & self._models(entry) for entry in self._manifest.segments}
-        names = sorted(frozenset().union(*present.values()))
-        if names and not add:
-            verb = "is" if len(names) == 1 else "are"
-            raise UserError(
-                f"{some_of(map(one_line, names))} {verb} enrolled already; add utterances to a model with --add, or "
-                "remove it first."
-            )
-        self._replace({entry: found for entry, found in present.items() if found}, utterances)
+        present = _present(self._folder, self._manifest, models)
+        if not add:
+            _check_absent(present)
+        self._replace(present, utterances)
 
     def remove(self, models: Iterable[str]) -> int:
         """Remove models with all their utterances; return how many utterances these were.
@@ -73,18 +77,15 @@ class Writer:
         Raises UserError when one is not enrolled; nothing is removed then.
         """
         models = frozenset(models)
-        present = {entry: models & self._models(entry) for entry in self._manifest.segments}
+        present = _present(self._folder, self._manifest, models)
         absent = models.difference(*present.values())
         if absent:
             raise UserError(
                 f"{some_of(map(one_line, sorted(absent)))} is not enrolled; `redimnet-jax gallery list` shows who is."
             )
-        before = sum(entry.utterances for entry in self._manifest.segments)
-        self._replace({entry: found for entry, found in present.items() if found}, None)
-        return before - sum(entry.utterances for entry in self._manifest.segments)
-
-    def _models(self, entry: SegmentEntry) -> frozenset[str]:
-        return frozenset(segments.read_models(self._folder / entry.name, entry.files))
+        before = self.size["utterances"]
+        self._replace(present, None)
+        return before - self.size["utterances"]
 
     def _utterances(self, entry: SegmentEntry) -> Utterances:
         folder = self._folder / entry.name
@@ -156,6 +157,32 @@ def writing(path: str | Path, weights: Weights | None = None) -> Iterator[Writer
             # Before any segment, so that a folder with segments always has a description.
             manifest.write(mirror.local)
         yield Writer(mirror.local, manifest)
+
+
+def check_new(path: str | Path, weights: Weights, models: Iterable[str]) -> None:
+    """Raise UserError where the gallery at `path` exists, and is of other weights or has one of the `models`."""
+    if addresses.is_file(f"{path}/{MANIFEST}"):
+        folder = buckets.staged(path)
+        manifest = Manifest.read(folder)
+        if manifest is not None and manifest.segments:
+            manifest.weights.check(path, weights)
+            _check_absent(_present(folder, manifest, frozenset(models)))
+
+
+def _present(folder: Path, manifest: Manifest, models: frozenset[str]) -> dict[SegmentEntry, frozenset[str]]:
+    """Return which of the `models` are in which segment, of those that have some."""
+    found = {entry: models & segments.read_models(folder / entry.name, entry.files) for entry in manifest.segments}
+    return {entry: there for entry, there in found.items() if there}
+
+
+def _check_absent(present: Mapping[SegmentEntry, frozenset[str]]) -> None:
+    names = sorted(frozenset().union(*present.values()))
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        raise UserError(
+            f"{some_of(map(one_line, names))} {verb} enrolled already; add utterances to a model with --add, or "
+            "remove it first."
+        )
 
 
 def _check_empty(folder: Path, path: str | Path) -> None:
