@@ -72,7 +72,7 @@ class SearchSettings(GallerySettings):
         from redimnet_jax.gallery.gallery import Method
 
         if self.shortlist == EXHAUSTIVE:
-            return Method("float32", self.dim or width, self.top)
+            return Method("float32", self.dim or width, self.candidates)
         return Method(next(form for form in FORMS if form == self.shortlist), None, self.candidates)
 
 

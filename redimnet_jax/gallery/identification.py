@@ -124,7 +124,7 @@ def identify(
         best=options.best,
         dim=dim,
         method=options.method,
-        dims=None if known is None else tuple(known.prefixes),
+        dims=None if known is None else [each for each in known.prefixes if each <= gallery.weights.dim],
     )
     searched = time.perf_counter() - started
     rows = gallery.rows_of(matches[0].model)

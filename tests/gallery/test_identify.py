@@ -11,6 +11,7 @@ from redimnet_jax.gallery import gallery as gallery_module
 from redimnet_jax.gallery import shortlist
 from redimnet_jax.gallery.changes import writing
 from redimnet_jax.gallery.gallery import Gallery, Method
+from redimnet_jax.gallery.manifest import Weights
 from redimnet_jax.gallery.shortlist import Shortlist
 from redimnet_jax.gallery.utterances import joined
 
@@ -85,6 +86,14 @@ def test_identify_by_the_best_utterances(gallery, best):
             assert [match.score for match in matches] == sorted((float(v) for v in wanted.values()), reverse=True)
 
 
+def test_dims_of_a_calibration_set_the_order_of_sums(gallery):
+    dims = (4, 8, DIM)
+    every = np.concatenate([QUERIES, ALL.vectors])
+    scores = np.asarray(scoring.score_trials(every, *pairs_with_all(), dims)[1]).reshape(len(QUERIES), -1)
+    found = gallery.identify(QUERIES, best=1, dim=8, dims=dims)
+    assert [matches[0].score for matches in found] == scores.max(axis=1).tolist()
+
+
 def test_scores_do_not_depend_on_other_queries_or_on_blocks(gallery, monkeypatch):
     together = [gallery.identify(QUERIES, top=4, best=best) for best in (None, 2)]
     monkeypatch.setattr(gallery_module, "_BLOCK_UTTERANCES", 3)
@@ -138,6 +147,19 @@ def test_many_queries_are_cut_into_batches(monkeypatch):
 def test_wrong_options_are_sentences(gallery, options, message):
     with pytest.raises(UserError, match=message):
         gallery.identify(QUERIES, **options)
+
+
+def test_a_gallery_may_have_fewer_dimensions_than_the_model(tmp_path):
+    narrow = Weights("weights", "config", "float32", 8)
+    with writing(tmp_path, narrow) as writer:
+        writer.enrol(ALL)
+    opened = Gallery.open(tmp_path, WEIGHTS)
+    cut = [[match.score for match in opened.search(rows, top=3)[0]] for rows in (QUERIES[:1], QUERIES[:1, :8])]
+    assert cut[0] == cut[1] and opened.vectors(np.arange(3)).shape == (3, 8)
+    with writing(tmp_path / "wide", WEIGHTS) as writer:
+        writer.enrol(ALL)
+    with pytest.raises(UserError, match="of another model .other dim."):
+        Gallery.open(tmp_path / "wide", narrow)
 
 
 def test_wrong_embeddings_are_sentences(gallery):
