@@ -4,17 +4,9 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from redimnet_jax.cli.command import Parser, closes_quietly, run
-from redimnet_jax.cli.gallery_options import (
-    GallerySettings,
-    as_json,
-    as_text,
-    gallery_option,
-    model_options,
-    times,
-)
+from redimnet_jax.cli.command import Parser, closes_quietly
+from redimnet_jax.cli.gallery_options import GallerySettings, Result, gallery_option, model_options, run_command
 from redimnet_jax.errors import ArgumentError
 
 HELP = """Enrol a speaker in a gallery by one or more recordings. A gallery that does not exist is made.
@@ -59,20 +51,10 @@ def _parser() -> Parser:
 @closes_quietly
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its `arguments`, by default those of the process; return the exit code."""
-    parser = _parser()
-    given = vars(parser.parse_args(arguments))
-    json_wanted = given.pop("json")
-    settings = parser.settings(EnrolSettings, given)
-
-    def command() -> None:
-        content = _enrol(settings)
-        print(as_json(content) if json_wanted else _text(content))
-
-    return run(command, parser.flags())
+    return run_command(_parser(), arguments, EnrolSettings, _enrol)
 
 
-def _enrol(settings: EnrolSettings) -> dict[str, Any]:
-    """Enrol the speaker; return the result as plain values."""
+def _enrol(settings: EnrolSettings) -> Result:
     started = time.perf_counter()
     from redimnet_jax.data import signal_quality
     from redimnet_jax.gallery import enrolment
@@ -91,27 +73,21 @@ def _enrol(settings: EnrolSettings) -> dict[str, Any]:
         writer.enrol(enrolment.of_recordings(settings.name, recordings), add=settings.add)
         size = writer.size
     written = time.perf_counter()
-    return {
+    warnings = [f"{each.name}: {line}" for each in recordings for line in signal_quality.warnings(each.quality)]
+    content = {
         "model": settings.name,
         "recordings": [{"name": each.name, **dataclasses.asdict(each.quality)} for each in recordings],
-        "gallery": {"path": str(settings.gallery), **size},
-        "warnings": [
-            f"{each.name}: {sentence}" for each in recordings for sentence in signal_quality.warnings(each.quality)
-        ],
+        "gallery": size,
+        "warnings": warnings,
         "seconds": {"load": loaded - started, "embed": embedded - loaded, "write": written - embedded},
     }
-
-
-def _text(content: dict[str, Any]) -> str:
-    gallery = content["gallery"]
     lines = [
-        f"{each['name']}: {each['speech_seconds']:.1f} s of speech in {each['seconds']:.1f} s"
-        for each in content["recordings"]
+        f"{each.name}: {each.quality.speech_seconds:.1f} s of speech in {each.quality.seconds:.1f} s"
+        for each in recordings
     ]
-    lines += [
-        *(f"warning: {sentence}" for sentence in content["warnings"]),
-        f"{content['model']} is enrolled in {gallery['path']}, which has {gallery['models']:,} models and "
-        f"{gallery['utterances']:,} utterances",
-        times(content["seconds"]),
-    ]
-    return as_text(lines)
+    lines += [f"warning: {sentence}" for sentence in warnings]
+    lines.append(
+        f"{settings.name} is enrolled in {settings.gallery}, which has {size['models']:,} models and "
+        f"{size['utterances']:,} utterances"
+    )
+    return Result(content, lines)

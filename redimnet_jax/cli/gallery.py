@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from redimnet_jax.cli.command import Parser, closes_quietly, run
-from redimnet_jax.cli.gallery_options import as_json, as_text, gallery_option, times
+from redimnet_jax.cli.command import Parser, closes_quietly
+from redimnet_jax.cli.gallery_options import Result, gallery_option, run_command
 
 HELP = """List, remove, import and export what a gallery holds.
 
@@ -41,16 +41,13 @@ def _parser() -> Parser:
 @closes_quietly
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its `arguments`, by default those of the process; return the exit code."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
+    return run_command(_parser(), arguments, argparse.Namespace, _do)
 
-    def command() -> None:
-        started = time.perf_counter()
-        content, lines = ACTIONS[given.action](given)
-        seconds = {given.action: time.perf_counter() - started}
-        print(as_json(content | {"seconds": seconds}) if given.json else as_text([*lines, times(seconds)]))
 
-    return run(command, parser.flags())
+def _do(given: argparse.Namespace) -> Result:
+    started = time.perf_counter()
+    content, lines = ACTIONS[given.action](given)
+    return Result(content | {"seconds": {given.action: time.perf_counter() - started}}, lines)
 
 
 def _list(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

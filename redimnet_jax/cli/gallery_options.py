@@ -4,18 +4,20 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redimnet_jax import buckets, names
-from redimnet_jax.cli.command import Parser
+from redimnet_jax.cli.command import Parser, run
 from redimnet_jax.errors import ArgumentError
 from redimnet_jax.evaluation.settings import DTYPES, check_choice, check_number
 
 if TYPE_CHECKING:
     from redimnet_jax.gallery.gallery import Method
     from redimnet_jax.models.speaker_model import SpeakerModel
+
+T = TypeVar("T")
 
 EXHAUSTIVE = "exhaustive"
 SHORTLISTS = ("float32", "int8", "binary", EXHAUSTIVE)
@@ -120,16 +122,31 @@ def search_options(top: int) -> argparse.ArgumentParser:
     return parser
 
 
-def as_json(content: Mapping[str, Any]) -> str:
-    """Return a result as JSON for people and programs."""
-    return buckets.readable(json.dumps(content, indent=2, allow_nan=False))
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a command found: plain values with `seconds`, the same as lines of text, and the exit code."""
+
+    content: Mapping[str, Any]
+    lines: Sequence[str]
+    code: int = 0
 
 
-def as_text(lines: list[str]) -> str:
-    """Return the lines of a result as text that any terminal can show."""
-    return "\n".join(names.one_line(buckets.readable(line)) for line in lines)
+def run_command(
+    parser: Parser, arguments: Sequence[str] | None, make: Callable[..., T], work: Callable[[T], Result]
+) -> int:
+    """Print the result of `work` on the settings that `make` gives; return the exit code."""
+    given = vars(parser.parse_args(arguments))
+    as_json = given.pop("json")
+    settings = parser.settings(make, given)
+    codes: list[int] = []
 
+    def command() -> None:
+        result = work(settings)
+        seconds = ", ".join(f"{name} {value:.3f} s" for name, value in result.content["seconds"].items())
+        if as_json:
+            print(buckets.readable(json.dumps(result.content, indent=2, allow_nan=False)))
+        else:
+            print("\n".join(names.one_line(buckets.readable(line)) for line in [*result.lines, seconds]))
+        codes.append(result.code)
 
-def times(seconds: Mapping[str, float]) -> str:
-    """Return how long each part took, as a line."""
-    return ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
+    return run(command, parser.flags()) or codes[0]

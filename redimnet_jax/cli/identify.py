@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redimnet_jax.cli.command import Parser, closes_quietly, run
+from redimnet_jax.cli.command import Parser, closes_quietly
 from redimnet_jax.cli.gallery_options import (
+    Result,
     SearchSettings,
-    as_json,
-    as_text,
     gallery_option,
     model_options,
+    run_command,
     search_options,
-    times,
 )
 from redimnet_jax.cli.operating_point_options import add_operating_point, take_operating_point
 from redimnet_jax.evaluation.settings import check_number
@@ -81,18 +80,7 @@ def _parser() -> Parser:
 @closes_quietly
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its `arguments`, by default those of the process; return the exit code."""
-    parser = _parser()
-    given = vars(parser.parse_args(arguments))
-    json_wanted = given.pop("json")
-    settings = parser.settings(_settings, given)
-    codes: list[int] = []
-
-    def command() -> None:
-        found, load_seconds = _identify(settings)
-        print(_json(found, load_seconds) if json_wanted else _text(found, load_seconds))
-        codes.append({True: IDENTIFIED, False: UNKNOWN, None: UNDECIDED}[found.decision.same_speaker])
-
-    return run(command, parser.flags()) or codes[0]
+    return run_command(_parser(), arguments, _settings, _identify)
 
 
 def _settings(**given: Any) -> IdentifySettings:
@@ -100,8 +88,7 @@ def _settings(**given: Any) -> IdentifySettings:
     return IdentifySettings(operating_point=point, **given)
 
 
-def _identify(settings: IdentifySettings) -> "tuple[Identification, float]":
-    """Return the result, and how many seconds opening model and gallery took."""
+def _identify(settings: IdentifySettings) -> Result:
     started = time.perf_counter()
     from redimnet_jax.gallery.gallery import Gallery
     from redimnet_jax.gallery.identification import IdentifyOptions, identify
@@ -118,16 +105,14 @@ def _identify(settings: IdentifySettings) -> "tuple[Identification, float]":
         min_speech=settings.least_speech(),
     )
     loaded = time.perf_counter()
-    return identify(model, settings.file, gallery, options), loaded - started
-
-
-def _json(found: "Identification", load_seconds: float) -> str:
+    found = identify(model, settings.file, gallery, options)
     content = found.to_json()
-    content["seconds"] = {"load": load_seconds, **content["seconds"]}
-    return as_json(content)
+    content["seconds"] = {"load": loaded - started, **found.seconds}
+    code = {True: IDENTIFIED, False: UNKNOWN, None: UNDECIDED}[found.decision.same_speaker]
+    return Result(content, _lines(found), code)
 
 
-def _text(found: "Identification", load_seconds: float) -> str:
+def _lines(found: "Identification") -> list[str]:
     decision = found.decision
     answer = {True: found.matches[0].model, False: "unknown speaker", None: "no decision"}[decision.same_speaker]
     lines = [answer, f"nearest of {found.models:,} models at {found.dim} dimensions:"]
@@ -138,6 +123,4 @@ def _text(found: "Identification", load_seconds: float) -> str:
         lines.append(f"threshold {decision.threshold:.4f}, for {decision.operating_point}")
     quality = found.recording.quality
     lines.append(f"{found.recording.name}: {quality.speech_seconds:.1f} s of speech in {quality.seconds:.1f} s")
-    lines += [f"warning: {sentence}" for sentence in found.warnings]
-    lines.append(times({"load": load_seconds, **found.seconds}))
-    return as_text(lines)
+    return [*lines, *(f"warning: {sentence}" for sentence in found.warnings)]

@@ -4,17 +4,15 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from redimnet_jax.cli.command import Parser, closes_quietly, run
+from redimnet_jax.cli.command import Parser, closes_quietly
 from redimnet_jax.cli.gallery_options import (
+    Result,
     SearchSettings,
-    as_json,
-    as_text,
     gallery_option,
     model_options,
+    run_command,
     search_options,
-    times,
 )
 
 HELP = """Find the utterances of a gallery that are nearest to a recording.
@@ -46,20 +44,10 @@ def _parser() -> Parser:
 @closes_quietly
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its `arguments`, by default those of the process; return the exit code."""
-    parser = _parser()
-    given = vars(parser.parse_args(arguments))
-    json_wanted = given.pop("json")
-    settings = parser.settings(FileSearchSettings, given)
-
-    def command() -> None:
-        content = _search(settings)
-        print(as_json(content) if json_wanted else _text(content))
-
-    return run(command, parser.flags())
+    return run_command(_parser(), arguments, FileSearchSettings, _search)
 
 
-def _search(settings: FileSearchSettings) -> dict[str, Any]:
-    """Return the result as plain values."""
+def _search(settings: FileSearchSettings) -> Result:
     started = time.perf_counter()
     from redimnet_jax.data import signal_quality
     from redimnet_jax.gallery.gallery import Gallery
@@ -79,18 +67,15 @@ def _search(settings: FileSearchSettings) -> dict[str, Any]:
         "search": time.perf_counter() - embedded,
     }
     warnings = [f"{recording.name}: {sentence}" for sentence in signal_quality.warnings(recording.quality)]
-    return {
+    dim = settings.dim or gallery.weights.dim
+    content = {
         "matches": [dataclasses.asdict(match) for match in matches],
         "utterances": gallery.utterances,
-        "dim": settings.dim or gallery.weights.dim,
+        "dim": dim,
         "recording": {"name": recording.name, **dataclasses.asdict(recording.quality)},
         "warnings": warnings,
         "seconds": seconds,
     }
-
-
-def _text(content: dict[str, Any]) -> str:
-    lines = [f"nearest of {content['utterances']:,} utterances at {content['dim']} dimensions:"]
-    lines += [f"  {match['score']:.4f}  {match['model']}  {match['utterance']}" for match in content["matches"]]
-    lines += [f"warning: {sentence}" for sentence in content["warnings"]]
-    return as_text([*lines, times(content["seconds"])])
+    lines = [f"nearest of {gallery.utterances:,} utterances at {dim} dimensions:"]
+    lines += [f"  {match.score:.4f}  {match.model}  {match.utterance}" for match in matches]
+    return Result(content, [*lines, *(f"warning: {sentence}" for sentence in warnings)])
