@@ -2,7 +2,7 @@
 
 Every change writes new segments, then the description that names them, and then removes the segments that it
 replaces. A new segment takes in all segments that are no larger, up to `MOST_UTTERANCES`, so a gallery has few
-segments, and an utterance is copied some 17 times in its life at most. To remove a model, or to add to it, its
+segments, and an utterance is copied some 16 times in its life at most. To remove a model, or to add to it, its
 segment is written anew: nothing of a removed model is left in a file.
 """
 
@@ -24,8 +24,8 @@ from redimnet_jax.names import one_line
 
 PREFIX = "segment-"
 LAYOUT = buckets.Layout(whole=(f"{PREFIX}*",))
-# 170 MB of embeddings of 256 dimensions, which take about a second to write.
-MOST_UTTERANCES = 1 << 17
+# 175 MB for 256 dimensions and a model for each, which take some seconds to read and write.
+MOST_UTTERANCES = 1 << 16
 
 
 class Writer:
