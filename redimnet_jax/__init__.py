@@ -10,24 +10,33 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 if TYPE_CHECKING:
+    from redimnet_jax.gallery.gallery import Gallery
+    from redimnet_jax.gallery.identification import identify
     from redimnet_jax.verification.operating_point import OperatingPoint
     from redimnet_jax.verification.verify import verify
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Gallery",
     "OperatingPoint",
     "SpeakerModel",
     "UserError",
     "__version__",
     "from_torch",
+    "identify",
     "load",
     "metrics",
     "scoring",
     "trials",
     "verify",
 ]
-_LAZY = {"OperatingPoint": "verification.operating_point", "verify": "verification.verify"}
+_LAZY = {
+    "Gallery": "gallery.gallery",
+    "OperatingPoint": "verification.operating_point",
+    "identify": "gallery.identification",
+    "verify": "verification.verify",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from redimnet_jax import buckets, names
 from redimnet_jax.cli.command import Parser, closes_quietly, run
+from redimnet_jax.cli.operating_point_options import add_operating_point, take_operating_point
 from redimnet_jax.errors import ArgumentError
 from redimnet_jax.evaluation.settings import DTYPES, check_choice, check_number
 
@@ -79,14 +80,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    point = parser.add_argument_group("operating point")
-    point.add_argument("--p_target", type=float, metavar="P", help="prior probability of one speaker (default: 0.5)")
-    point.add_argument("--c_miss", type=float, metavar="C", help="cost of a false rejection (default: 1)")
-    point.add_argument("--c_fa", type=float, metavar="C", help="cost of a false acceptance (default: 1)")
-    point.add_argument("--far", type=float, metavar="RATE", help="accept this rate of false acceptances")
-    point.add_argument(
-        "--threshold", type=float, metavar="SCORE", help="accept from this score on; needs no calibration"
-    )
+    add_operating_point(parser)
     return parser
 
 
@@ -108,10 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _settings(**given: Any) -> VerifySettings:
-    from redimnet_jax.verification.operating_point import OperatingPoint
-
-    point = {field.name: given.pop(field.name) for field in dataclasses.fields(OperatingPoint)}
-    return VerifySettings(operating_point=OperatingPoint(**point), **given)
+    point = take_operating_point(given)
+    return VerifySettings(operating_point=point, **given)
 
 
 def _verify(settings: VerifySettings) -> "tuple[Verification, float]":

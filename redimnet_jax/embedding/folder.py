@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,35 @@ def load(folder: str | Path, verify: bool = True) -> Embeddings:
     except (ValueError, IndexError, KeyError, TypeError, OSError, csv.Error) as error:
         raise UserError(f"{folder} is damaged ({error}); {MEND}.") from error
     return Embeddings(array, utterances, speakers, sessions, seconds, description)
+
+
+def write(
+    folder: Path,
+    blocks: Iterable[np.ndarray],
+    rows: Sequence[tuple[str, str, int, float]],
+    description: Mapping[str, Any],
+) -> None:
+    """Write a new finished folder of embeddings that come from elsewhere.
+
+    `blocks` are float32 (some rows, dim) of length one; `rows` has utterance, speaker, session and seconds of each.
+    `description` is that of `settings`. Raises UserError when the folder exists or cannot be written.
+    """
+    shape = (len(rows), description["dim"])
+    with files.new_folder(folder) as part:
+        (part / INDEX).write_text(_table(rows), encoding="utf-8")
+        with open(part / ARRAY, "wb") as file:
+            file.write(_header(shape))
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, "<f4").tobytes())
+        entries = _described(description, shape, 0, {name: file_checksums.of(part / name) for name in (ARRAY, INDEX)})
+        files.write(part / DESCRIPTION, json.dumps(entries, indent=2) + "\n")
+
+
+def _described(
+    description: Mapping[str, Any], shape: tuple[int, ...], unreadable: int, checksums: Mapping[str, Any]
+) -> dict[str, Any]:
+    entries = {**description, "shape": list(shape), "unreadable": unreadable, "files": checksums}
+    return entries | {"sha256": _digest(entries)}
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -338,8 +367,7 @@ def _finish(
     try:
         _write_array(array, partial, np.flatnonzero(np.repeat(keep, crops)), shape)
         checksums = {ARRAY: file_checksums.of(array)} | {name: file_checksums.of(folder / name) for name in others}
-        entries = {**description, "shape": list(shape), "unreadable": len(unreadable), "files": checksums}
-        entries["sha256"] = _digest(entries)
+        entries = _described(description, shape, len(unreadable), checksums)
         files.write(folder / DESCRIPTION, json.dumps(entries, indent=2) + "\n")
         os.replace(array, folder / ARRAY)
     except OSError as error:
@@ -348,10 +376,22 @@ def _finish(
 
 def _index(corpus: Utterances, chosen: np.ndarray) -> str:
     """Return the table of the utterances `chosen` of `corpus`."""
+    return _table(
+        (
+            corpus.name(i),
+            corpus.speakers[corpus.labels[i]],
+            int(corpus.sessions[i]),
+            float(corpus.samples[i]) / audio.SAMPLE_RATE,
+        )
+        for i in chosen.tolist()
+    )
+
+
+def _table(rows: Iterable[tuple[str, str, int, float]]) -> str:
+    """Return the table of (utterance, speaker, session, seconds)."""
     text = io.StringIO(newline="")
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(COLUMNS)
-    for i in chosen.tolist():
-        speaker, seconds = corpus.speakers[corpus.labels[i]], f"{corpus.samples[i] / audio.SAMPLE_RATE:.4f}"
-        table.writerow([names.quote(corpus.name(i)), names.quote(speaker), int(corpus.sessions[i]), seconds])
+    for utterance, speaker, session, seconds in rows:
+        table.writerow([names.quote(utterance), names.quote(speaker), session, f"{seconds:.4f}"])
     return text.getvalue()

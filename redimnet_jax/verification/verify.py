@@ -87,7 +87,7 @@ def verify(
             f"`dim` is {dim} but must lie between 1 and {model.embed_dim}, the width of the embedding."
         )
     known, reason = find_calibration(model, dim, calibration)
-    sides = (_usable(model, a, min_speech), _usable(model, b, min_speech))
+    sides = (embed_usable(model, a, min_speech), embed_usable(model, b, min_speech))
     started = time.perf_counter()
     score = score_pair(sides[0].vector, sides[1].vector, dim, known)
     decision = decide(
@@ -147,8 +147,8 @@ def measures_of(sides: tuple[EmbeddedRecording, EmbeddedRecording], dim: int) ->
     return {name: (float(values[0]), float(values[1])) for name, values in measured.items()}
 
 
-def _usable(model: SpeakerModel, source: Source, min_speech: float) -> EmbeddedRecording:
-    """Return the embedded recording; raise UserError when it has too little speech."""
+def embed_usable(model: SpeakerModel, source: Source, min_speech: float) -> EmbeddedRecording:
+    """Return the embedded recording; raise UserError when it has less than `min_speech` seconds of speech."""
     recording = embed_recording(model, source, max_seconds=MAX_SECONDS)
     found = recording.quality.speech_seconds
     if found < min_speech:
