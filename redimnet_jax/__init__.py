@@ -8,6 +8,7 @@ from redimnet_jax.checkpoints.native import load
 from redimnet_jax.checkpoints.torch_weights import from_torch
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.version import VERSION
 
 if TYPE_CHECKING:
     from redimnet_jax.gallery.gallery import Gallery
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from redimnet_jax.verification.operating_point import OperatingPoint
     from redimnet_jax.verification.verify import verify
 
-__version__ = "0.2.0"
+__version__ = VERSION
 
 __all__ = [
     "Gallery",

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import redimnet_jax
 from redimnet_jax import addresses, buckets, files
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.models import config as model_config
@@ -31,6 +30,7 @@ from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.names import one_line
+from redimnet_jax.version import VERSION
 
 DESCRIPTION = "checkpoint.json"
 ARRAYS = "arrays"
@@ -80,7 +80,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
     arrays = {name: np.asarray(array) for name, array in flat(model.network).items()}
     description = {
         "format": FORMAT,
-        "tool": f"redimnet_jax {redimnet_jax.__version__}",
+        "tool": f"redimnet_jax {VERSION}",
         "arch": model.arch,
         "model_config": model.model_config,
         "source": dataclasses.asdict(model.source),

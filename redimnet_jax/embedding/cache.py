@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from redimnet_jax.data.speech_only import SpeechOnly
 from redimnet_jax.embedding.keyed_rows import KeyedRows
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.version import VERSION
 
 KEY_BYTES = 16
 # The settings of a configuration that concern what follows pooling, and the modules that precede it.
@@ -37,7 +37,7 @@ def backbone_digest(model: SpeakerModel) -> str:
     settings = {name: value for name, value in config.items() if name not in EMBEDDING_SETTINGS}
     arrays = native.flat(model.network)
     parts = {name: array for name, array in arrays.items() if name.split(".")[0] in POOLED_PARTS}
-    entries = [version("redimnet_jax"), str(model.network.dtype), settings, native.checksum(parts)]
+    entries = [VERSION, str(model.network.dtype), settings, native.checksum(parts)]
     return hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -19,7 +19,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from redimnet_jax.embedding.keyed_rows import KeyedRows
 from redimnet_jax.embedding.segments import CropPolicy, Segments
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.version import VERSION
 
 ARRAY, INDEX, DESCRIPTION, UNREADABLE = "embeddings.npy", "index.tsv", "embeddings.json", "unreadable.txt"
 PARTIAL = "embeddings.partial"
@@ -88,7 +88,7 @@ def settings(
     """
     return {
         "format": FORMAT,
-        "tool": f"redimnet_jax {version('redimnet_jax')}",
+        "tool": f"redimnet_jax {VERSION}",
         "weights_sha256": native.checksum(native.flat(model.network)),
         "config_sha256": native.config_checksum(model.arch, model.model_config),
         "dtype": str(model.network.dtype),

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from redimnet_jax.embedding import folder as embedding_folder
 from redimnet_jax.gallery.gallery import Gallery
+from redimnet_jax.version import VERSION
 
 
 def export(gallery: Gallery, folder: Path) -> None:
@@ -22,7 +22,7 @@ def export(gallery: Gallery, folder: Path) -> None:
         rows += zip(entries.names, entries.models, [-1] * len(entries), entries.seconds.tolist(), strict=True)
     description = {
         "format": embedding_folder.FORMAT,
-        "tool": f"redimnet_jax {version('redimnet_jax')}",
+        "tool": f"redimnet_jax {VERSION}",
         **dataclasses.asdict(gallery.weights),
     }
     embedding_folder.write(folder, _unit_blocks(gallery), rows, description)

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from redimnet_jax.checkpoints import native
 from redimnet_jax.errors import UserError
 from redimnet_jax.gallery.segment import MEND
 from redimnet_jax.models.speaker_model import SpeakerModel
+from redimnet_jax.version import VERSION
 
 MANIFEST = "gallery.json"
 FORMAT = 1
@@ -76,7 +76,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the description to `folder`, over the one that was there."""
-        entries = {"format": FORMAT, "tool": f"redimnet_jax {version('redimnet_jax')}", **dataclasses.asdict(self)}
+        entries = {"format": FORMAT, "tool": f"redimnet_jax {VERSION}", **dataclasses.asdict(self)}
         entries["sha256"] = _digest(entries)
         files.write(folder / MANIFEST, json.dumps(entries, indent=1) + "\n")
 
