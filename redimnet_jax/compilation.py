@@ -6,6 +6,9 @@ from typing import Any
 
 import jax
 
+# What an operation may keep on a TPU's chip bounds the instructions that the compiler writes, and these its time. With
+# the compiler's own limit the forward pass takes more than twice as long to compile (docs/dev/tpu.md).
+FOR_TPU = {"xla_tpu_scoped_vmem_limit_kib": 6144}
 # On a GPU cuBLAS adds biases and residuals in its products, where a product of XLA's own (Triton) is followed by a
 # pass over the map for them; and to try out the latter takes most of the time of compiling.
 #
@@ -17,7 +20,8 @@ OPTIONS = {
         "xla_gpu_enable_triton_gemm": False,
         "xla_gpu_enable_latency_hiding_scheduler": False,
         "xla_gpu_disable_async_collectives": "ALLREDUCE,ALLGATHER,REDUCESCATTER",
-    }
+    },
+    "tpu": FOR_TPU,
 }
 # With the least effort a TPU's compiler takes a sixth of its time, which is minutes for a network. The program keeps
 # less on the chip, and takes three times as long by the compiler's estimate (docs/dev/tpu.md).
