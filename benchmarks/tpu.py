@@ -26,8 +26,8 @@ Columns:
 
 Programs of steps and of extraction run on all devices, forward and scoring on one. `cached` and `scoring` have no
 utterances a second, since their work is not counted by them. The dtype is bfloat16. The compiler has the options that
-the library gives it (`redimnet_jax.compilation`). --effort, and --vmem, the KiB on the chip that an operation may take,
-replace them (--vmem 0: the compiler's own).
+the library gives it (`redimnet_jax.compilation`). --effort, and --vmem, the KiB on the chip that an operation may
+take, replace them (--vmem 0: the compiler's own).
 """
 
 import argparse
@@ -52,7 +52,7 @@ from jax.sharding import Mesh
 from tpu_program import bundle_cycles, collectives, estimated_cycles, instructions
 
 from redimnet_jax import sharding
-from redimnet_jax.compilation import LEAST_EFFORT, OPTIONS
+from redimnet_jax.compilation import HALF_EFFORT, LEAST_EFFORT, for_tpu
 from redimnet_jax.evaluation import device_metrics
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
@@ -212,15 +212,13 @@ PROGRAMS: dict[str, Callable[[Case, Mesh], jax.stages.Lowered]] = {
 }
 ON_ONE_DEVICE = ("forward", "scoring")
 WITHOUT_UTTERANCES = ("cached", "scoring")
-# Compiled for every padded length of recordings.
-OF_MANY_SHAPES = ("extraction",)
+# The library's efforts of the compiler, where they are not full: extraction is compiled for every padded length.
+EFFORTS = {"extraction": LEAST_EFFORT, "projection": HALF_EFFORT, "step": HALF_EFFORT}
 
 
 def compiler_options(program: str, effort: float | None = None, vmem: int | None = None) -> dict[str, Any]:
     """Return the library's options for the compiler, of which `effort` and `vmem`, where given, replace two."""
-    options = dict((LEAST_EFFORT if program in OF_MANY_SHAPES else OPTIONS)["tpu"])
-    if effort is not None:
-        options["exec_time_optimization_effort"] = effort
+    options = for_tpu(EFFORTS.get(program, 0.0) if effort is None else effort)
     if vmem is not None:
         options.pop("xla_tpu_scoped_vmem_limit_kib", None)
         options |= {"xla_tpu_scoped_vmem_limit_kib": vmem} if vmem else {}
