@@ -19,7 +19,7 @@ OPTIONS = {
         "xla_gpu_disable_async_collectives": "ALLREDUCE,ALLGATHER,REDUCESCATTER",
     },
 }
-# Efforts of a TPU's compiler below its full effort, 0, at which a step takes it many minutes (docs/dev/tpu.md). Below it
+# Efforts of a TPU's compiler below the full one, 0, at which a step takes it many minutes (docs/dev/tpu.md). There
 # the program keeps less on the chip, and at the least it takes three times as long by the compiler's estimate.
 HALF_EFFORT = -0.5
 LEAST_EFFORT = -1.0
