@@ -42,7 +42,7 @@ def collectives(program: Instructions) -> dict[str, dict[str, float]]:
             size += ITEM_BYTES.get(dtype, 0) * int(np.prod([int(n) for n in dims.split(",") if n] or [1]))
         entry = found.setdefault(kind, {"count": 0, "mb": 0.0})
         entry["count"] += times
-        entry["mb"] = round(entry["mb"] + times * size / 1e6, 3)
+        entry["mb"] += times * size / 1e6
     return found
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import pytest
 from tpu_program import bundle_cycles, collectives, instructions
 
 # Two equal fusions in a loop of five trips, of which the compiler writes the first, and another outside.
@@ -68,4 +69,4 @@ def test_a_pipelined_loop_has_two_trips_more_than_its_work(tmp_path):
 
 
 def test_collectives_in_a_loop_count_times_its_trips():
-    assert collectives(instructions(PROGRAM)) == {"all-reduce": {"count": 5, "mb": 0.0}}
+    assert collectives(instructions(PROGRAM)) == {"all-reduce": {"count": 5, "mb": pytest.approx(5 * 32 / 1e6)}}
