@@ -25,8 +25,9 @@ Columns:
     collectives  kind, number and MB of their results on a chip
 
 Programs of steps and of extraction run on all devices, forward and scoring on one. `cached` and `scoring` have no
-utterances a second, since their work is not counted by them. The dtype is bfloat16. The setting of the effort is that
-of JAX_EXEC_TIME_OPTIMIZATION_EFFORT; extraction has the least, as in the library.
+utterances a second, since their work is not counted by them. The dtype is bfloat16. The compiler has the options that
+the library gives it (`redimnet_jax.compilation`). --effort, and --vmem, the KiB on the chip that an operation may
+take, replace them (--vmem 0: the compiler's own).
 """
 
 import argparse
@@ -51,7 +52,7 @@ from jax.sharding import Mesh
 from tpu_program import bundle_cycles, collectives, estimated_cycles, instructions
 
 from redimnet_jax import sharding
-from redimnet_jax.compilation import LEAST_EFFORT
+from redimnet_jax.compilation import HALF_EFFORT, LEAST_EFFORT, for_tpu
 from redimnet_jax.evaluation import device_metrics
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
@@ -105,7 +106,7 @@ class Case:
     batch: int
     seconds: float
     remat: bool
-    effort: float
+    options: dict[str, Any]
 
 
 def abstract(tree: Any, placement: Any) -> Any:
@@ -163,9 +164,7 @@ def lower_extraction(case: Case, mesh: Mesh) -> jax.stages.Lowered:
 
     waveform = audio(case, mesh)
     lengths = rows(mesh, waveform.shape[0], dtype=jnp.int32)
-    # As `embedding.extract` compiles it for recordings of many lengths.
-    jitted = jax.jit(pooled, compiler_options=LEAST_EFFORT["tpu"])
-    return jitted.lower(abstract(leaves, sharding.replicated(mesh)), waveform, lengths)
+    return jax.jit(pooled).lower(abstract(leaves, sharding.replicated(mesh)), waveform, lengths)
 
 
 def training(case: Case, mesh: Mesh, parts: tuple[str, ...]) -> tuple[Callable, Any, Any, SpeakerNetwork]:
@@ -213,6 +212,17 @@ PROGRAMS: dict[str, Callable[[Case, Mesh], jax.stages.Lowered]] = {
 }
 ON_ONE_DEVICE = ("forward", "scoring")
 WITHOUT_UTTERANCES = ("cached", "scoring")
+# The library's efforts of the compiler, where they are not full: extraction is compiled for every padded length.
+EFFORTS = {"extraction": LEAST_EFFORT} | dict.fromkeys(("cached", "projection", "step"), HALF_EFFORT)
+
+
+def compiler_options(program: str, effort: float | None = None, vmem: int | None = None) -> dict[str, Any]:
+    """Return the library's options for the compiler, of which `effort` and `vmem`, where given, replace two."""
+    options = for_tpu(EFFORTS.get(program, 0.0) if effort is None else effort)
+    if vmem is not None:
+        options.pop("xla_tpu_scoped_vmem_limit_kib", None)
+        options |= {"xla_tpu_scoped_vmem_limit_kib": vmem} if vmem else {}
+    return options
 
 
 def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
@@ -226,11 +236,12 @@ def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
     mesh = Mesh(np.array(devices[:count]), (sharding.AXIS,))
     lowered = PROGRAMS[case.program](case, mesh)
     start = resource.getrusage(resource.RUSAGE_SELF)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=case.options)
     end = resource.getrusage(resource.RUSAGE_SELF)
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
-    program = instructions(compiled.as_text() or "")
+    text = compiled.as_text() or ""
+    program = instructions(text)
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     accessed = cost["bytes accessed"]
     row = dataclasses.asdict(case) | {
@@ -244,7 +255,7 @@ def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
         utterances = case.batch * count
         row["model_per_s"] = round(utterances * chip.clock / estimated_cycles(program))
         if dump is not None:
-            row["bundles_per_s"] = round(utterances * chip.clock / bundle_cycles(dump, program))
+            row["bundles_per_s"] = round(utterances * chip.clock / bundle_cycles(dump, text))
         row["memory_per_s"] = round(utterances * chip.bandwidth / accessed)
     return row
 
@@ -253,7 +264,6 @@ def in_own_process(case: Case, dump: str | None = None) -> dict[str, Any]:
     """Return the row of `case`, or what is known of it and an `error`, compiled in a process of its own."""
     # Several processes may have the compiler open, and none looks for the metadata of a TPU's machine.
     environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    environment["JAX_EXEC_TIME_OPTIMIZATION_EFFORT"] = str(case.effort)
     command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
     if dump is not None:
         flags = (
@@ -305,7 +315,8 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[128], help="utterances on a chip")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of an utterance")
     parser.add_argument("--remat", action="store_true", help="compute the blocks twice in a step (setting `remat`)")
-    parser.add_argument("--effort", type=float, default=0.0, help="effort of the compiler, from -1 to 1")
+    parser.add_argument("--effort", type=float, help="effort of the compiler, from -1 to 1")
+    parser.add_argument("--vmem", type=int, help="KiB on the chip that an operation may take")
     parser.add_argument("--bundles", action="store_true", help="count instruction bundles as well")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -317,14 +328,15 @@ def main() -> None:
         print(json.dumps(compile_case(Case(**json.loads(args.case)), args.dump)))
         return
     libtpu = importlib.metadata.version("libtpu")
-    print(f"JAX {jax.__version__}, libtpu {libtpu}, {args.seconds:g} s, bfloat16, effort {args.effort:g}\n")
+    print(f"JAX {jax.__version__}, libtpu {libtpu}, {args.seconds:g} s, bfloat16\n")
     print(f"| {TITLES} |\n|{'---|' * (TITLES.count('|') + 1)}", flush=True)
     found = []
     for chip in args.chips:
         for variant in args.variants:
             for program in args.programs:
                 for batch in args.batch:
-                    case = Case(program, variant, chip, args.devices, batch, args.seconds, args.remat, args.effort)
+                    options = compiler_options(program, args.effort, args.vmem)
+                    case = Case(program, variant, chip, args.devices, batch, args.seconds, args.remat, options)
                     found.append(measured(case, args.bundles))
                     print(line(found[-1]), flush=True)
                     if args.json is not None:

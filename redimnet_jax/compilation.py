@@ -17,23 +17,33 @@ OPTIONS = {
         "xla_gpu_enable_triton_gemm": False,
         "xla_gpu_enable_latency_hiding_scheduler": False,
         "xla_gpu_disable_async_collectives": "ALLREDUCE,ALLGATHER,REDUCESCATTER",
-    }
+    },
 }
-# With the least effort a TPU's compiler takes a sixth of its time, which is minutes for a network. The program keeps
-# less on the chip, and takes three times as long by the compiler's estimate (docs/dev/tpu.md).
-LEAST_EFFORT = {"tpu": {"exec_time_optimization_effort": -1.0}}
+# Efforts of a TPU's compiler below the full one, 0, at which a step takes it many minutes (docs/dev/tpu.md). There
+# the program keeps less on the chip, and at the least it takes three times as long by the compiler's estimate.
+HALF_EFFORT = -0.5
+LEAST_EFFORT = -1.0
 
 
-def jit(function: Callable, *, many_shapes: bool = False, **arguments: Any) -> Callable:
+def for_tpu(effort: float) -> dict[str, Any]:
+    """Return the options of a TPU's compiler at an effort from -1 to 0."""
+    if effort:
+        return {"exec_time_optimization_effort": effort}
+    # What an operation may keep on the chip bounds the instructions that the compiler writes, and they its time. With
+    # its own limit the forward pass takes more than twice as long to compile.
+    return {"xla_tpu_scoped_vmem_limit_kib": 6144}
+
+
+def jit(function: Callable, *, tpu_effort: float = 0.0, **arguments: Any) -> Callable:
     """`jax.jit(function, **arguments)` with the compiler's options for a network on this backend.
 
-    With `many_shapes` the program is compiled for many shapes, and each is run a few times only.
+    `tpu_effort` is the effort of a TPU's compiler: less for a large program, or for many that run a few times only.
     """
 
     @functools.cache
     def jitted() -> Any:
         # Not before the first call, as it starts the backend.
-        options = OPTIONS | LEAST_EFFORT if many_shapes else OPTIONS
+        options = OPTIONS | {"tpu": for_tpu(tpu_effort)}
         return jax.jit(function, compiler_options=options.get(jax.default_backend()), **arguments)
 
     @functools.wraps(function)

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from redimnet_jax import sharding
-from redimnet_jax.compilation import jit
+from redimnet_jax.compilation import LEAST_EFFORT, jit
 from redimnet_jax.embedding import cache as embedding_cache
 from redimnet_jax.embedding.cache import PooledCache
 from redimnet_jax.embedding.segments import WHOLE_RECORDINGS, CropPolicy, Recordings, Segments
@@ -170,8 +170,8 @@ class PooledFeatures:
         whole = sharding.replicated(mesh)
         self._leaves = sharding.replicate(leaves, mesh) if replicated else jax.device_put(leaves, whole)
         output = whole if replicated else None
-        self._of_one_length = _pooling_program(graph, structure, output, many_shapes=False)
-        self._of_many_lengths = _pooling_program(graph, structure, output, many_shapes=True)
+        self._of_one_length = _pooling_program(graph, structure, output, tpu_effort=0.0)
+        self._of_many_lengths = _pooling_program(graph, structure, output, tpu_effort=LEAST_EFFORT)
 
     def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (pooled features (batch, pool.features) float32, the other arrays of `batch`).
@@ -184,7 +184,7 @@ class PooledFeatures:
 
 @functools.cache
 def _pooling_program(
-    graph: nnx.GraphDef, structure: Any, output: NamedSharding | None, *, many_shapes: bool
+    graph: nnx.GraphDef, structure: Any, output: NamedSharding | None, *, tpu_effort: float
 ) -> Callable:
     """Return the compiled function of (leaves of the state, batch), one for all networks of the graph.
 
@@ -197,7 +197,7 @@ def _pooling_program(
         return network.pooled(*network.features(batch["waveform"], batch.get("lengths"))), rest
 
     options = {} if output is None else {"out_shardings": output}
-    return jit(pool, many_shapes=many_shapes, **options)
+    return jit(pool, tpu_effort=tpu_effort, **options)
 
 
 def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8192) -> np.ndarray:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from redimnet_jax.compilation import jit
+from redimnet_jax.compilation import LEAST_EFFORT, jit
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.models import buckets
 from redimnet_jax.models.network import SpeakerNetwork
@@ -49,7 +49,7 @@ def _forward(graph: nnx.GraphDef, state: Any) -> Callable[..., Array]:
     def forward(leaves: list[Array], waveform: Array, lengths: Array | None, classify: bool) -> Array:
         return nnx.merge(graph, jax.tree.unflatten(state, leaves))(waveform, lengths, classify=classify)
 
-    return jit(forward, many_shapes=True, static_argnums=3)
+    return jit(forward, tpu_effort=LEAST_EFFORT, static_argnums=3)
 
 
 class _Program:

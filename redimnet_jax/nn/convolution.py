@@ -23,6 +23,9 @@ Array = jax.Array
 
 # Above this many inputs a group the shifted form has too many terms, and the dense one wins on a CPU as well.
 MAX_SHIFTED_GROUP = 4
+# Input channels that a TPU's matrix unit takes at once. A dense convolution of more also multiplies the zeros between
+# blocks of as many.
+TPU_CHANNELS = 128
 # Input channels of a product in the gradient of a grouped kernel.
 GRADIENT_BLOCK = 32
 # Frames of a product in the gradient of a depthwise 1-D kernel.
@@ -146,15 +149,28 @@ def groups_of(x: Array, kernel: Array) -> int:
     return x.shape[-1] // kernel.shape[2]
 
 
-def _dense_2d(x: Array, kernel: Array) -> Array:
+def _dense_2d(x: Array, kernel: Array, blocks: int = 1) -> Array:
+    """Convolve with block-diagonal weights, in `blocks` convolutions of as many groups each."""
     groups = groups_of(x, kernel)
+    if groups > blocks:
+        parts = jnp.split(kernel, blocks, axis=-1)
+        kernel = jnp.concatenate([block_diagonal(part, groups // blocks) for part in parts], axis=-1)
     return lax.conv_general_dilated(
         x,
-        kernel if groups == 1 else block_diagonal(kernel, groups),
+        kernel,
         window_strides=(1, 1),
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=blocks,
         precision=precision(x.dtype),
+    )
+
+
+def _tpu_blocks(x: Array, kernel: Array) -> int:
+    """Return in how many convolutions a TPU computes that of `x` with the grouped `kernel`."""
+    groups = groups_of(x, kernel)
+    return next(
+        n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or x.shape[-1] <= n * TPU_CHANNELS)
     )
 
 
@@ -292,4 +308,6 @@ def grouped_conv2d(x: Array, kernel: Array) -> Array:
     shifted = groups > 1 and n <= MAX_SHIFTED_GROUP and kt % 2 and kf % 2
     on_cpu = _shifted_2d if shifted else None
     on_cuda = _fused_2d if suits_kernel(x, kernel) else None
-    return by_platform(x, kernel, plain=_dense_2d, cpu=on_cpu, cuda=on_cuda)
+    blocks = _tpu_blocks(x, kernel)
+    on_tpu = functools.partial(_dense_2d, blocks=blocks) if blocks > 1 else None
+    return by_platform(x, kernel, plain=_dense_2d, cpu=on_cpu, cuda=on_cuda, tpu=on_tpu)

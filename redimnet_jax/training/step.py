@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from redimnet_jax import sharding
-from redimnet_jax.compilation import jit
+from redimnet_jax.compilation import HALF_EFFORT, jit
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.training.averaging import moved
 from redimnet_jax.training.partition import NamedArrays, TrainablePartition
@@ -138,6 +138,7 @@ def lower_step(step: Step, mesh: Mesh, *arguments: Any) -> jax.stages.Lowered:
     state, frozen = sharding.tree_shardings(arguments[:2], mesh)
     jitted: Any = jit(
         step,
+        tpu_effort=HALF_EFFORT,
         in_shardings=(state, frozen, sharding.by_rows(mesh)),
         out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,

@@ -58,6 +58,15 @@ def test_grouped_conv2d(kernel_size, channels_in, channels_out, groups):
     close(value_and_gradients(convolution.grouped_conv2d, x, kernel), theirs)
     # The form of accelerators runs on a CPU too.
     close(value_and_gradients(convolution._dense_2d, x, kernel), theirs)
+    # And that of TPUs, which have several convolutions of some groups each.
+    for blocks in (n for n in range(2, groups + 1) if groups % n == 0):
+        close(value_and_gradients(functools.partial(convolution._dense_2d, blocks=blocks), x, kernel), theirs)
+
+
+@pytest.mark.parametrize(("channels", "groups", "blocks"), [(96, 24, 1), (192, 48, 2), (288, 72, 3), (320, 2, 2)])
+def test_a_tpu_convolves_at_most_128_channels_at_once(channels, groups, blocks):
+    x, kernel = jnp.zeros((1, 1, 1, channels)), jnp.zeros((3, 3, channels // groups, channels))
+    assert convolution._tpu_blocks(x, kernel) == blocks
 
 
 @pytest.mark.slow
