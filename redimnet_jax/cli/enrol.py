@@ -87,7 +87,7 @@ def _enrol(settings: EnrolSettings) -> Result:
     ]
     lines += [f"warning: {sentence}" for sentence in warnings]
     lines.append(
-        f"{settings.name} is enrolled in {settings.gallery}, which has {size['models']:,} models and "
-        f"{size['utterances']:,} utterances"
+        f"{settings.name} is enrolled in {settings.gallery} (models: {size['models']:,}, utterances: "
+        f"{size['utterances']:,})"
     )
     return Result(content, lines)

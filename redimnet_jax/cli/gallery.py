@@ -60,7 +60,7 @@ def _list(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     models = dict(sorted(zip(gallery.models, counts, strict=True)))
     content = {"models": models, "utterances": gallery.utterances, "dim": gallery.weights.dim}
     lines = [f"{count:>6,}  {model}" for model, count in models.items()]
-    total = f"{len(gallery):,} models and {gallery.utterances:,} utterances of {gallery.weights.dim} dimensions"
+    total = f"models: {len(gallery):,}, utterances: {gallery.utterances:,}, dimensions: {gallery.weights.dim}"
     return content, [*lines, total]
 
 
@@ -85,8 +85,8 @@ def _import(given: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         size = writer.size
     models = len(set(utterances.models))
     line = (
-        f"{models:,} models with {len(utterances):,} utterances are enrolled in {given.gallery}, which has "
-        f"{size['models']:,} models and {size['utterances']:,} utterances"
+        f"enrolled in {given.gallery}: models: {models:,}, utterances: {len(utterances):,}; it has models: "
+        f"{size['models']:,}, utterances: {size['utterances']:,}"
     )
     return {"models": models, "utterances": len(utterances), "gallery": size}, [line]
 

@@ -60,7 +60,7 @@ def warnings(quality: SignalQuality) -> tuple[str, ...]:
     sentences = []
     if quality.speech_seconds < SHORT_SECONDS:
         sentences.append(
-            f"The recording is short: {quality.speech_seconds:.1f} s of speech in {quality.seconds:.1f} s, less than "
+            f"The recording is short: {quality.speech_seconds:.2f} s of speech in {quality.seconds:.2f} s, less than "
             f"{SHORT_SECONDS:g} s."
         )
     if quality.clipped > CLIPPED_FRACTION:

@@ -49,7 +49,7 @@ def test_every_warning_has_its_limit():
     assert warnings(GOOD) == ()
     assert warnings(signal_quality(voice(80000), WHOLE)) == ()
     (short,) = warnings(dataclasses.replace(GOOD, speech_seconds=1.44))
-    assert short == "The recording is short: 1.4 s of speech in 5.0 s, less than 2 s."
+    assert short == "The recording is short: 1.44 s of speech in 5.00 s, less than 2 s."
     (clipped,) = warnings(dataclasses.replace(GOOD, clipped=0.0123))
     assert clipped == "The recording is clipped: 1.2% of its samples are at full scale."
     (telephone,) = warnings(dataclasses.replace(GOOD, bandwidth_hz=3900.0))
