@@ -15,6 +15,9 @@ from redimnet_jax.cli import evaluate
 from redimnet_jax.cli import verify as cli
 from redimnet_jax.embedding.recording import embed_recording
 from redimnet_jax.evaluation import quality_measures, score_file, system_calibration
+from redimnet_jax.gallery import changes, enrolment
+from redimnet_jax.gallery.identification import IdentifyOptions
+from redimnet_jax.gallery.manifest import Weights
 
 DIMS = (4, 8)
 
@@ -80,6 +83,24 @@ def test_command_python_and_evaluation_give_the_same_numbers(report, tree, capsy
             expected = json.loads(json.dumps(found.to_json()))
             expected.pop("seconds")
             assert printed == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [rj.OperatingPoint(), rj.OperatingPoint(far=0.2)])
+def test_a_gallery_decides_as_two_files_do(report, tree, tmp_path, point):
+    model = rj.load(report / "model")
+    with changes.writing(tmp_path / "gallery", Weights.of(model)) as writer:
+        for name in ("s1/0.wav", "s2/0.wav"):
+            writer.enrol(enrolment.of_recordings(name, [embed_recording(model, tree / name)]))
+    gallery = rj.Gallery.open(tmp_path / "gallery", model)
+    options = IdentifyOptions(best=1, operating_point=point, min_speech=0)
+    decided = 0
+    for name in (f"s{speaker}/{number}.wav" for speaker in (1, 2, 3, 4) for number in (1, 2)):
+        found = rj.identify(model, tree / name, gallery, options)
+        nearest = tree / found.matches[0].model
+        assert found.decision == rj.verify(model, nearest, tree / name, operating_point=point, min_speech=0).decision
+        decided += found.decision.llr is not None
+    assert decided
 
 
 @pytest.mark.slow
