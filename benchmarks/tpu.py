@@ -253,7 +253,9 @@ def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
     }
     if case.program not in WITHOUT_UTTERANCES:
         utterances = case.batch * count
-        row["model_per_s"] = round(utterances * chip.clock / estimated_cycles(program))
+        cycles = estimated_cycles(program)
+        if cycles is not None:
+            row["model_per_s"] = round(utterances * chip.clock / cycles)
         if dump is not None:
             row["bundles_per_s"] = round(utterances * chip.clock / bundle_cycles(dump, text))
         row["memory_per_s"] = round(utterances * chip.bandwidth / accessed)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+NO_ESTIMATE = 2**53
 OPERATIONS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 # The text of every instruction and how often it is executed.
@@ -113,7 +114,13 @@ def _meaning(text: str, computations: dict[str, list[str]]) -> tuple:
     return re.sub(r"%[\w.\-]+", "%", shapes.split(" = ")[1]), *windows, inner
 
 
-def estimated_cycles(program: Instructions) -> int:
-    """Return the cycles that the compiler's cost model estimates for `program`, operations one after another."""
+def estimated_cycles(program: Instructions) -> int | None:
+    """Return the cycles that the compiler's cost model estimates for `program`, operations one after another.
+
+    None where it has no estimate for some operation, for which it writes the largest number.
+    """
     estimates = ((re.search(r'"estimated_cycles":"(\d+)"', text), times) for text, times in program)
-    return sum(int(cycles[1]) * times for cycles, times in estimates if cycles)
+    cycles = [(int(cycles[1]), times) for cycles, times in estimates if cycles]
+    if any(count >= NO_ESTIMATE for count, _ in cycles):
+        return None
+    return sum(count * times for count, times in cycles)

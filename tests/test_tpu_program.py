@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import pytest
-from tpu_program import bundle_cycles, collectives, instructions
+from tpu_program import bundle_cycles, collectives, estimated_cycles, instructions
 
 # Two equal fusions in a loop of five trips, of which the compiler writes the first, and another outside.
 PROGRAM = """\
@@ -70,3 +70,11 @@ def test_a_pipelined_loop_has_two_trips_more_than_its_work(tmp_path):
 
 def test_collectives_in_a_loop_count_times_its_trips():
     assert collectives(instructions(PROGRAM)) == {"all-reduce": {"count": 5, "mb": pytest.approx(5 * 32 / 1e6)}}
+
+
+def test_cycles_of_a_loop_count_times_its_trips_unless_one_is_unknown():
+    assert estimated_cycles(instructions(PROGRAM)) == 2 * 5 * 7 + 7
+    unknown = PROGRAM.replace(
+        'calls=%other, backend_config={"estimated_cycles":"7"}', f'"estimated_cycles":"{2**63 - 1}"'
+    )
+    assert estimated_cycles(instructions(unknown)) is None
