@@ -6,7 +6,9 @@ import time
 from collections.abc import Sequence
 
 from redimnet_jax.cli.command import Parser, closes_quietly
-from redimnet_jax.cli.gallery_options import GallerySettings, Result, gallery_option, model_options, run_command
+from redimnet_jax.cli.gallery_options import GallerySettings, gallery_option
+from redimnet_jax.cli.recording_options import model_options
+from redimnet_jax.cli.result import Result, run_command
 from redimnet_jax.errors import ArgumentError
 
 HELP = """Enrol a speaker in a gallery by one or more recordings. A gallery that does not exist is made.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from redimnet_jax.cli.command import Parser, closes_quietly
-from redimnet_jax.cli.gallery_options import Result, gallery_option, run_command
+from redimnet_jax.cli.gallery_options import gallery_option
+from redimnet_jax.cli.result import Result, run_command
 
 HELP = """List, remove, import and export what a gallery holds.
 

@@ -1,58 +1,29 @@
-"""Options that the commands with galleries share, and what they print."""
+"""Options that the commands with galleries share."""
 
 import argparse
 import dataclasses
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from redimnet_jax import buckets, names
-from redimnet_jax.cli.command import Parser, run
-from redimnet_jax.errors import ArgumentError
-from redimnet_jax.evaluation.settings import DTYPES, check_choice, check_number
+from redimnet_jax.cli.command import Parser
+from redimnet_jax.cli.recording_options import RecordingSettings
+from redimnet_jax.evaluation.settings import check_choice, check_number
 
 if TYPE_CHECKING:
     from redimnet_jax.gallery.gallery import Method
-    from redimnet_jax.models.speaker_model import SpeakerModel
-
-T = TypeVar("T")
 
 EXHAUSTIVE = "exhaustive"
 SHORTLISTS = ("float32", "int8", "binary", EXHAUSTIVE)
 
 
-@dataclasses.dataclass(frozen=True)
-class GallerySettings:
-    """A gallery, the model that embeds recordings for it, and the least speech of a recording, in seconds."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GallerySettings(RecordingSettings):
+    """A gallery, and the model that embeds recordings for it."""
 
     gallery: Path
-    checkpoint: Path
-    dtype: str = "float32"
-    min_speech: float | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, DTYPES)
-        if self.min_speech is not None and not 0 <= self.min_speech < math.inf:
-            raise ArgumentError(f"`min_speech` is {self.min_speech} but must be a number of seconds, 0 or more.")
-
-    def least_speech(self) -> float:
-        """Return the seconds of speech that a recording must have."""
-        from redimnet_jax.data import speech
-
-        return speech.MIN_SECONDS if self.min_speech is None else self.min_speech
-
-    def open_model(self) -> "SpeakerModel":
-        """Return the model at `checkpoint`."""
-        import jax.numpy as jnp
-
-        from redimnet_jax.checkpoints.open import open_model
-
-        return open_model(self.checkpoint, dtype=jnp.dtype(self.dtype))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSettings(GallerySettings):
     """How the gallery is searched: `dim`, `top`, `shortlist` and `candidates` are those of the options."""
 
@@ -86,23 +57,6 @@ def gallery_option() -> Parser:
     return parser
 
 
-def model_options() -> argparse.ArgumentParser:
-    """Return a parent parser with the options of commands that embed single recordings."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="native checkpoint, workdir of a run, or PyTorch file (.pt)",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)")
-    parser.add_argument(
-        "--min_speech", type=float, metavar="S", help="refuse files with less speech, in seconds (default: 0.5)"
-    )
-    return parser
-
-
 def search_options(top: int) -> argparse.ArgumentParser:
     """Return a parent parser with the options of commands that search a gallery; `top` is the default of --top."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -120,33 +74,3 @@ def search_options(top: int) -> argparse.ArgumentParser:
         "--candidates", type=int, default=512, metavar="N", help="length of the shortlist (default: %(default)s)"
     )
     return parser
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a command found: plain values with `seconds`, the same as lines of text, and the exit code."""
-
-    content: Mapping[str, Any]
-    lines: Sequence[str]
-    code: int = 0
-
-
-def run_command(
-    parser: Parser, arguments: Sequence[str] | None, make: Callable[..., T], work: Callable[[T], Result]
-) -> int:
-    """Print the result of `work` on the settings that `make` gives; return the exit code."""
-    given = vars(parser.parse_args(arguments))
-    as_json = given.pop("json")
-    settings = parser.settings(make, given)
-    codes: list[int] = []
-
-    def command() -> None:
-        result = work(settings)
-        seconds = ", ".join(f"{name} {value:.3f} s" for name, value in result.content["seconds"].items())
-        if as_json:
-            print(buckets.readable(json.dumps(result.content, indent=2, allow_nan=False)))
-        else:
-            print("\n".join(names.one_line(buckets.readable(line)) for line in [*result.lines, seconds]))
-        codes.append(result.code)
-
-    return run(command, parser.flags()) or codes[0]

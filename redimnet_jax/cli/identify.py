@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redimnet_jax.cli.command import Parser, closes_quietly
-from redimnet_jax.cli.gallery_options import (
-    Result,
-    SearchSettings,
-    gallery_option,
-    model_options,
-    run_command,
-    search_options,
-)
+from redimnet_jax.cli.gallery_options import SearchSettings, gallery_option, search_options
 from redimnet_jax.cli.operating_point_options import add_operating_point, take_operating_point
+from redimnet_jax.cli.recording_options import model_options
+from redimnet_jax.cli.result import Result, run_command
 from redimnet_jax.evaluation.settings import check_number
 
 if TYPE_CHECKING:

@@ -6,14 +6,9 @@ import time
 from collections.abc import Sequence
 
 from redimnet_jax.cli.command import Parser, closes_quietly
-from redimnet_jax.cli.gallery_options import (
-    Result,
-    SearchSettings,
-    gallery_option,
-    model_options,
-    run_command,
-    search_options,
-)
+from redimnet_jax.cli.gallery_options import SearchSettings, gallery_option, search_options
+from redimnet_jax.cli.recording_options import model_options
+from redimnet_jax.cli.result import Result, run_command
 
 HELP = """Find the utterances of a gallery that are nearest to a recording.
 

@@ -2,17 +2,16 @@
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redimnet_jax import buckets, names
-from redimnet_jax.cli.command import Parser, closes_quietly, run
+from redimnet_jax.cli.command import Parser, closes_quietly
 from redimnet_jax.cli.operating_point_options import add_operating_point, take_operating_point
-from redimnet_jax.errors import ArgumentError
-from redimnet_jax.evaluation.settings import DTYPES, check_choice, check_number
+from redimnet_jax.cli.recording_options import RecordingSettings, model_options
+from redimnet_jax.cli.result import Result, run_command
+from redimnet_jax.evaluation.settings import check_number
 
 if TYPE_CHECKING:
     from redimnet_jax.verification.operating_point import OperatingPoint
@@ -36,49 +35,35 @@ docs/guides/verify.md explains operating points, calibration and the JSON.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class VerifySettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifySettings(RecordingSettings):
     """What is compared and how; raise ArgumentError for values and combinations that no comparison can have."""
 
     a: str
     b: str
-    checkpoint: Path
     operating_point: "OperatingPoint"
     calibration: Path | None = None
     dim: int | None = None
-    min_speech: float | None = None
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dim is not None:
             check_number("dim", self.dim, minimum=1)
-        if self.min_speech is not None and not 0 <= self.min_speech < float("inf"):
-            raise ArgumentError(f"`min_speech` is {self.min_speech} but must be a number of seconds, 0 or more.")
-        check_choice("dtype", self.dtype, DTYPES)
 
 
 def _parser() -> Parser:
-    parser = Parser("redimnet-jax verify", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        "redimnet-jax verify",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[model_options()],
+    )
     parser.add_argument("a", metavar="A", help="an audio file of any format and sample rate")
     parser.add_argument("b", metavar="B", help="the file to compare it with")
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="native checkpoint, workdir of a run, or PyTorch file (.pt)",
-    )
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="calibration (default: the one beside the checkpoint)"
     )
     parser.add_argument("--dim", type=int, metavar="N", help="compare the first N dimensions (default: all)")
-    parser.add_argument(
-        "--min_speech",
-        type=float,
-        metavar="S",
-        help="refuse files with less speech, in seconds (default: 0.5)",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_operating_point(parser)
     return parser
@@ -87,18 +72,7 @@ def _parser() -> Parser:
 @closes_quietly
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its `arguments`, by default those of the process; return the exit code."""
-    parser = _parser()
-    given = vars(parser.parse_args(arguments))
-    as_json = given.pop("json")
-    settings = parser.settings(_settings, given)
-    codes: list[int] = []
-
-    def command() -> None:
-        verification, load_seconds = _verify(settings)
-        print(_json(verification, load_seconds) if as_json else _text(verification, load_seconds))
-        codes.append({True: SAME, False: DIFFERENT, None: UNDECIDED}[verification.decision.same_speaker])
-
-    return run(command, parser.flags()) or codes[0]
+    return run_command(_parser(), arguments, _settings, _verify)
 
 
 def _settings(**given: Any) -> VerifySettings:
@@ -106,16 +80,11 @@ def _settings(**given: Any) -> VerifySettings:
     return VerifySettings(operating_point=point, **given)
 
 
-def _verify(settings: VerifySettings) -> "tuple[Verification, float]":
-    """Return the result, and how many seconds opening the model took."""
+def _verify(settings: VerifySettings) -> Result:
     started = time.perf_counter()
-    import jax.numpy as jnp
-
-    from redimnet_jax.checkpoints.open import open_model
-    from redimnet_jax.data import speech
     from redimnet_jax.verification.verify import verify
 
-    model = open_model(settings.checkpoint, dtype=jnp.dtype(settings.dtype))
+    model = settings.open_model()
     loaded = time.perf_counter()
     verification = verify(
         model,
@@ -124,18 +93,15 @@ def _verify(settings: VerifySettings) -> "tuple[Verification, float]":
         settings.dim,
         operating_point=settings.operating_point,
         calibration=settings.calibration,
-        min_speech=speech.MIN_SECONDS if settings.min_speech is None else settings.min_speech,
+        min_speech=settings.least_speech(),
     )
-    return verification, loaded - started
-
-
-def _json(verification: "Verification", load_seconds: float) -> str:
     content = verification.to_json()
-    content["seconds"] = {"load": load_seconds, **content["seconds"]}
-    return buckets.readable(json.dumps(content, indent=2, allow_nan=False))
+    content["seconds"] = {"load": loaded - started, **content["seconds"]}
+    code = {True: SAME, False: DIFFERENT, None: UNDECIDED}[verification.decision.same_speaker]
+    return Result(content, _lines(verification), code)
 
 
-def _text(verification: "Verification", load_seconds: float) -> str:
+def _lines(verification: "Verification") -> list[str]:
     decision = verification.decision
     answer = {True: "same speaker", False: "different speakers", None: "no decision"}[decision.same_speaker]
     lines = [answer, f"score {decision.score:.4f} at {verification.dim} dimensions"]
@@ -156,7 +122,4 @@ def _text(verification: "Verification", load_seconds: float) -> str:
     for each in verification.recordings:
         quality = each.quality
         lines.append(f"{each.name}: {quality.speech_seconds:.1f} s of speech in {quality.seconds:.1f} s")
-    lines += [f"warning: {sentence}" for sentence in verification.warnings]
-    seconds = {"load": load_seconds, **verification.seconds}
-    lines.append(", ".join(f"{name} {value:.3f} s" for name, value in seconds.items()))
-    return "\n".join(names.one_line(buckets.readable(line)) for line in lines)
+    return [*lines, *(f"warning: {sentence}" for sentence in verification.warnings)]
