@@ -10,12 +10,11 @@ import numpy as np
 
 from redimnet_jax.data.signal_quality import SignalQuality
 
+# Seconds of recording and of speech, length of the raw embedding, mean score with the cohort.
 DURATION = "duration"
 SPEECH = "speech"
 NORM = "norm"
 COHORT = "cohort"
-# Seconds of recording and of speech, length of the raw embedding, mean score with the cohort.
-MEASURES = (DURATION, SPEECH, NORM, COHORT)
 UNITS = {DURATION: " s", SPEECH: " s", NORM: "", COHORT: ""}
 
 # Values of the sides of trials by measure, float64 (names,).
