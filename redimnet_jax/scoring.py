@@ -42,12 +42,12 @@ def score_trials(
     dims = checked_dims(dims, embeddings.shape[1])
     trials = checked_pairs(left, right, embeddings.shape[0])
     # Every utterance with itself: one pass for all norms, and the whole row's shows whether an element is not finite.
-    every = jnp.arange(len(embeddings), dtype=jnp.int32)
+    every = np.arange(len(embeddings), dtype=np.int32)
     squares = by_blocks(_products, (embeddings,), (every, every), block_size, devices, (*dims, embeddings.shape[1]))
-    if not jnp.isfinite(squares[:, -1]).all():
+    inverse, finite = _inverse_norms_of_products(squares)
+    if not finite:
         # Finite elements may have an infinite square.
         _check_finite(embeddings)
-    inverse = _inverse_roots(squares[:, :-1])
     scored = by_blocks(_cosines, (embeddings, inverse), trials, block_size, devices, dims)
     return scored.T
 
@@ -165,7 +165,9 @@ def checked_dims(dims: Sequence[int], width: int) -> tuple[int, ...]:
     return tuple(int(dim) for dim in dims)
 
 
-def checked_pairs(left: np.ndarray | Array, right: np.ndarray | Array, count: int) -> tuple[Array, Array]:
+def checked_pairs(
+    left: np.ndarray | Array, right: np.ndarray | Array, count: int
+) -> tuple[np.ndarray | Array, np.ndarray | Array]:
     """Both sides' indices, int32 (trials,), below `count`; raises UserError if they are not."""
     for side, index in (("left", left), ("right", right)):
         if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
@@ -179,20 +181,21 @@ def checked_pairs(left: np.ndarray | Array, right: np.ndarray | Array, count: in
         raise UserError(f"left has {len(left)} trials but right has {len(right)}; give both sides of every trial.")
     if len(left) == 0:
         raise UserError("There are no trials; give at least one.")
-    return jnp.asarray(left, jnp.int32), jnp.asarray(right, jnp.int32)
+    return left.astype(np.int32), right.astype(np.int32)
 
 
 def by_blocks(
     function: Callable[..., Array],
     tables: tuple[Array, ...],
-    rows: tuple[Array, ...],
+    rows: tuple[np.ndarray | Array, ...],
     block_size: int,
     devices: Sequence[Any] | None,
     *static,
 ) -> Array:
     """function(*static, tables, rows), computed `block_size` rows at a time on every one of `devices`.
 
-    The leading axis of `rows` and of the result is the one that is cut; `tables` go to every device whole.
+    The leading axis of `rows` and of the result is the one that is cut; `tables` go to every device whole. Rows on
+    the host are padded there: each operation on a device costs a small call more than its arithmetic.
     """
     if block_size < 1:
         raise UserError(f"block_size is {block_size} but must be at least 1.")
@@ -202,9 +205,15 @@ def by_blocks(
     padded = -(-count // (block_size * len(devices))) * block_size * len(devices)
     mesh = Mesh(np.array(devices), ("rows",))
     tables = jax.device_put(tables, NamedSharding(mesh, P()))
-    rows = tuple(jnp.pad(row, ((0, padded - count),) + ((0, 0),) * (row.ndim - 1)) for row in rows)
+    rows = tuple(_padded(row, padded - count) for row in rows)
     rows = jax.device_put(rows, NamedSharding(mesh, P("rows")))
-    return _mapped(function, static, mesh, block_size, tables, rows)[:count]
+    results = _mapped(function, static, mesh, block_size, tables, rows)
+    return results if padded == count else results[:count]
+
+
+def _padded(row: np.ndarray | Array, count: int) -> np.ndarray | Array:
+    library = np if isinstance(row, np.ndarray) else jnp
+    return library.pad(row, ((0, count),) + ((0, 0),) * (row.ndim - 1)) if count else row
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -256,6 +265,12 @@ def _matrix(enrolments: Array, tests: Array, inverse: Array, dims: tuple[int, ..
 def _inverse_norms(embeddings: Array, dims: tuple[int, ...]) -> Array:
     """One over the length of every prefix, float32 (utterances, dims); 0 for a prefix of zeros."""
     return _inverse_roots(_prefix_sums(jnp.square(embeddings.astype(jnp.float32)), dims))
+
+
+@jax.jit
+def _inverse_norms_of_products(squares: Array) -> tuple[Array, Array]:
+    """Return the inverse roots of all columns but the last, and whether the last one is finite."""
+    return _inverse_roots(squares[:, :-1]), jnp.isfinite(squares[:, -1]).all()
 
 
 def _inverse_roots(squares: Array) -> Array:
