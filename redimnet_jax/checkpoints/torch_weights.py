@@ -175,8 +175,7 @@ def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[Spea
     entries = checkpoint.model_config
     if checkpoint.layout == "redimnet_mrl":
         entries = WRAPPER_DEFAULTS | entries
-    arch = "redimnet2" if checkpoint.layout == "redimnet2" else "redimnet"
-    config = model_config.parse(arch, entries)
+    config = model_config.parse(LAYOUTS[checkpoint.layout], entries)
     tensors = checkpoint.state_dict.values()
     size.check(config, len(tensors), sum(tensor.size for tensor in tensors), str(checkpoint.path))
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -216,6 +215,20 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
         subnormals_flushed=flushed,
         prefix_removed=checkpoint.prefix or "none",
     )
+
+
+def state_dict(network: SpeakerNetwork, layout: str) -> dict[str, np.ndarray]:
+    """Return the tensors of `network` under the names and in the order of `layout`; the inverse of `fill`.
+
+    They are float32, and int64 in counters of training steps, which are zero.
+    """
+    return {name: _tensor(slot) for name, slot in slots(network, layout).items()}
+
+
+def _tensor(slot: Slot) -> np.ndarray:
+    if slot.variable is not None:
+        return slot.restore(np.asarray(slot.variable[...]))
+    return np.zeros(slot.shape, np.int64) if slot.expected is None else slot.restore(slot.expected)
 
 
 def _elements(slots: list[Slot]) -> int:

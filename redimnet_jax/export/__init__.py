@@ -10,13 +10,17 @@ from pathlib import Path
 
 from redimnet_jax import files
 from redimnet_jax.errors import UserError, shown
-from redimnet_jax.export import card
+from redimnet_jax.export import card, torch_file
 from redimnet_jax.export.options import ExportOptions
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 Format = Callable[[SpeakerModel, Path, ExportOptions], None]
 
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, Format] = {
+    "torch": torch_file.write,
+}
+# Formats of weights alone, whose own code gives embeddings as the network does.
+WEIGHTS = frozenset({"torch", "wespeaker", "safetensors"})
 
 
 def export(
@@ -38,7 +42,7 @@ def export(
     if format not in FORMATS:
         raise UserError(f"There is no format {shown(format)}; choose one of {', '.join(FORMATS)}.")
     audio = None if calibration_audio is None else Path(calibration_audio)
-    options = ExportOptions(dim, normalize, precision, audio)
+    options = ExportOptions(dim, normalize and format not in WEIGHTS, precision, audio)
     options.width(model)
     card_path = path.with_name(f"{path.name}.md")
     for each in (path, card_path):
