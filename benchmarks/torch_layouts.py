@@ -68,7 +68,8 @@ def published(path: pathlib.Path, arch: str) -> torch.nn.Module:
 def embed_with_wespeaker(path: pathlib.Path, audio: np.ndarray) -> np.ndarray:
     """The embeddings of WeSpeaker's code for an export to `wespeaker`, made as its `bin/extract.py` makes them."""
     config = yaml.safe_load((path.parent / "config.yaml").read_text())
-    models = importlib.import_module(f"wespeaker.models.{config['model'].lower().rstrip('0123456789b')}")
+    family = "redimnet2" if config["model"].startswith("ReDimNet2") else "redimnet"
+    models = importlib.import_module(f"wespeaker.models.{family}")
     model = getattr(models, config["model"])(**config["model_args"])
     dataset = config["dataset_args"]
     if dataset.get("frontend", "fbank") == "tfmel":

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax import buckets
-from redimnet_jax.checkpoints import torch_file
+from redimnet_jax.checkpoints import torch_file, wespeaker
 from redimnet_jax.checkpoints.download import licence_note, sha256
 from redimnet_jax.checkpoints.torch_mapping import LAYOUTS, Slot, slots
 from redimnet_jax.errors import UserError, some_of
@@ -54,6 +54,10 @@ class Report:
 
 def detect_layout(state_dict: Mapping[str, np.ndarray]) -> str:
     """Return the layout whose tell-tale keys `state_dict` has."""
+    if "seg_1.weight" in state_dict:
+        return "wespeaker_redimnet"
+    if any(name.startswith("frontend.spec.") for name in state_dict):
+        return "wespeaker_redimnet2"
     if any(name.startswith("backbone.backbone.") for name in state_dict):
         return "redimnet_mrl"
     if any(name.startswith("backbone.inputs_weights.") for name in state_dict):
@@ -79,11 +83,12 @@ class TorchCheckpoint:
 def read_checkpoint(
     path: str | Path, *, arch: str | None = None, model_config: Mapping[str, Any] | None = None
 ) -> TorchCheckpoint:
-    """Read a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, or a bare state dict.
+    """Read a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, WeSpeaker's, or a bare state dict.
 
-    `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs.
+    `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs. For
+    WeSpeaker's files it may be the content of their config.yaml, which is otherwise read from beside the file.
     """
-    path = buckets.staged(path)
+    given, path = path, buckets.staged(path)
     content = torch_file.read(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; give a file with a state dict.")
@@ -101,6 +106,11 @@ def read_checkpoint(
         raise UserError(f"There is no checkpoint layout {arch!r}; choose one of {', '.join(LAYOUTS)}.")
     layout = arch or detect_layout(state_dict)
     config = stored if model_config is None else model_config
+    if layout in wespeaker.KINDS:
+        if config is None:
+            config = wespeaker.entries_beside(given, layout)
+        elif "model_args" in config:
+            config = wespeaker.entries(config, layout, "The given configuration")
     if config is None:
         other = " (hyper_parameters, which Lightning writes, are none)" if "hyper_parameters" in content else ""
         raise UserError(f"{path} holds no model_config{other}; give it in a JSON file with --model_config=FILE.")
@@ -240,7 +250,7 @@ def _check(slots_by_name: dict[str, Slot], tensors: dict[str, np.ndarray], check
     numbers = [n for n in fitting if tensors[n].dtype.kind in "fiuV"]
     problems = {
         "missing": [n for n in slots_by_name if n not in tensors],
-        "unexpected": [n for n in tensors if n not in slots_by_name],
+        "unexpected": [n for n in tensors if n not in slots_by_name and not _is_classifier(n, checkpoint.layout)],
         "misshapen": [
             f"{n} is {list(tensors[n].shape)}, not {list(slot.shape)}"
             for n, slot in slots_by_name.items()
@@ -259,6 +269,11 @@ def _check(slots_by_name: dict[str, Slot], tensors: dict[str, np.ndarray], check
             f"{'; '.join(found)}; nothing was loaded, so correct the model_config or the --arch, "
             "or use an intact file."
         )
+
+
+def _is_classifier(name: str, layout: str) -> bool:
+    """Return whether a tensor is of the classes that WeSpeaker trained with, which no embedding needs."""
+    return layout in wespeaker.KINDS and name.startswith(wespeaker.CLASSIFIER)
 
 
 def _is_finite(tensor: np.ndarray) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from redimnet_jax import files
 from redimnet_jax.errors import UserError, shown
-from redimnet_jax.export import card, torch_file
+from redimnet_jax.export import card, torch_file, wespeaker
 from redimnet_jax.export.options import ExportOptions
 from redimnet_jax.models.speaker_model import SpeakerModel
 
@@ -18,6 +18,7 @@ Format = Callable[[SpeakerModel, Path, ExportOptions], None]
 
 FORMATS: dict[str, Format] = {
     "torch": torch_file.write,
+    "wespeaker": wespeaker.write,
 }
 # Formats of weights alone, whose own code gives embeddings as the network does.
 WEIGHTS = frozenset({"torch", "wespeaker", "safetensors"})
