@@ -16,11 +16,11 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import buckets
-from redimnet_jax.checkpoints import torch_file, wespeaker
+from redimnet_jax import buckets, files
+from redimnet_jax.checkpoints import native, safetensors_file, torch_file, wespeaker
 from redimnet_jax.checkpoints.download import licence_note, sha256
 from redimnet_jax.checkpoints.torch_mapping import LAYOUTS, Slot, slots
-from redimnet_jax.errors import UserError, some_of
+from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
@@ -32,6 +32,7 @@ WRAPPER_DEFAULTS = {"embed_dim": 256, "mrl_dims": [64, 128, 192, 256]}
 # checkpoint of half precision by one unit in the last place of its dtype as well.
 CONSTANT_TOLERANCE = 1e-3
 MAX_CONFIG_VALUES = 10_000  # A published model_config has less than 200.
+OWN_METADATA = "redimnet_jax"  # the key, in a safetensors file, of what native.describe gave
 # What wrappers put into names: torch.compile, the data-parallel ones, activation checkpointing.
 WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -71,25 +72,26 @@ def detect_layout(state_dict: Mapping[str, np.ndarray]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TorchCheckpoint:
-    """A PyTorch checkpoint as read: where it is from, its tensors, their layout and the configuration."""
+    """A checkpoint with PyTorch's names as read: where it is from, its tensors, their layout and configuration."""
 
     path: Path
     state_dict: dict[str, np.ndarray]
     layout: str
     model_config: dict[str, Any]
     prefix: str = ""  # of wrappers, which every name began with, or had within
+    description: dict[str, Any] | None = None  # what a file of our own says about itself
 
 
 def read_checkpoint(
     path: str | Path, *, arch: str | None = None, model_config: Mapping[str, Any] | None = None
 ) -> TorchCheckpoint:
-    """Read a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, WeSpeaker's, or a bare state dict.
+    """Read a `.pt` or safetensors file: official, legacy, ReDimNet2, the wrapper's, WeSpeaker's, or a bare state dict.
 
     `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs. For
     WeSpeaker's files it may be the content of their config.yaml, which is otherwise read from beside the file.
     """
     given, path = path, buckets.staged(path)
-    content = torch_file.read(path)
+    content = _safetensors(path) if safetensors_file.is_one(path) else torch_file.read(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; give a file with a state dict.")
     state_dict, stored = content, None
@@ -102,9 +104,10 @@ def read_checkpoint(
         what = f"entries that are not tensors ({some_of(strangers)})" if strangers else "no tensors"
         raise UserError(f"{path} is not a speaker checkpoint: its state dict has {what}; give another file.")
     state_dict, prefix = unwrapped(state_dict)
-    if arch is not None and arch not in LAYOUTS:
-        raise UserError(f"There is no checkpoint layout {arch!r}; choose one of {', '.join(LAYOUTS)}.")
-    layout = arch or detect_layout(state_dict)
+    description = content.get(OWN_METADATA) if model_config is arch is None else None
+    layout = arch or (description["arch"] if description else detect_layout(state_dict))
+    if layout not in LAYOUTS:
+        raise UserError(f"There is no checkpoint layout {shown(layout)}; choose one of {', '.join(LAYOUTS)}.")
     config = stored if model_config is None else model_config
     if layout in wespeaker.KINDS:
         if config is None:
@@ -118,7 +121,22 @@ def read_checkpoint(
         raise UserError(
             f"The model_config in {path} is a {type(config).__name__}; give one with --model_config=FILE."
         )
-    return TorchCheckpoint(path, state_dict, layout, _plain_config(path, config), prefix)
+    return TorchCheckpoint(path, state_dict, layout, _plain_config(path, config), prefix, description)
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    """Return what is in a safetensors file as the published code would have put it into a `.pt` file."""
+    tensors, metadata = safetensors_file.read(path)
+    content: dict[str, Any] = {"state_dict": tensors}
+    try:
+        if OWN_METADATA in metadata:
+            description = native.checked(files.parse_json(metadata[OWN_METADATA]), path)
+            return content | {OWN_METADATA: description, "model_config": description["model_config"]}
+        if "model_config" in metadata:
+            content["model_config"] = files.parse_json(metadata["model_config"])
+    except ValueError as error:
+        raise UserError(f"The metadata of {path} is not JSON ({error}); download or save it again.") from error
+    return content
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
@@ -176,7 +194,7 @@ def from_torch(
     arch: str | None = None,
     dtype: Any = jnp.float32,
 ) -> SpeakerModel:
-    """Read the model in a PyTorch checkpoint, without PyTorch; arguments as for `read_checkpoint` and `load`."""
+    """Read the model in a PyTorch or safetensors file, without PyTorch; see `read_checkpoint` and `load`."""
     return convert(read_checkpoint(path, arch=arch, model_config=model_config), dtype)[0]
 
 
@@ -191,8 +209,19 @@ def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[Spea
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
     report = fill(network, checkpoint)
     path = checkpoint.path
+    if checkpoint.description is not None:
+        _check_sums(network, checkpoint.description, path)
+        return SpeakerModel(network, entries, Source(**checkpoint.description["source"])), report
     source = Source(path.name, sha256(path), checkpoint.layout, licence_note(path.name))
     return SpeakerModel(network, entries, source), report
+
+
+def _check_sums(network: SpeakerNetwork, description: dict[str, Any], path: Path) -> None:
+    found = native.config_checksum(description["arch"], description["model_config"])
+    if found != description["config_sha256"] or native.checksum(native.flat(network)) != description["arrays_sha256"]:
+        raise UserError(
+            f"The tensors or the model_config in {path} were changed after it was written; download or save it again."
+        )
 
 
 def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
@@ -207,8 +236,10 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
             # A checkpoint that was rounded as a whole: its network was trained with the exact constant.
             slot.variable.set_value(jnp.asarray(slot.expected))
             continue
-        array, count = flush_subnormals(tensors[name].astype(np.float32))
-        flushed += count
+        array = tensors[name].astype(np.float32)
+        if checkpoint.description is None:
+            array, count = flush_subnormals(array)
+            flushed += count
         slot.variable.set_value(jnp.asarray(slot.convert(array)))
     mapped = [slot for slot in slots_by_name.values() if slot.variable is not None]
     buffers = [s for s in mapped if isinstance(s.variable, nnx.BatchStat) or s.expected is not None]

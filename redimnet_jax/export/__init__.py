@@ -10,13 +10,14 @@ from pathlib import Path
 
 from redimnet_jax import files
 from redimnet_jax.errors import UserError, shown
-from redimnet_jax.export import card, torch_file, wespeaker
+from redimnet_jax.export import card, safetensors, torch_file, wespeaker
 from redimnet_jax.export.options import ExportOptions
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 Format = Callable[[SpeakerModel, Path, ExportOptions], None]
 
 FORMATS: dict[str, Format] = {
+    "safetensors": safetensors.write,
     "torch": torch_file.write,
     "wespeaker": wespeaker.write,
 }
