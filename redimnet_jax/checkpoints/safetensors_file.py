@@ -82,7 +82,9 @@ def _place(name: str, entry: Any) -> tuple[np.dtype, list[int], int, int]:
         raise ValueError(f"tensor {shown(name)} has no proper shape or place")
     start, end = place
     if end - start != math.prod(shape) * _DTYPES[kind].itemsize:
-        raise ValueError(f"tensor {shown(name)} has {end - start:,} bytes, which its shape {shown(shape)} does not need")
+        raise ValueError(
+            f"tensor {shown(name)} has {end - start:,} bytes, which its shape {shown(shape)} does not need"
+        )
     return _DTYPES[kind], shape, start, end
 
 

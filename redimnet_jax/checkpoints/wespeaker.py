@@ -92,7 +92,9 @@ def parse(text: bytes, where: str) -> Any:
             raise ValueError(f"it is larger than {_MAX_BYTES:,} bytes")
         return yaml.load(text, Loader)
     except RecursionError:
-        raise UserError(f"{where} is not a configuration of WeSpeaker (it is nested too deeply); correct it.") from None
+        raise UserError(
+            f"{where} is not a configuration of WeSpeaker (it is nested too deeply); correct it."
+        ) from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
         reason = getattr(error, "problem", None) or files.first_line(error)
         raise UserError(f"{where} is not a configuration of WeSpeaker ({reason}); correct it.") from error
@@ -175,7 +177,11 @@ def document(config: ModelConfig) -> dict[str, Any]:
         shift, length = (_milliseconds(each, spec.sample_rate) for each in (config.hop_length, spec.win_length))
         options = {"num_mel_bins": config.F, "frame_shift": shift, "frame_length": length, "dither": 1.0}
         data: dict[str, Any] = {"frontend": "fbank", "fbank_args": options, "cmvn": True}
-        return {"model": "ReDimNet", "model_args": arguments, "dataset_args": {"resample_rate": spec.sample_rate} | data}
+        return {
+            "model": "ReDimNet",
+            "model_args": arguments,
+            "dataset_args": {"resample_rate": spec.sample_rate} | data,
+        }
     arguments |= {"causal": "none", "fm_weigthing_type": "NC", "spec_in_channels": 1}
     options = {"n_mels": config.F, "hop_length": config.hop_length}
     options |= {name: _plain(getattr(spec, name)) for name in _SPEC_PARAMS}
@@ -198,7 +204,9 @@ def _check_expressible(config: ModelConfig) -> None:
             if getattr(config, name) in _LACKING_BLOCKS
         }
         fixed = {"f_min": 20, "f_max": spec.sample_rate / 2, "n_fft": _power_of_two(spec.win_length)}
-        lacking |= {f"spec_params.{name}": getattr(spec, name) for name in fixed if getattr(spec, name) != fixed[name]}
+        lacking |= {
+            f"spec_params.{name}": getattr(spec, name) for name in fixed if getattr(spec, name) != fixed[name]
+        }
     else:
         lacking["pad_right_samples"] = config.pad_right_samples
     needed = "kaldi" if isinstance(config, ReDimNetConfig) else "tf"

@@ -99,7 +99,9 @@ def test_what_was_changed_after_it_was_written_is_refused(tmp_path):
     path.write_bytes(data)
     assert "were changed" in refusal(rj.load, path)
     rj.export(tiny.model(), tmp_path / "other.safetensors", "safetensors")
-    path.write_bytes((tmp_path / "other.safetensors").read_bytes().replace(b'hop_length\\": 320', b'hop_length\\": 321'))
+    path.write_bytes(
+        (tmp_path / "other.safetensors").read_bytes().replace(b'hop_length\\": 320', b'hop_length\\": 321')
+    )
     assert "were changed" in refusal(rj.load, path)
 
 

@@ -251,9 +251,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint zip program": Target(_torch_program(torch_format.write_zip, False), _read_torch),
     "checkpoint legacy program": Target(_torch_program(torch_format.write_legacy, True), _read_torch),
     "checkpoint model_config": Target(_torch_config, _read_torch),
-    "safetensors": Target(
-        lambda rng, folder: _bytes("mutant.safetensors", _safetensors())(rng, folder), _read_torch
-    ),
+    "safetensors": Target(lambda rng, folder: _bytes("mutant.safetensors", _safetensors())(rng, folder), _read_torch),
     "safetensors header": Target(_safetensors_header, _read_torch),
     "native description": Target(_native_description, native.load),
     "native arrays": Target(_native_arrays, native.load),
