@@ -1,5 +1,8 @@
 """The calibration of scores as an estimator of scikit-learn, for its pipelines, cross-validation and plots."""
 
+# scikit-learn's functions take other arguments than their defaults tell.
+# pyright: reportArgumentType=false
+
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import calibration
+
+_CHECKS: dict[str, Any] = {"ensure_2d": False, "dtype": np.float64}
 
 
 class ScoreCalibration(ClassifierMixin, BaseEstimator):
@@ -35,7 +40,7 @@ class ScoreCalibration(ClassifierMixin, BaseEstimator):
 
         Raises ValueError for what scikit-learn refuses, and, as one too, for scores that cannot be calibrated.
         """
-        values, labels = validate_data(self, X, y, ensure_2d=False, dtype=np.float64, ensure_min_samples=2)
+        values, labels = validate_data(self, X, y, ensure_min_samples=2, **_CHECKS)
         scores = _column(values)
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
@@ -52,8 +57,7 @@ class ScoreCalibration(ClassifierMixin, BaseEstimator):
     def log_likelihood_ratio(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         """Return natural logarithms of likelihood ratios, float64 (trials,), which no prior is part of."""
         check_is_fitted(self)
-        values = validate_data(self, X, reset=False, ensure_2d=False, dtype=np.float64)
-        return self.calibration_(_column(values))
+        return self.calibration_(_column(validate_data(self, X, reset=False, **_CHECKS)))
 
     def decision_function(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         """Return the log odds of a target trial under the prior, float64 (trials,)."""

@@ -22,7 +22,7 @@ def load(path: str | Path, dtype: jnp.dtype = jnp.float32) -> SpeakerModel:
 
 
 def open_model(path: str | Path, *, dtype: jnp.dtype = jnp.float32) -> SpeakerModel:
-    """Open a folder as a native checkpoint or a run's workdir (its best model), a file as PyTorch's or safetensors."""
+    """Open a folder as a native checkpoint or a run's workdir (its best model), and a file by what is in it."""
     address = addresses.of(path)
     if address is not None:
         return (torch_weights.from_torch if addresses.is_file(address) else native.load)(path, dtype=dtype)

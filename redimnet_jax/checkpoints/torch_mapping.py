@@ -1,6 +1,6 @@
 """The map from tensor names of published PyTorch checkpoints to the variables of our networks.
 
-`slots` names, for a network, every tensor that its checkpoint must hold, and says how to get from either to the other.
+`slots` names, for a network, every tensor that its checkpoint must hold; a slot leads from either to the other.
 """
 
 import dataclasses

@@ -85,15 +85,13 @@ class TorchCheckpoint:
 def read_checkpoint(
     path: str | Path, *, arch: str | None = None, model_config: Mapping[str, Any] | None = None
 ) -> TorchCheckpoint:
-    """Read a `.pt` or safetensors file: official, legacy, ReDimNet2, the wrapper's, WeSpeaker's, or a bare state dict.
+    """Read a `.pt` or safetensors file: official, legacy, ReDimNet2, the wrapper's, WeSpeaker's, or a state dict.
 
     `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs. For
     WeSpeaker's files it may be the content of their config.yaml, which is otherwise read from beside the file.
     """
     given, path = path, buckets.staged(path)
-    content = _safetensors(path) if safetensors_file.is_one(path) else torch_file.read(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; give a file with a state dict.")
+    content, description = _content(path)
     state_dict, stored = content, None
     for key in ("state_dict", "model_state_dict"):
         if isinstance(content.get(key), Mapping):
@@ -104,16 +102,14 @@ def read_checkpoint(
         what = f"entries that are not tensors ({some_of(strangers)})" if strangers else "no tensors"
         raise UserError(f"{path} is not a speaker checkpoint: its state dict has {what}; give another file.")
     state_dict, prefix = unwrapped(state_dict)
-    description = content.get(OWN_METADATA) if model_config is arch is None else None
+    if model_config is not None or arch is not None:
+        description = None  # It is of the file as it says it is.
     layout = arch or (description["arch"] if description else detect_layout(state_dict))
     if layout not in LAYOUTS:
         raise UserError(f"There is no checkpoint layout {shown(layout)}; choose one of {', '.join(LAYOUTS)}.")
     config = stored if model_config is None else model_config
     if layout in wespeaker.KINDS:
-        if config is None:
-            config = wespeaker.entries_beside(given, layout)
-        elif "model_args" in config:
-            config = wespeaker.entries(config, layout, "The given configuration")
+        config = wespeaker.model_config(config, layout, given)
     if config is None:
         other = " (hyper_parameters, which Lightning writes, are none)" if "hyper_parameters" in content else ""
         raise UserError(f"{path} holds no model_config{other}; give it in a JSON file with --model_config=FILE.")
@@ -124,19 +120,25 @@ def read_checkpoint(
     return TorchCheckpoint(path, state_dict, layout, _plain_config(path, config), prefix, description)
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
-    """Return what is in a safetensors file as the published code would have put it into a `.pt` file."""
+def _content(path: Path) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
+    """Return what is in a file, a safetensors file as if it were a `.pt` file, and the description in one of ours."""
+    if not safetensors_file.is_one(path):
+        content = torch_file.read(path)
+        if not isinstance(content, Mapping):
+            kind = type(content).__name__
+            raise UserError(f"{path} holds a {kind}, not a checkpoint; give a file with a state dict.")
+        return content, None
     tensors, metadata = safetensors_file.read(path)
-    content: dict[str, Any] = {"state_dict": tensors}
+    content, description = {"state_dict": tensors}, None
     try:
         if OWN_METADATA in metadata:
             description = native.checked(files.parse_json(metadata[OWN_METADATA]), path)
-            return content | {OWN_METADATA: description, "model_config": description["model_config"]}
-        if "model_config" in metadata:
+            content["model_config"] = description["model_config"]
+        elif "model_config" in metadata:
             content["model_config"] = files.parse_json(metadata["model_config"])
     except ValueError as error:
         raise UserError(f"The metadata of {path} is not JSON ({error}); download or save it again.") from error
-    return content
+    return content, description
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:

@@ -1,7 +1,7 @@
 """WeSpeaker's configuration of a ReDimNet, `config.yaml` beside `avg_model.pt`, as our `model_config` and back.
 
-WeSpeaker computes the features outside its models: those of a ReDimNet by Kaldi's filter bank, those of a ReDimNet2 by
-the TensorFlow front end, whose constants its checkpoints hold. A ReDimNet has no batch norm before its linear layer.
+WeSpeaker computes the features outside its models: of a ReDimNet by Kaldi's filter bank, of a ReDimNet2 by the
+TensorFlow front end, whose constants its checkpoints hold. A ReDimNet has no batch norm before its linear layer.
 Source: `wespeaker/models/redimnet.py` and `redimnet2.py`, `frontend/tfmel.py`, `dataset/processor.py` and
 `bin/extract.py` of github.com/wenet-e2e/wespeaker at dfa7419.
 """
@@ -52,8 +52,20 @@ _LACKING_BLOCKS = ("conv", "convnext_like_relu")  # of WeSpeaker's ReDimNet
 _LACKING_POOLINGS = ("TMAP",)
 
 
-def entries_beside(path: str | Path, layout: str) -> dict[str, Any]:
-    """Return the model_config that `config.yaml` beside the checkpoint at `path` gives a model of `layout`."""
+def model_config(config: Any, layout: str, path: str | Path) -> Any:
+    """Return the model_config for the checkpoint at `path` of `layout`.
+
+    It is that in `config`, which may have our form or WeSpeaker's, or where `config` is None that in the config.yaml
+    beside the checkpoint.
+    """
+    if config is None:
+        return _entries_beside(path, layout)
+    if isinstance(config, Mapping) and "model_args" in config:
+        return entries(config, layout, "The given configuration")
+    return config
+
+
+def _entries_beside(path: str | Path, layout: str) -> dict[str, Any]:
     address = addresses.of(path)
     place = Path(path).with_name(CONFIG) if address is None else f"{address.rpartition('/')[0]}/{CONFIG}"
     try:

@@ -1,7 +1,7 @@
-"""The layouts of the published PyTorch code: a `.pt` file that it opens with `strict=True`, and that needs no torch here.
+"""The layouts of the published PyTorch code: a `.pt` file that it opens with `strict=True`, made without torch.
 
-A plain model gets the layout of the releases of its architecture. A ReDimNet with prefixes gets that of the Matryoshka
-wrapper; a ReDimNet2 with prefixes has no published layout.
+A plain model gets the layout of the releases of its architecture. A ReDimNet with prefixes gets that of the
+Matryoshka wrapper; a ReDimNet2 with prefixes has no published layout.
 """
 
 from collections import OrderedDict

@@ -20,8 +20,8 @@ _ABSENT = {
 class SpecParams:
     """Settings of the front end, with the defaults of the published constructors. Frequencies are in Hz.
 
-    `spec_norm` and `num_apply_spec_aug` belong to `pt` alone and `eps` to `tf` alone; `kaldi` has no `norm_signal`, and
-    its pre-emphasis is no choice.
+    `spec_norm` and `num_apply_spec_aug` belong to `pt` alone and `eps` to `tf` alone; `kaldi` has no `norm_signal`,
+    and its pre-emphasis is no choice.
     """
 
     sample_rate: int = entry(16000, entries.integer())

@@ -12,15 +12,36 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from redimnet_jax.adapters.sklearn import ScoreCalibration
 from redimnet_jax.evaluation import calibration
 
-# Checks of scikit-learn that fit random labels or classes that do not overlap, which have no calibration, or that index
-# a second axis of scores. The tests below do the same with scores of trials.
-NOT_FOR_SCORES = """
-    classifier_not_supporting_multiclass classifiers_classes classifiers_train decision_proba_consistency dict_unchanged dont_overwrite_parameters
-    dtype_object estimator_sparse_array estimators_dtypes estimators_fit_returns_self estimators_overwrite_params
-    estimators_pickle f_contiguous_array_estimator fit2d_1feature fit2d_1sample fit2d_predict1d fit_check_is_fitted
-    fit_idempotent fit_score_takes_y methods_sample_order_invariance methods_subset_invariance n_features_in
-    n_features_in_after_fitting pipeline_consistency readonly_memmap_input supervised_y_2d
-""".split()
+# Checks of scikit-learn that fit random labels or classes that do not overlap, which have no calibration, or that
+# index a second axis of scores. The tests below do the same with scores of trials.
+NOT_FOR_SCORES = [
+    "classifier_not_supporting_multiclass",
+    "classifiers_classes",
+    "classifiers_train",
+    "decision_proba_consistency",
+    "dict_unchanged",
+    "dont_overwrite_parameters",
+    "dtype_object",
+    "estimator_sparse_array",
+    "estimators_dtypes",
+    "estimators_fit_returns_self",
+    "estimators_overwrite_params",
+    "estimators_pickle",
+    "f_contiguous_array_estimator",
+    "fit2d_1feature",
+    "fit2d_1sample",
+    "fit2d_predict1d",
+    "fit_check_is_fitted",
+    "fit_idempotent",
+    "fit_score_takes_y",
+    "methods_sample_order_invariance",
+    "methods_subset_invariance",
+    "n_features_in",
+    "n_features_in_after_fitting",
+    "pipeline_consistency",
+    "readonly_memmap_input",
+    "supervised_y_2d",
+]
 
 
 def expected_failures(estimator: ScoreCalibration) -> dict[str, str]:
