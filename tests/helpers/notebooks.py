@@ -1,6 +1,6 @@
 """Run the code cells of a notebook in this process, one after the other.
 
-    python tests/helpers/notebooks.py examples/checkpoint_to_decision.ipynb    # writes the outputs into it
+python tests/helpers/notebooks.py examples/checkpoint_to_decision.ipynb    # writes the outputs into it
 """
 
 import contextlib
