@@ -6,6 +6,7 @@ Source: `wespeaker/models/redimnet.py` and `redimnet2.py`, `frontend/tfmel.py`, 
 `bin/extract.py` of github.com/wenet-e2e/wespeaker at dfa7419.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,8 +73,8 @@ def _entries_beside(path: str | Path, layout: str) -> dict[str, Any]:
         text = read(place)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is WeSpeaker's and holds no model_config; put the {CONFIG} of its training beside it, or give it "
-            "with --model_config=FILE."
+            f"{path} is WeSpeaker's and holds no model_config; put the {CONFIG} of its training beside it, or give "
+            "it with --model_config=FILE."
         ) from error
     except OSError as error:
         raise UserError(f"{place} cannot be read ({error.strerror or error}); check its permissions.") from error
@@ -128,7 +129,7 @@ def entries(config: Any, layout: str, where: str) -> dict[str, Any]:
         if value not in allowed:
             raise _wrong(where, f"model_args.{argument}", value, allowed[0])
     known = {"feat_dim", *_ARGUMENTS, *((*_ARGUMENTS_2, *_UNREAD, "F") if kind == "ReDimNet2" else ())}
-    if strangers := sorted(map(str, arguments.keys() - known)):
+    if strangers := sorted(map(shown, arguments.keys() - known)):
         raise UserError(f"{where} has unknown model_args ({some_of(strangers)}); remove or correct them.")
     made = {key: value for key, value in _MODELS[name].items() if key in ("F", *_ARGUMENTS, *_ARGUMENTS_2)}
     made |= {key: value for key, value in arguments.items() if key not in ("feat_dim", *_UNREAD)}
@@ -170,7 +171,7 @@ def _tf_features(data: Mapping[str, Any], mels: Any, where: str) -> dict[str, An
     _expect(where, "dataset_args.tfmel_args.n_mels", options.pop("n_mels", 80), mels)
     hop = options.pop("hop_length", 160)
     rate = options.pop("sample_rate", data.get("resample_rate", 16000))
-    if strangers := sorted(map(str, options.keys() - set(_SPEC_PARAMS))):
+    if strangers := sorted(map(shown, options.keys() - set(_SPEC_PARAMS))):
         raise UserError(f"{where} has unknown tfmel_args ({some_of(strangers)}); remove or correct them.")
     return {"feat_type": "tf", "hop_length": hop, "spec_params": {"sample_rate": rate} | options}
 
@@ -229,8 +230,8 @@ def _check_expressible(config: ModelConfig) -> None:
         )
     if found := [f"{name} {shown(value)}" for name, value in lacking.items() if value]:
         raise UserError(
-            f"WeSpeaker has no {some_of(found)} of model_config; take the format safetensors, and of several prefixes "
-            "the dim of one."
+            f"WeSpeaker has no {some_of(found)} of model_config; take the format safetensors, and of several "
+            "prefixes the dim of one."
         )
 
 
@@ -244,7 +245,7 @@ def _stage(config: ModelConfig, stage: Any) -> list[Any]:
 def _section(config: Any, name: str, where: str) -> Mapping[str, Any]:
     section = config.get(name) if isinstance(config, Mapping) else None
     if not isinstance(section, Mapping):
-        raise UserError(f"{where} is not a configuration of WeSpeaker (it has no {name}); give that of the training.")
+        raise UserError(f"{where} is not a configuration of WeSpeaker (it has no {name}); give the training's.")
     return section
 
 
@@ -265,10 +266,13 @@ def _wrong(where: str, name: str, value: Any, expected: Any) -> UserError:
 
 
 def _samples(milliseconds: Any, rate: Any, name: str, where: str) -> int:
-    try:
-        return int(rate * milliseconds * 0.001)  # as Kaldi counts them
-    except (TypeError, ValueError, OverflowError):
-        raise _wrong(where, name, milliseconds, "a number of milliseconds") from None
+    if not is_integer(rate):
+        raise _wrong(where, "dataset_args.resample_rate", rate, "an integer")
+    # Python would repeat text and lists.
+    if isinstance(milliseconds, int | float):
+        with contextlib.suppress(ValueError, OverflowError):
+            return int(rate * milliseconds * 0.001)  # as Kaldi counts them
+    raise _wrong(where, name, milliseconds, "a number of milliseconds")
 
 
 def _milliseconds(samples: int, rate: int) -> float:

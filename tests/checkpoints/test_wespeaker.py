@@ -117,13 +117,16 @@ def test_the_classifier_is_left_over_and_the_configuration_may_lie_elsewhere(tmp
         (None, {"model_args": None}, "it has no model_args"),
         ("model_args", {"two_emb_layer": True}, "model_args.two_emb_layer True"),
         ("model_args", {"feat_dim": [72]}, "model_args.feat_dim [72]"),
-        ("model_args", {"depth": 3}, "unknown model_args (depth)"),
+        ("model_args", {"depth": 3}, "unknown model_args ('depth')"),
         ("dataset_args", {"frontend": "s3prl"}, "dataset_args.frontend 's3prl'"),
         ("dataset_args", {"cmvn": False}, "dataset_args.cmvn False"),
         ("dataset_args", {"cmvn_args": {"norm_var": True}}, "norm_var True"),
         ("dataset_args", {"cmvn_args": 3}, "dataset_args.cmvn_args 3"),
         ("dataset_args", {"fbank_args": FBANK | {"num_mel_bins": 80}}, "num_mel_bins 80"),
         ("dataset_args", {"fbank_args": FBANK | {"frame_shift": "x"}}, "frame_shift 'x'"),
+        ("dataset_args", {"fbank_args": FBANK | {"frame_length": [25] * 9}}, "frame_length [25, 25,"),
+        ("dataset_args", {"fbank_args": FBANK | {"frame_length": float("inf")}}, "frame_length inf"),
+        ("dataset_args", {"resample_rate": "16000"}, "resample_rate '16000'"),
     ],
 )
 def test_a_configuration_that_cannot_be_converted_is_refused_by_name(section, change, named):
