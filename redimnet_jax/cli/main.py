@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("train", "train a Matryoshka speaker embedding (also: python train.py)"),
     "eval": ("evaluate", "evaluate a checkpoint on verification trials (also: python eval.py)"),
     "convert": ("convert", "convert a PyTorch checkpoint (also: python convert_torch_weights.py)"),
+    "export": ("export", "write a model in the format of another runtime or toolkit"),
     "embed": ("embed", "embed all utterances of a corpus"),
     "verify": ("verify", "decide whether two recordings are of one speaker"),
     "enrol": ("enrol", "enrol a speaker in a gallery"),

@@ -1,7 +1,8 @@
 """The configuration of a network, parsed and checked from the `model_config` of a checkpoint.
 
 The fields of `ReDimNetConfig` and `ReDimNet2Config` are the entries of their `model_config`, with the defaults of the
-published constructors (`ReDimNetWrap`, `ReDimNet2Wrap`). Networks read their constants from here.
+published constructors (`ReDimNetWrap`, `ReDimNet2Wrap`), and those of `OWN_ENTRIES`. Networks read their constants
+from here.
 """
 
 import dataclasses
@@ -21,7 +22,10 @@ BLOCKS_1D = ("fc", "conv", "att", "conv+att")
 BLOCKS_2D = ("convnext_like", "convnext_like_relu", "basic_resnet", "basic_resnet_fwse")
 ATTENTION_HEADS = 4  # of the 1-D blocks with attention
 HEAD_ACTIVATIONS = ("ReLU", "Tanh", "Sigmoid", "GELU", "Identity")
-FEATURE_TYPES = ("pt", "pt_mel", "tf", "tf_mel")
+FEATURE_TYPES = ("pt", "pt_mel", "tf", "tf_mel", "kaldi")
+# Entries, and a value of another, that no published constructor takes.
+OWN_ENTRIES = ("mrl_dims", "pool_bn")
+OWN_FEATURE_TYPE = "kaldi"
 # The channels of the pooled map must split into this many heads.
 POOLING_HEADS = {"TAP": 1, "TMAP": 1, "TSDP": 1, "TSTP": 1, "ASTP": 1, "MHASTP": 2, "MQMHASTP": 8}
 
@@ -61,6 +65,7 @@ class _SharedConfig:
     hop_length: int = entry(160, entries.integer(maximum=MAX_FFT))  # samples
     pooling_func: str = entry("ASTP", entries.choice(POOLING_HEADS))
     global_context_att: bool = entry(False, entries.boolean)
+    pool_bn: bool = True  # a batch norm between pooling and linear layer, which WeSpeaker's ReDimNet lacks
     emb_bn: bool = entry(False, entries.boolean)
     feat_type: str = entry("pt", entries.choice(FEATURE_TYPES))
     spec_params: SpecParams = entry(SpecParams(freq_mask_width=(0, 6), time_mask_width=(0, 8)))
@@ -108,6 +113,7 @@ class ReDimNetConfig(_SharedConfig):
         ),
         stages(frequency_stride),
     )
+    pool_bn: bool = entry(True, entries.boolean)
     num_classes: int | None = entry(None, entries.optional(entries.integer()))
     class_dropout: float = entry(0.0, entries.rate)
     feat_agg_dropout: float = entry(0.0, entries.rate)

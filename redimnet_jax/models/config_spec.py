@@ -8,15 +8,20 @@ from redimnet_jax.errors import UserError, shown
 from redimnet_jax.models import config_entries as entries
 from redimnet_jax.models.config_entries import entry
 
-# Each front end lacks some settings of the other.
-_ABSENT = {"pt": {"eps"}, "tf": {"spec_norm", "num_apply_spec_aug"}}
+# Each front end lacks some settings of the others.
+_ABSENT = {
+    "pt": {"eps"},
+    "tf": {"spec_norm", "num_apply_spec_aug"},
+    "kaldi": {"spec_norm", "num_apply_spec_aug", "eps", "norm_signal", "do_preemph"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecParams:
     """Settings of the front end, with the defaults of the published constructors. Frequencies are in Hz.
 
-    `spec_norm` and `num_apply_spec_aug` belong to `pt` alone and `eps` to `tf` alone.
+    `spec_norm` and `num_apply_spec_aug` belong to `pt` alone and `eps` to `tf` alone; `kaldi` has no `norm_signal`,
+    and its pre-emphasis is no choice.
     """
 
     sample_rate: int = entry(16000, entries.integer())
@@ -43,7 +48,7 @@ def parse(feat_type: str, value: Any) -> SpecParams:
     """
     if not isinstance(value, Mapping):
         raise UserError(f"model_config entry 'spec_params' is {shown(value)} but must be a mapping; correct it.")
-    known = entries.entry_names(SpecParams) - _ABSENT[feat_type[:2]]
+    known = entries.entry_names(SpecParams) - _ABSENT[feat_type.partition("_")[0]]
     where = f"model_config entry 'spec_params' has unknown entries for feat_type {feat_type!r}"
     entries.refuse_unknown(value, known, where)
     params = SpecParams(**entries.check_fields(SpecParams, value))

@@ -1,11 +1,13 @@
 """Waveform -> log-mel features (batch, frames, mels), in float32 on the device, differentiable in the waveform.
 
 The two published front ends: `pt` is torchaudio's `MelSpectrogram` (centred frames, reflection at both ends) and
-`tf` a port of TensorFlow's (zero padding of half a hop, DFT and mel as products with stored matrices). Spectra are
+`tf` a port of TensorFlow's (zero padding of half a hop, DFT and mel as products with stored matrices). `kaldi` is the
+filter bank of Kaldi, with which WeSpeaker trains ReDimNets (whole frames only, no padding). Spectra are
 matrix products in float32: exact, exportable, and fast on matrix units. Every step that looks along time is told
 each utterance's own length, so a zero-padded utterance gives what it gives alone.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -22,6 +24,8 @@ from redimnet_jax.nn.normalization import BatchNorm, masked, masked_mean, masked
 Array = jax.Array
 
 PREEMPHASIS = 0.97
+KALDI_SCALE = 2.0**15  # from [-1, 1] to the integers of 16 bits
+KALDI_FLOOR = float(np.finfo(np.float32).eps)  # of the energies
 
 
 def hz_to_mel(hz):
@@ -45,12 +49,23 @@ def mel_filter_bank(bins: int, mels: int, params: SpecParams) -> np.ndarray:
 
 def tf_mel_filter_bank(bins: int, mels: int, params: SpecParams) -> np.ndarray:
     """TensorFlow's triangles, (bins, mels) float32: linear in mel, and nothing from the first bin."""
-    frequencies = hz_to_mel(np.linspace(0.0, params.sample_rate // 2, bins)[1:])
+    frequencies = np.linspace(0.0, params.sample_rate // 2, bins)[1:]
+    return np.concatenate([np.zeros((1, mels), np.float32), _mel_triangles(frequencies, mels, params)])
+
+
+def kaldi_filter_bank(mels: int, params: SpecParams) -> np.ndarray:
+    """Kaldi's triangles, (n_fft // 2 + 1, mels) float32: linear in mel, and nothing from the last bin."""
+    frequencies = np.arange(params.n_fft // 2) * (params.sample_rate / params.n_fft)
+    # Kaldi's mel is HTK's but for a factor, which triangles do not see.
+    return np.concatenate([_mel_triangles(frequencies, mels, params), np.zeros((1, mels), np.float32)])
+
+
+def _mel_triangles(frequencies: np.ndarray, mels: int, params: SpecParams) -> np.ndarray:
+    frequencies = hz_to_mel(frequencies)
     corners = np.linspace(hz_to_mel(params.f_min), hz_to_mel(params.f_max), mels + 2)
     rising = (frequencies[:, None] - corners[:-2]) / (corners[1:-1] - corners[:-2])
     falling = (corners[2:] - frequencies[:, None]) / (corners[2:] - corners[1:-1])
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    return np.concatenate([np.zeros((1, mels)), triangles]).astype(np.float32)
+    return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
 
 
 def hamming(length: int, periodic: bool) -> np.ndarray:
@@ -232,6 +247,34 @@ class TensorFlowMel(FrontEnd):
         return jnp.log(jnp.clip(matmul(energies, self.filter_bank[...]), eps, 1.0 / eps) + eps)
 
 
+class KaldiFbank(FrontEnd):
+    """`feat_type` kaldi: `compute-fbank-feats` with a Hamming window, without dither, of samples in 16 bits.
+
+    Every frame is less its mean and pre-emphasised by itself. Source: torchaudio's `compliance.kaldi.fbank`, as
+    WeSpeaker calls it.
+    """
+
+    def __init__(self, mels: int, hop_length: int, params: SpecParams):
+        # No pre-emphasis of the waveform: it is one of the frames.
+        super().__init__(mels, hop_length, dataclasses.replace(params, do_preemph=False), audio_eps=0.0)
+
+    def frames(self, samples):
+        return (samples - self.params.win_length) // self.hop + 1
+
+    @property
+    def min_samples(self) -> int:
+        """One whole frame."""
+        return self.params.win_length
+
+    def log_mel(self, x: Array, lengths: Array | None) -> Array:
+        p = self.params
+        x = frame(KALDI_SCALE * x, p.win_length, self.hop, self.frames(x.shape[1]))
+        x = x - x.mean(axis=2, keepdims=True)
+        x = x - PREEMPHASIS * jnp.concatenate([x[..., :1], x[..., :-1]], axis=2)
+        energies = power_spectrum(x * hamming(p.win_length, periodic=False), p.n_fft)
+        return jnp.log(jnp.maximum(matmul(energies, kaldi_filter_bank(self.mels, p)), KALDI_FLOOR))
+
+
 def matmul(x: Array, y: np.ndarray | Array) -> Array:
     """float32 product in full precision on every backend."""
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
@@ -268,4 +311,10 @@ def power_spectrum(x: Array, n_fft: int) -> Array:
     )
 
 
-FRONT_ENDS = {"pt": TorchMel, "pt_mel": TorchMel, "tf": TensorFlowMel, "tf_mel": TensorFlowMel}
+FRONT_ENDS = {
+    "pt": TorchMel,
+    "pt_mel": TorchMel,
+    "tf": TensorFlowMel,
+    "tf_mel": TensorFlowMel,
+    "kaldi": KaldiFbank,
+}

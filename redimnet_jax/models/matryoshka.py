@@ -54,11 +54,20 @@ def adapt(
             kernel, bias = (of[..., : dims[-1]] for of in pretrained_tail(model.network))
         else:
             kernel, bias = lossless(model.network, dims[-1], np.asarray(pooled), np.asarray(labels), order)
-        for name in ("scale", "bias", "mean", "var"):
-            getattr(network.bn, name).set_value(getattr(model.network.bn, name)[...])
+        if network.bn is not None:
+            for name in ("scale", "bias", "mean", "var"):
+                getattr(network.bn, name).set_value(getattr(model.network.bn, name)[...])
         network.linear.kernel.set_value(jnp.asarray(kernel, jnp.float32))
         network.linear.bias.set_value(jnp.asarray(bias, jnp.float32))
     return SpeakerModel(network, _entries(model, dims), dataclasses.replace(model.source, layout="redimnet_jax"))
+
+
+def prefix(model: SpeakerModel, dim: int) -> SpeakerModel:
+    """Return the plain model, without prefixes or a classification head, of the first `dim` dimensions of `model`."""
+    kept = adapt(model, (dim,), init="keep")
+    entries = {name: value for name, value in kept.model_config.items() if name != "mrl_dims"}
+    kept.network.config = model_config.parse(model.arch, entries)
+    return SpeakerModel(kept.network, entries, model.source)
 
 
 def check_dims(model: SpeakerModel, dims: Sequence[int]) -> model_config.ModelConfig:
@@ -150,7 +159,9 @@ def pretrained_tail(network: SpeakerNetwork) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalised(network: SpeakerNetwork, pooled: np.ndarray) -> np.ndarray:
-    """`pooled` (utterances, pool.features) after the first batch norm in eval mode, float64."""
+    """`pooled` (utterances, pool.features) after the first batch norm, if any, in eval mode, float64."""
+    if network.bn is None:
+        return np.asarray(pooled, np.float64)
     mean, gain, bias = _batch_norm(network.bn)
     return (np.asarray(pooled, np.float64) - mean) * gain + bias
 

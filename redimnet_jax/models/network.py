@@ -42,7 +42,7 @@ class SpeakerNetwork(nnx.Module):
         )
         pooling = POOLINGS[config.pooling_func]
         self.pool = pooling(config.pooled_channels, config.global_context_att, rngs=rngs)
-        self.bn = BatchNorm(self.pool.features)
+        self.bn = BatchNorm(self.pool.features) if config.pool_bn else None
         self.linear = Dense(self.pool.features, config.embed_dim, rngs=rngs)
         self.bn2 = BatchNorm(config.embed_dim) if config.emb_bn else None
         classes = config.num_classes
@@ -126,7 +126,7 @@ class SpeakerNetwork(nnx.Module):
 
     def embed(self, pooled: Array, *, train: bool = False) -> Array:
         """Embedding (batch, embed_dim), float32, of pooled features."""
-        embedding = self.linear(self.bn(pooled, train=train))
+        embedding = self.linear(pooled if self.bn is None else self.bn(pooled, train=train))
         return embedding if self.bn2 is None else self.bn2(embedding, train=train)
 
     def classify(self, embedding: Array, *, train: bool = False, key: Array | None = None) -> Array:

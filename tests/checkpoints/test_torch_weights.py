@@ -103,6 +103,12 @@ def test_every_bad_tensor_is_listed_at_once():
     assert "--arch" in text
 
 
+@pytest.mark.parametrize("name", golden.names())
+def test_slots_are_in_the_published_order(name):
+    case = checkpoint_files.case(name)
+    assert list(torch_mapping.slots(blank(name), case.arch)) == [tensor for tensor, _ in case.manifest]
+
+
 @pytest.mark.parametrize("name", ["v1_fc", "mrl", "v2_plain"])
 def test_one_missing_tensor(name):
     last = list(checkpoint_files.state_dict(name))[-1]

@@ -15,8 +15,8 @@ import tiny
 import torch_format
 from flax import nnx
 
-from redimnet_jax import files, trials
-from redimnet_jax.checkpoints import native, torch_mapping, torch_weights
+from redimnet_jax import export, files, trials
+from redimnet_jax.checkpoints import native, safetensors_file, torch_mapping, torch_weights, wespeaker
 from redimnet_jax.data import audio, decoding, tree
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data import speakers as speaker_table
@@ -78,6 +78,39 @@ def _torch_config(rng: random.Random, folder: Path) -> Path:
     return torch_format.save_zip(
         folder / "mutant.pt", _content() | {"model_config": mutations.value_of(rng, config)}, protocol=4
     )
+
+
+@functools.cache
+def _safetensors() -> bytes:
+    metadata = {"model_config": json.dumps(tiny.CONFIG)}
+    return safetensors_file.dumps(_content()["state_dict"], metadata)
+
+
+def _safetensors_header(rng: random.Random, folder: Path) -> Path:
+    data = _safetensors()
+    length = int.from_bytes(data[:8], "little")
+    header = _json(mutations.value_of(rng, json.loads(data[8 : 8 + length])))
+    claimed = rng.choice((len(header), len(header), len(header), rng.getrandbits(64), length))
+    path = folder / "mutant.safetensors"
+    path.write_bytes(claimed.to_bytes(8, "little") + header + data[8 + length :])
+    return path
+
+
+@functools.cache
+def _wespeaker_files(folder: Path) -> tuple[bytes, dict]:
+    path = folder / "whole" / "avg_model.pt"
+    changes = {"feat_type": "kaldi", "pool_bn": False, "block_1d_type": "conv+att", "block_2d_type": "convnext_like"}
+    export(tiny.model(**changes, spec_params={"f_max": 8000}), path, "wespeaker")
+    return path.read_bytes(), wespeaker.parse(path.with_name("config.yaml").read_bytes(), "config.yaml")
+
+
+def _wespeaker(rng: random.Random, folder: Path) -> Path:
+    data, config = _wespeaker_files(folder)
+    text = _json(mutations.value_of(rng, config))  # JSON is YAML.
+    (folder / "config.yaml").write_bytes(mutations.bytes_of(rng, text) if rng.random() < 0.3 else text)
+    path = folder / "avg_model.pt"
+    path.write_bytes(data)
+    return path
 
 
 def _read_torch(path: Path) -> None:
@@ -235,6 +268,9 @@ TARGETS: dict[str, Target] = {
     "checkpoint zip program": Target(_torch_program(torch_format.write_zip, False), _read_torch),
     "checkpoint legacy program": Target(_torch_program(torch_format.write_legacy, True), _read_torch),
     "checkpoint model_config": Target(_torch_config, _read_torch),
+    "safetensors": Target(lambda rng, folder: _bytes("mutant.safetensors", _safetensors())(rng, folder), _read_torch),
+    "safetensors header": Target(_safetensors_header, _read_torch),
+    "wespeaker configuration": Target(_wespeaker, torch_weights.from_torch),
     "native description": Target(_native_description, native.load),
     "native arrays": Target(_native_arrays, native.load),
     **{f"audio {suffix}": Target(_audio(suffix), _read_audio) for suffix in sorted(decoding.SUFFIXES)},

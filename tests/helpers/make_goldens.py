@@ -275,6 +275,12 @@ FRONTENDS = {
         {"n_mels": 24, "n_fft": 401, "hop_length": 161, "norm_signal": True},
         [401, 4001],
     ),
+    "kaldi160": ("Kaldi", {"n_mels": 72, "hop_length": 160, "f_max": 8000}, LENGTHS[1:]),
+    "kaldi_wide": (
+        "Kaldi",
+        {"n_mels": 80, "n_fft": 1024, "win_length": 640, "hop_length": 240, "f_min": 50, "f_max": 7000},
+        [799, 4001],
+    ),
 }
 
 
@@ -444,13 +450,34 @@ def make_frontends() -> tuple[dict, dict[str, np.ndarray]]:
     signal = torch.from_numpy(golden.audio(*arguments))
     description, arrays = {"audio": arguments}, {}
     for name, (kind, options, lengths) in FRONTENDS.items():
+        description[name] = {"kind": kind, "options": options, "lengths": lengths}
+        if kind == "Kaldi":
+            arrays |= {f"{name}:{length}": kaldi(signal[:, :length], options) for length in lengths}
+            continue
         layers = importlib.import_module(f"redimnet.layers.features{'_tf' if kind.startswith('TF') else ''}")
         module = getattr(layers, kind)(**options).eval()
-        description[name] = {"kind": kind, "options": options, "lengths": lengths}
         arrays |= stored(constants(module, ""), f"{name}:")
         for length in lengths:
             arrays[f"{name}:{length}"] = rows(module(signal[:, :length]))
     return description, arrays
+
+
+def kaldi(signal: torch.Tensor, options: dict) -> np.ndarray:
+    """The features that WeSpeaker computes before its ReDimNet, (mels, frames): `compute_fbank` and `apply_cmvn`."""
+    from torchaudio.compliance.kaldi import fbank
+
+    features = fbank(
+        signal * (1 << 15),
+        num_mel_bins=options["n_mels"],
+        frame_length=options.get("win_length", 400) / 16,
+        frame_shift=options["hop_length"] / 16,
+        low_freq=options.get("f_min", 20),
+        high_freq=options["f_max"],
+        dither=0.0,
+        window_type="hamming",
+        use_energy=False,
+    )
+    return (features - features.mean(dim=0)).T.numpy()
 
 
 def write(name: str, description: dict, arrays: dict[str, np.ndarray]) -> None:

@@ -19,7 +19,7 @@ SPEC = {k: v for k, v in json.loads((golden.FOLDER / "frontends.json").read_text
 
 def build(name: str) -> frontend.FrontEnd:
     options = dict(SPEC[name]["options"])
-    feat_type = "tf" if SPEC[name]["kind"].startswith("TF") else "pt"
+    feat_type = {"MelBanks": "pt", "TFMelBanks": "tf", "Kaldi": "kaldi"}[SPEC[name]["kind"]]
     mels, hop = options.pop("n_mels"), options.pop("hop_length", 160)
     config = model_config.parse("redimnet", {"feat_type": feat_type, "spec_params": options})
     return frontend.FRONT_ENDS[feat_type](mels, hop, config.spec_params)
@@ -41,11 +41,13 @@ def test_agrees_with_the_public_code(name):
         assert count.tolist() == [theirs.shape[1]]
         for mel in (ours[0], masked[0, : theirs.shape[1]]):
             # A single frame less its mean is zero, so the scale is that of the largest value or one.
-            np.testing.assert_allclose(mel, theirs.T, rtol=0, atol=2e-5 * max(1.0, np.abs(theirs).max()))
+            # Kaldi's in float32 are 1.8e-4 from those in float64 where little energy is left, ours 5e-5.
+            tolerance = 4e-5 if name.startswith("kaldi") else 2e-5
+            np.testing.assert_allclose(mel, theirs.T, rtol=0, atol=tolerance * max(1.0, np.abs(theirs).max()))
         assert not np.asarray(masked[0, theirs.shape[1] :]).any()
 
 
-@pytest.mark.parametrize("name", sorted(SPEC))
+@pytest.mark.parametrize("name", sorted(name for name in SPEC if SPEC[name]["kind"] != "Kaldi"))
 def test_constants_are_those_of_the_public_code(name):
     front_end = build(name)
     bank = ".mel_scale.fb" if SPEC[name]["kind"] == "MelBanks" else ".melbanks_pt"

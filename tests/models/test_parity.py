@@ -62,6 +62,7 @@ def test_dft_kernels_are_those_of_the_public_code(name):
 
 def test_every_layout_and_pooling_is_covered():
     cases = [checkpoint_files.case(name) for name in golden.names()]
-    assert {case.arch for case in cases} == set(torch_weights.LAYOUTS)
+    wespeaker = {"wespeaker_redimnet", "wespeaker_redimnet2"}  # See tests/checkpoints/test_wespeaker.py.
+    assert {case.arch for case in cases} == torch_weights.LAYOUTS.keys() - wespeaker
     poolings = {case.model_config.get("pooling_func", "ASTP") for case in cases}
     assert poolings == {"TAP", "TMAP", "TSDP", "TSTP", "ASTP", "MHASTP", "MQMHASTP"}

@@ -1,0 +1,1 @@
+"""Models and calibrations behind the interfaces of other libraries; each file is for one."""

@@ -1,0 +1,53 @@
+"""Models in the formats of other runtimes and toolkits: one file each, its metadata inside, and a model card beside it.
+
+A format is a function (model, path, options): it writes `model` to the new file `path`, whole or not at all, as
+`ExportOptions` say, and raises UserError for what it cannot express. It imports packages of the extra `export` only
+when it runs, after `optional.require`. `metadata.describe(model, options)` gives what a file should hold about itself.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from redimnet_jax import files
+from redimnet_jax.errors import UserError, shown
+from redimnet_jax.export import card, safetensors, torch_file, wespeaker
+from redimnet_jax.export.options import ExportOptions
+from redimnet_jax.models.speaker_model import SpeakerModel
+
+Format = Callable[[SpeakerModel, Path, ExportOptions], None]
+
+FORMATS: dict[str, Format] = {
+    "safetensors": safetensors.write,
+    "torch": torch_file.write,
+    "wespeaker": wespeaker.write,
+}
+# Formats of weights alone, whose own code gives embeddings as the network does.
+WEIGHTS = frozenset({"torch", "wespeaker", "safetensors"})
+
+
+def export(
+    model: SpeakerModel,
+    path: str | Path,
+    format: str = "onnx",
+    *,
+    dim: int | None = None,
+    normalize: bool = True,
+    precision: str = "float32",
+    calibration_audio: str | Path | None = None,
+) -> None:
+    """Write `model` to the file `path` in one of the `FORMATS`, and its model card to `path` with `.md` added.
+
+    The other arguments are those of `ExportOptions`; not every format has them all. Raise UserError when a file is
+    there already, for a format that does not exist or cannot express the model, and when a package is missing.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise UserError(f"There is no format {shown(format)}; choose one of {', '.join(FORMATS)}.")
+    audio = None if calibration_audio is None else Path(calibration_audio)
+    options = ExportOptions(dim, normalize and format not in WEIGHTS, precision, audio)
+    options.width(model)
+    card_path = path.with_name(f"{path.name}.md")
+    for each in (path, card_path):
+        files.check_new(each)
+    FORMATS[format](model, path, options)
+    files.write(card_path, card.text(model, options, format, path.name))
