@@ -272,10 +272,16 @@ def max_trials(labels: np.ndarray) -> int:
     return 2 * targets
 
 
-def check(trial_set: TrialSet, training_speakers: Collection[str] = (), allow_shared: bool = False) -> None:
+def check(
+    trial_set: TrialSet,
+    training_speakers: Collection[str] = (),
+    allow_shared: bool = False,
+    allow_repeated: bool = False,
+) -> None:
     """Raise UserError when error rates on the trials would not mean what they should; see `trials.check`.
 
-    Speakers of the trials among `training_speakers` are an error unless `allow_shared`.
+    Speakers of the trials among `training_speakers` are an error unless `allow_shared`, and repeated pairs unless
+    `allow_repeated`.
     """
     speaker_of = dict(zip(trial_set.trials.names, trial_set.speakers, strict=True))
     problems = trials.check(trial_set.trials, training_speakers=training_speakers, speaker_of=speaker_of)
@@ -289,5 +295,5 @@ def check(trial_set: TrialSet, training_speakers: Collection[str] = (), allow_sh
         labels = problems["label"].replace("the speakers", trial_set.speakers_from, 1).removesuffix(".")
         problems["label"] = f"{labels}, or {utterance_speakers.OPTIONS}."
     for kind in ("one class", "self", "label", "duplicate"):
-        if kind in problems:
+        if kind in problems and not (kind == "duplicate" and allow_repeated):
             raise ArgumentError(f"{trial_set.description}: {problems[kind]}")
