@@ -1,9 +1,7 @@
 """From a folder of downloaded archives to a folder of recordings for each part."""
 
-import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,9 @@ class Archives:
                 assert paths is not None
                 # In this order a killed process leaves no marker of another folder.
                 marker.unlink(missing_ok=True)
-                known = {"archives": source, "files": unpack.unpack(paths, self.data / part.name, part.pattern)}
+                edition = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
+                count = unpack.unpack(paths, self.data / part.name, part.pattern, edition)
+                known = {"archives": source, "files": count}
                 files.write(marker, json.dumps(known, indent=1) + "\n")
             counts[part.name] = known["files"]
         for each in self._content.lists:
@@ -83,7 +83,9 @@ class Archives:
         return None
 
     def _list_source(self, each: TrialList) -> dict[str, str]:
-        return self._checked_sums([self._list_path(each)])
+        path = self._list_path(each)
+        # What is in the workdir was checked when it came there.
+        return {path.name: self._sum(path)} if path.parent == self.lists else self._checked_sums([path])
 
     def _list_path(self, each: TrialList) -> Path:
         folders = [folder for folder in (self._folder, self.lists) if folder is not None]

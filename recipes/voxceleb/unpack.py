@@ -10,12 +10,13 @@ import io
 import itertools
 import os
 import re
+import shutil
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -79,18 +80,22 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def unpack(paths: Sequence[Path], folder: Path, pattern: re.Pattern[str]) -> int:
+def unpack(paths: Sequence[Path], folder: Path, pattern: re.Pattern[str], edition: str = "unpacking") -> int:
     """Unpack the archive in `paths` to `folder`, which appears when it is complete; return the number of files.
 
     `paths` are the pieces of one zip file, or one tar.gz file. Members are unpacked under the name that the group of
-    `pattern` finds; others are left out. Raise UserError when the archive is cut or damaged, holds something that is
+    `pattern` finds; others are left out. What is left of an interrupted call goes on if `edition`, a word that names
+    the content of the archive, is the same. Raise UserError when the archive is cut or damaged, holds something that is
     unsafe, or holds nothing of that pattern, and when the disk is full.
     """
     label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
-    part = folder.with_name(f".{folder.name}.unpacking")
+    part = folder.with_name(f".{folder.name}.{edition}")
+    for other in set(folder.parent.glob(f".{folder.name}.*")) - {part}:
+        shutil.rmtree(other)
     try:
         with _members(paths) as (members, total):
-            count = _extract(members, total, part, pattern, label)
+            bar = tqdm(members, total=total, desc=f"unpack {paths[0].name}", unit="file")
+            count = _extract(bar, part, pattern, label)
     except OSError as error:
         # Errors of writing are UserErrors by now; gzip reports damage as an OSError without a number.
         reason = error.strerror or files.first_line(error)
@@ -106,23 +111,21 @@ def unpack(paths: Sequence[Path], folder: Path, pattern: re.Pattern[str]) -> int
     return count
 
 
-def _extract(
-    members: Iterator[Member], total: int | None, part: Path, pattern: re.Pattern[str], label: str
-) -> int:
+def _extract(members: Iterable[Member], part: Path, pattern: re.Pattern[str], label: str) -> int:
+    """Write the members that `pattern` finds and that are not there yet to `part`; return how many there are."""
     unpacked: set[str] = set()
-    with tqdm(members, total=total, desc=f"unpack {part.name.split('.')[1]}", unit="file") as bar:
-        for member in bar:
-            _check_safe(member, label)
-            match = pattern.search(member.name)
-            if member.folder or match is None:
-                continue
-            name = match[1]
-            if name in unpacked:
-                raise UserError(f"{label} holds {shown(name)} twice; check that it is the right archive.")
-            unpacked.add(name)
-            path = part / name
-            if not (path.is_file() and path.stat().st_size == member.size):
-                _write(member, path)
+    for member in members:
+        _check_safe(member, label)
+        match = pattern.search(member.name)
+        if member.folder or match is None:
+            continue
+        name = match[1]
+        if name in unpacked:
+            raise UserError(f"{label} holds {shown(name)} twice; check that it is the right archive.")
+        unpacked.add(name)
+        path = part / name
+        if not (path.is_file() and path.stat().st_size == member.size):
+            _write(member, path)
     return len(unpacked)
 
 
