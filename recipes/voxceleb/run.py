@@ -37,7 +37,9 @@ def parser() -> command.Parser:
     width = max(len(stage.name) for stage in STAGES)
     stages = "\n".join(f"  {stage.name:<{width}}  {stage.does}" for stage in STAGES)
     made = command.Parser("run.py", description=HELP + stages, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--archives", type=Path, metavar="DIR", help="folder of the downloaded archives and trial lists")
+    made.add_argument(
+        "--archives", type=Path, metavar="DIR", help="folder of the downloaded archives and trial lists"
+    )
     made.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of everything that is made")
     made.add_argument(
         "--variant",

@@ -123,7 +123,12 @@ def index(recipe: Recipe, key: str) -> dict[str, Any]:
         source = f"tfds:speaker_corpus/{name}:train"
         # A data set appears whole, and is there already if the process was killed behind it.
         if not (data_dir / "speaker_corpus" / name).exists():
-            options = [f"--source={folder}", f"--data_dir={data_dir}", f"--name={name}", f"--cache_dir={recipe.index}"]
+            options = [
+                f"--source={folder}",
+                f"--data_dir={data_dir}",
+                f"--name={name}",
+                f"--cache_dir={recipe.index}",
+            ]
             recipe.run_command("redimnet-jax tfds", tfds_command.main, options)
     corpus = open_corpus(source, cache_dir=recipe.index, data_dir=data_dir)
     facts = {"source": source, "data_dir": data_dir and str(data_dir), "digest": corpus.digest}
@@ -134,19 +139,41 @@ def training_arguments(recipe: Recipe, stage: str) -> list[str]:
     """Return the arguments of train.py for a stage, but the workdir."""
     config = f"--config={recipe.config}" + ("_lm" if stage == LARGE_MARGIN else "")
     data = recipe.facts["index"]
-    roots = {"reverberation": recipe.part("rirs")}
     given = {"data.train": data["source"], "validation.trials": recipe.list_path("O")}
     given["validation.audio_root"] = recipe.part("vox1_test")
     if data["data_dir"]:
         given["data.data_dir"] = data["data_dir"]
     if stage == LARGE_MARGIN:
         given["model.checkpoint"] = recipe.workdir / recipe.facts[PRETRAIN]["model"]
-    for name, step in train_command.read_config([config]).data.augment.items():
-        if "folder" in step and step.p:
-            root = roots.get(name, recipe.part("musan"))
-            given |= {f"data.augment.{name}.folder": root} if root else {f"data.augment.{name}.p": 0.0}
+    given |= augmentation(recipe, train_command.read_config([config]).data.augment)
     arguments = [config, *(f"--config.{key}={value}" for key, value in given.items())]
     return arguments + [f"--config.{change}" for change in recipe.changed.get(stage, ())]
+
+
+def augmentation(recipe: Recipe, steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that give the `steps` of a config their folders, and turn off those without one."""
+    musan = recipe.part("musan")
+    roots = {"reverberation": recipe.part("rirs"), "noise_folder": musan}
+    for name, folder in {"noise": "noise", "music": "music", "speech": "speech", "babble": "speech"}.items():
+        roots[name] = musan / folder if musan is not None and (musan / folder).is_dir() else None
+    given: dict[str, Any] = {}
+    without = set()
+    for name, step in steps.items():
+        if "folder" in step and step.p:
+            if roots.get(name) is None:
+                without.add(name)
+                given[f"data.augment.{name}.p"] = 0.0
+            else:
+                given[f"data.augment.{name}.folder"] = roots[name]
+    # A config may draw one of several kinds for a crop, each of one step or of several.
+    draw = steps.get("draw", {})
+    kinds = tuple(draw.get("one_of", ()))
+    left = [number for number, kind in enumerate(kinds) if without.isdisjoint(kind.split("+"))]
+    if len(left) < len(kinds):
+        given["data.augment.draw.one_of"] = tuple(kinds[number] for number in left)
+        if draw.get("weights") is not None:
+            given["data.augment.draw.weights"] = tuple(draw["weights"][number] for number in left)
+    return given
 
 
 def training_inputs(stage: str) -> Callable[[Recipe], Any]:

@@ -85,8 +85,8 @@ def unpack(paths: Sequence[Path], folder: Path, pattern: re.Pattern[str], editio
 
     `paths` are the pieces of one zip file, or one tar.gz file. Members are unpacked under the name that the group of
     `pattern` finds; others are left out. What is left of an interrupted call goes on if `edition`, a word that names
-    the content of the archive, is the same. Raise UserError when the archive is cut or damaged, holds something that is
-    unsafe, or holds nothing of that pattern, and when the disk is full.
+    the content of the archive, is the same. Raise UserError when the archive is cut or damaged, holds something that
+    is unsafe, or holds nothing of that pattern, and when the disk is full.
     """
     label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
     part = folder.with_name(f".{folder.name}.{edition}")

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_config(arguments: Sequence[str]) -> "ConfigDict":
-    """Return the config that the command trains with, given its `arguments`; raise UserError where it refuses them."""
+    """Return the config that the command trains with; raise UserError where it refuses the `arguments`."""
     return _values(["train.py", *arguments]).config
 
 

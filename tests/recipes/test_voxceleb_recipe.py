@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from refusals import refusal
+
 from recipes.voxceleb import checks, dry, run, stages
 from recipes.voxceleb.archives import Archives
 from recipes.voxceleb.records import Stage
 from recipes.voxceleb.stages import Ended, Recipe
-from refusals import refusal
-
 from redimnet_jax.cli import train as train_command
 from redimnet_jax.errors import UserError
 
@@ -39,12 +39,12 @@ def checked(workdir: Path, accept_counts: bool = False) -> dict:
 
 def test_counts_are_checked(workdir):
     counts = checked(workdir)
-    assert counts["vox2_dev"] == {"utterances": 32, "speakers": 8}
+    assert counts["vox2_dev"] == {"utterances": 40, "speakers": 10}
     assert counts["O"] == {"trials": 40, "targets": 20, "recordings": 20}
     shutil.rmtree(workdir / "data" / "vox2_dev" / "id00012")
     told = refusal(checked, workdir)
-    assert "vox2_dev has 28 utterances where vox2_dev_aac.zip has 32" in told and "--accept_counts" in told
-    assert checked(workdir, accept_counts=True)["vox2_dev"]["speakers"] == 7
+    assert "vox2_dev has 36 utterances where vox2_dev_aac.zip has 40" in told and "--accept_counts" in told
+    assert checked(workdir, accept_counts=True)["vox2_dev"]["speakers"] == 9
 
 
 def test_shared_speakers_are_refused_whatever_is_accepted(workdir):
@@ -189,7 +189,7 @@ def test_all_of_it_on_tiny_archives(tmp_path, capsys):
         results = json.loads(next(workdir.glob(f"evaluate-*/{name}/results.json")).read_text())
         shown = content["lists"][name]
         assert results["score"] == "as-norm" and results["calibration"]["shared_speakers"] == 0
-        for dim in ("8", "16"):
+        for dim in ("16", "32"):
             assert shown["cosine"][dim]["eer"] == results["cosine"]["dims"][dim]["eer"]
             assert shown["as-norm"][dim]["min_dcf"] == results["dims"][dim]["min_dcf"]
             assert shown["calibrated"][dim]["cllr"] == results["dims"][dim]["cllr"]
