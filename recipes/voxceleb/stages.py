@@ -159,7 +159,7 @@ def augmentation(recipe: Recipe, steps: Mapping[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     without = set()
     for name, step in steps.items():
-        if "folder" in step and step.p:
+        if "folder" in step and step["p"]:
             if roots.get(name) is None:
                 without.add(name)
                 given[f"data.augment.{name}.p"] = 0.0

@@ -12,7 +12,9 @@ from recipes.voxceleb import checks, dry, run, stages
 from recipes.voxceleb.archives import Archives
 from recipes.voxceleb.records import Stage
 from recipes.voxceleb.stages import Ended, Recipe
+from redimnet_jax import trials
 from redimnet_jax.cli import train as train_command
+from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.errors import UserError
 
 
@@ -147,6 +149,60 @@ def test_noises_that_are_not_there_are_not_mixed_in(unpacked, tmp_path):
     (tmp_path / "data" / "vox1_test").mkdir(parents=True)
     config = train_command.read_config(stages.training_arguments(bare, stages.PRETRAIN))
     assert config.data.augment.reverberation.p == config.data.augment.noise_folder.p == 0
+
+
+def test_kinds_of_augmentation_lose_what_has_no_folder(unpacked, tmp_path):
+    bare = dataclasses.replace(recipe_in(unpacked), archives=Archives(dry.DATASET, None, tmp_path))
+    (tmp_path / "data" / "rirs").mkdir(parents=True)
+    steps = {
+        "draw": {
+            "one_of": ("reverberation", "noise", "noise+reverberation", "codec"),
+            "weights": (1.0, 2.0, 3.0, 4.0),
+        },
+        "reverberation": {"p": 1.0, "folder": ""},
+        "noise": {"p": 1.0, "folder": ""},
+        "codec": {"p": 1.0},
+    }
+    assert stages.augmentation(bare, steps) == {
+        "data.augment.reverberation.folder": tmp_path / "data" / "rirs",
+        "data.augment.noise.p": 0.0,
+        "data.augment.draw.one_of": ("reverberation", "codec"),
+        "data.augment.draw.weights": (1.0, 4.0),
+    }
+    whole = stages.augmentation(recipe_in(unpacked), steps)
+    assert whole["data.augment.noise.folder"] == unpacked / "data" / "musan" / "noise" and len(whole) == 2
+
+
+def test_training_may_read_array_records(unpacked):
+    pytest.importorskip("tensorflow_datasets")
+    recipe = recipe_in(unpacked, array_record=True)
+    first = stages.index(recipe, "key")
+    assert first == stages.index(recipe, "key")
+    assert first["source"] == "tfds:speaker_corpus/vox2_dev_key:train"
+    assert first["digest"] == stages.index(recipe_in(unpacked), "key")["digest"]
+    recipe.facts["index"] = first
+    config = train_command.read_config(stages.training_arguments(recipe, stages.PRETRAIN))
+    assert config.data.data_dir == str(unpacked / "tfds")
+
+
+def test_the_cohort_has_none_of_the_speakers_of_the_calibration(unpacked, tmp_path):
+    recipe = recipe_in(unpacked)
+    facts = stages.draw_calibration(recipe, "key")
+    listed = trials.read(unpacked / "lists" / facts["list"])
+    rows = (unpacked / "lists" / facts["cohort"]).read_text().splitlines()
+    cohort = {row.split("\t")[1] for row in rows}
+    assert len(listed) == dry.TRIALS and facts["from"] == "vox2_dev"
+    assert len(cohort) == 5 and not cohort & {name.partition("/")[0] for name in listed.names}
+    corpus = open_corpus(unpacked / "lists" / facts["cohort"], cache_dir=None, progress=False)
+    assert len(corpus) == 5 * dry.SIZES.cohort_utterances
+    # Speakers of their own let all training speakers be in the cohort.
+    (tmp_path / "data").mkdir()
+    for name in ("vox2_dev", "vox1_test"):
+        (tmp_path / "data" / name.replace("vox1", "vox2")).symlink_to(unpacked / "data" / name)
+    recipe = dataclasses.replace(recipe, workdir=tmp_path, archives=Archives(dry.DATASET, None, tmp_path))
+    facts = stages.draw_calibration(recipe, "key")
+    assert facts["from"] == "vox2_test"
+    assert len((tmp_path / "lists" / facts["cohort"]).read_text().splitlines()) == 20
 
 
 def test_settings_decide_what_is_trained_anew(unpacked):
