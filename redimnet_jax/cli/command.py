@@ -155,8 +155,14 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
-    """Print what the library logs during the block: information on standard output, warnings on standard error."""
+    """Print what the library logs during the block: information on standard output, warnings on standard error.
+
+    Within another such block nothing changes.
+    """
     logger = logging.getLogger("redimnet_jax")
+    if any(isinstance(each, _Printer) for each in logger.handlers):
+        yield
+        return
     handler = _Printer()
     level = logger.level
     propagate = logger.propagate

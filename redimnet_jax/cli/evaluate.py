@@ -91,6 +91,11 @@ def _add_trial_options(parser: Parser) -> None:
         help="regular expression with one group that finds the speaker in a name, such as '(id[0-9]+)'",
     )
     data.add_argument(
+        "--allow_repeated_trials",
+        action="store_true",
+        help="count a pair as often as the list has it (default: refuse a list that repeats a pair)",
+    )
+    data.add_argument(
         "--corpus",
         metavar="SOURCE",
         help="corpus (folder, list file or tfds:NAME) with the recordings, or to generate trials from",

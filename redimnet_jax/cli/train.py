@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 
@@ -13,6 +13,9 @@ from redimnet_jax import buckets, hosts, names, optional
 from redimnet_jax.cli import command
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import preemption
+
+if TYPE_CHECKING:  # An optional dependency.
+    from ml_collections import ConfigDict
 
 RUNS = Path("runs")  # where runs without --workdir get their folders
 
@@ -60,25 +63,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(settings_reference.text(), end="")
         return 0
-    from absl import flags
-
     ending = _Ending()
     with preemption.leaving_at_once(ending.on_signal):
-        values = _flags()
         try:
-            _parse(values, arguments)
-        except (flags.Error, UserError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
-            print(f"error: {_unknown_setting(arguments) or _reason(error)}; see train.py --help.", file=sys.stderr)
+            values = _values(arguments)
+        except UserError as error:
+            print(f"error: {str(error).removesuffix('.')}; see train.py --help.", file=sys.stderr)
             return 2
         return _run(values, ending)
 
 
-def _flags() -> Any:
+def read_config(arguments: Sequence[str]) -> "ConfigDict":
+    """Return the config that the command trains with; raise UserError where it refuses the `arguments`."""
+    return _values(["train.py", *arguments]).config
+
+
+def _values(arguments: Sequence[str]) -> Any:
+    """Return the parsed flags of a command line; raise UserError for what is wrong with them."""
+    from absl import flags
+
+    values = _flags(arguments)
+    try:
+        _parse(values, arguments)
+    except (flags.Error, UserError, ValueError, TypeError, OSError, AttributeError, KeyError) as error:
+        raise UserError(f"{_unknown_setting(arguments) or _reason(error)}.") from error
+    return values
+
+
+def _flags(arguments: Sequence[str]) -> Any:
     from absl import flags
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "a file of configs/, FILE or FILE:PRESET", flag_values=values)
+    # It finds the settings that are given in the command line, by default that of the process.
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "a file of configs/, FILE or FILE:PRESET",
+        flag_values=values,
+        sys_argv=list(arguments),
+    )
     flags.DEFINE_string("workdir", None, "folder of the run; an interrupted run goes on", flag_values=values)
     flags.DEFINE_bool("check", False, "decode all recordings, say which cannot be read, and end", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the other hosts of the slice or cluster", flag_values=values)

@@ -1,8 +1,8 @@
 """A corpus: which speakers say which utterances, how long these are, and how to read them.
 
 Utterances come from a tree `speaker/session/utterance` or `speaker/utterance`, from a list of files (both in
-`tree.py`), or from a TFDS data set (`tfds.py`). Their index (`index.py`) is built once, cached, and memory-mapped
-from then on.
+`tree.py`), from a Kaldi folder (`kaldi.py`), or from a TFDS data set (`tfds.py`). Their index (`index.py`) is built
+once, cached, and memory-mapped from then on.
 """
 
 import hashlib
@@ -10,17 +10,18 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from redimnet_jax import addresses, buckets, files, names
-from redimnet_jax.data import audio, decoding
+from redimnet_jax.data import audio, cn_celeb, decoding, kaldi
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data.bucket_tree import BucketTree
 from redimnet_jax.data.index import Bad, Entries, Index
+from redimnet_jax.data.kaldi import KaldiFolders
 from redimnet_jax.data.tree import FileList, Tree
 from redimnet_jax.errors import UserError, shown
 
@@ -93,7 +94,10 @@ class Corpus:
         return self.origin.fetch(self.name(index), None if records is None else int(records[index]))
 
     def removed(self, index: int) -> bool:
-        source = self.source(index)
+        try:
+            source = self.source(index)
+        except UserError:
+            return False  # A part of a recording is cut here, and whoever reads it is told why it cannot be.
         return isinstance(source, Path) and not addresses.is_file(source)
 
     def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
@@ -129,8 +133,9 @@ def open_corpus(
 ) -> Corpus:
     """Open the corpus in `source`, with the index in `cache_dir`; build the index there if needed.
 
-    `source` is a folder `speaker/[session/]utterance`; a text file with a line `path speaker` for each utterance,
-    paths relative to `audio_root` (default: the folder of the list); or "tfds:NAME[/CONFIG][:SPLIT]", a data set in
+    `source` is a folder `speaker/[session/]utterance`; a Kaldi folder; the folder of CN-Celeb, for its training
+    speakers; a text file with a line `path speaker` for each utterance, paths relative to `audio_root` (default: the
+    folder of the list); or "tfds:NAME[/CONFIG][:SPLIT]", a data set in
     `data_dir` that `tfds.build` wrote. To build the index, `workers` threads decode every file to its end. With
     `cache_dir` None the index is built and not kept.
 
@@ -175,6 +180,14 @@ def open_corpus(
     return Corpus(index, origin, description["digest"], description["summary"], folder, left_out)
 
 
+def open_utterances(folders: Sequence[Path], utterances: Iterable[str]) -> Corpus:
+    """Return those of the `utterances` that are in Kaldi `folders`; look at no others, and keep no index."""
+    origin = KaldiFolders(tuple(map(addresses.absolute, folders)), only=frozenset(utterances))
+    entries = origin.entries(min(32, (os.cpu_count() or 1) + 4), progress=False)
+    index, bad = corpus_index.build(entries, min_seconds=0)
+    return Corpus(index, origin, index.digest(), "", left_out={entry.name: entry.kind for entry in bad})
+
+
 def require_speakers(corpus: Corpus, source: str | Path, count: int) -> None:
     """Raise UserError unless the corpus from `source` has at least `count` speakers."""
     speakers = corpus.speakers
@@ -200,6 +213,10 @@ def _open_origin(source: str, audio_root: str | Path | None, data_dir: str | Pat
         return tfds.open_records(source.removeprefix("tfds:"), data_dir)
     path = addresses.absolute(source)
     if addresses.is_folder(path):
+        if kaldi.is_kaldi(path):
+            return KaldiFolders((path,), addresses.absolute(audio_root) if audio_root else None)
+        if (speakers := cn_celeb.training_speakers(path)) is not None:
+            return Tree(path / cn_celeb.DATA, speakers)
         return BucketTree(path) if addresses.of(path) else Tree(path)
     if addresses.is_file(path):
         return FileList(path, addresses.absolute(audio_root) if audio_root else path.parent)

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,8 @@ from redimnet_jax import addresses
 from redimnet_jax.data import audio
 from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.names import normalised
+
+_log = logging.getLogger(__name__)
 
 
 class Recordings(Protocol):
@@ -86,6 +89,9 @@ class Utterances(Recordings, Protocol):
 class AudioFiles:
     """Audio files as recordings: each name is the file of that path below the first of `roots` that has one.
 
+    A name that ends in ".wav" may also be a file that ends in ".flac", as in the lists of CN-Celeb; these are counted
+    in the log.
+
     Every file is decoded once to find its length and level. `without_signal` (recordings,), bool, marks those without
     a signal: their embeddings are alike, so their scores mean nothing.
 
@@ -126,10 +132,17 @@ def _locate(roots: Sequence[Path], names: Sequence[str], pool: ThreadPoolExecuto
     """Return the file of every name; raise UserError when some are below none of the `roots`."""
 
     def locate(name: str) -> Path | None:
-        paths = (root / normalised(name) for root in roots)
+        forms = [normalised(name)]
+        if name.endswith(".wav"):
+            forms.append(f"{forms[0].removesuffix('.wav')}.flac")
+        paths = (root / form for form in forms for root in roots)
         return next((path for path in paths if addresses.is_file(path)), None)
 
     located = list(pool.map(locate, names))
+    pairs = zip(names, located, strict=True)
+    recoded = sum(name.endswith(".wav") and path is not None and path.suffix == ".flac" for name, path in pairs)
+    if recoded:
+        _log.info("%s recordings are .wav in the list, and .flac files of the same names", f"{recoded:,}")
     missing = [name for name, path in zip(names, located, strict=True) if path is None]
     if missing:
         raise UserError(

@@ -27,14 +27,19 @@ _CHUNK = 64  # files a task
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A folder with a folder for each speaker. Links are followed; names that begin with a dot are ignored."""
+    """A folder with a folder for each speaker. Links are followed; names that begin with a dot are ignored.
+
+    With `speakers`, other folders are ignored too.
+    """
 
     root: Path
+    speakers: frozenset[str] | None = None
 
     def identity(self) -> dict[str, Any]:
         # A look at every session's folder would take minutes on a network; the speakers' folders take seconds.
         folders = sorted((entry.name, entry.stat().st_mtime_ns) for entry in _scan(self.root) if entry.is_dir())
-        return {"tree": str(self.root), "folders": hashlib.sha256(json.dumps(folders).encode()).hexdigest()}
+        identity = {"tree": str(self.root), "folders": hashlib.sha256(json.dumps(folders).encode()).hexdigest()}
+        return identity if self.speakers is None else identity | {"speakers": sorted(self.speakers)}
 
     def entries(self, workers: int, progress: bool) -> Entries:
         found_names: list[str] = []
@@ -45,12 +50,14 @@ class Tree:
         folders = []
         for entry in _scan(self.root):
             if entry.is_dir() and not entry.name.startswith("."):
-                folders.append(entry.name)
+                if self.speakers is None or entry.name in self.speakers:
+                    folders.append(entry.name)
             elif is_audio(entry.name):
                 bad.append(Bad(entry.name, "in no speaker's folder", "expected is speaker/utterance"))
             else:
                 ignored[ignored_kind(entry.name)] += 1
         folders.sort()
+        empty += sorted((self.speakers or frozenset()).difference(folders))
         files_of_speakers = parallel(self._files, folders, workers, progress, "speakers")
         for speaker, (files, others) in zip(folders, files_of_speakers, strict=True):
             found_names += files
@@ -122,23 +129,25 @@ class FileList:
 
 
 def examine(
-    utterances: Sequence[str], fetch: Callable[[str, None], Path], workers: int, progress: bool
+    utterances: Sequence[str], fetch: Callable[[str, None], Path | bytes], workers: int, progress: bool
 ) -> tuple[np.ndarray, list[Bad]]:
     """Return the lengths of utterances, int64 (utterances,), and those that cannot be used, whose length is -1."""
 
     def chunk(part: range) -> tuple[list[int], list[Bad]]:
         lengths, bad = [], []
         for name in utterances[part.start : part.stop]:
-            path = fetch(name, None)
+            source = None
             try:
-                inspection = audio.inspect(path)
+                source = fetch(name, None)
+                inspection = audio.inspect(source, name=name if isinstance(source, bytes) else None)
                 length = inspection.samples
                 if length and not inspection.has_signal:
                     length = -1
                     bad.append(Bad(name, "without signal", f"holds no signal (its level is {inspection.level:.1e})"))
             except UserError as error:
                 length = -1
-                bad.append(Bad(name, "unreadable" if addresses.is_file(path) else "missing", str(error)))
+                missing = isinstance(source, Path) and not addresses.is_file(source)
+                bad.append(Bad(name, "missing" if missing else "unreadable", str(error)))
             lengths.append(length)
         return lengths, bad
 

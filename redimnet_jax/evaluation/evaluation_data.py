@@ -57,7 +57,7 @@ def open_data(settings: EvaluationSettings) -> EvaluationData:
         assert corpus is not None
         description = str(settings.corpus)
         trial_set = protocol.from_corpus(corpus, count=settings.count, seed=settings.seed, description=description)
-    protocol.check(trial_set)
+    protocol.check(trial_set, allow_repeated=settings.allow_repeated_trials)
     protocol.warn_of_no_signal(trial_set)
 
     if settings.players == "link":

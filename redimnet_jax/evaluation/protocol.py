@@ -17,6 +17,8 @@ import numpy as np
 
 from redimnet_jax import names as name_forms
 from redimnet_jax import scoring, trials, utterance_speakers
+from redimnet_jax.data import kaldi
+from redimnet_jax.data.corpus import open_utterances
 from redimnet_jax.data.recordings import AudioFiles, Recordings, Subset, Utterances, select
 from redimnet_jax.errors import ArgumentError, UserError, shown, some_of
 from redimnet_jax.numerics import unit
@@ -47,10 +49,21 @@ def audio_roots(roots: Roots | None, list_path: str | Path) -> list[Path]:
 def find_recordings(
     names: Sequence[str], list_path: str | Path, audio_root: Roots | None, corpus: Utterances | None
 ) -> Recordings:
-    """Return the recordings `names` of a list: those of `corpus`, or else audio files (see `audio_roots`)."""
+    """Return the recordings `names` of a list: those of `corpus`, or else of `audio_roots`.
+
+    The roots are folders of audio files, or Kaldi folders whose utterances are called `names`.
+    """
     if corpus is not None:
         return select(corpus, names)
-    return AudioFiles(audio_roots(audio_root, list_path), names)
+    roots = audio_roots(audio_root, list_path)
+    of_kaldi = [root for root in roots if kaldi.is_kaldi(root)]
+    if not of_kaldi:
+        return AudioFiles(roots, names)
+    if len(of_kaldi) < len(roots):
+        raise ArgumentError(
+            f"`audio_root` has the Kaldi folder {of_kaldi[0]} and other folders; give Kaldi folders alone, or none."
+        )
+    return select(open_utterances(of_kaldi, names), names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +200,11 @@ def from_list(
     unique = list(dict.fromkeys(name for group in utterances for name in group))
     recordings = find_recordings(unique, path, audio_root, corpus)
     in_corpus = recordings if isinstance(recordings, Subset) else None
+    if corpus is None and in_corpus is not None and speaker_rule.pattern is not None:
+        raise ArgumentError(
+            "`speaker_pattern` has no effect with a Kaldi folder as `audio_root`, whose utt2spk has the speakers; "
+            "leave it out."
+        )
     speakers = utterance_speakers.speakers_of(unique, speaker_rule, in_corpus, path)  # type: ignore[arg-type] (as above)
     speaker_of = dict(zip(unique, speakers, strict=True))
     speakers = [
@@ -272,10 +290,16 @@ def max_trials(labels: np.ndarray) -> int:
     return 2 * targets
 
 
-def check(trial_set: TrialSet, training_speakers: Collection[str] = (), allow_shared: bool = False) -> None:
+def check(
+    trial_set: TrialSet,
+    training_speakers: Collection[str] = (),
+    allow_shared: bool = False,
+    allow_repeated: bool = False,
+) -> None:
     """Raise UserError when error rates on the trials would not mean what they should; see `trials.check`.
 
-    Speakers of the trials among `training_speakers` are an error unless `allow_shared`.
+    Speakers of the trials among `training_speakers` are an error unless `allow_shared`, and repeated pairs unless
+    `allow_repeated`.
     """
     speaker_of = dict(zip(trial_set.trials.names, trial_set.speakers, strict=True))
     problems = trials.check(trial_set.trials, training_speakers=training_speakers, speaker_of=speaker_of)
@@ -289,5 +313,5 @@ def check(trial_set: TrialSet, training_speakers: Collection[str] = (), allow_sh
         labels = problems["label"].replace("the speakers", trial_set.speakers_from, 1).removesuffix(".")
         problems["label"] = f"{labels}, or {utterance_speakers.OPTIONS}."
     for kind in ("one class", "self", "label", "duplicate"):
-        if kind in problems:
+        if kind in problems and not (kind == "duplicate" and allow_repeated):
             raise ArgumentError(f"{trial_set.description}: {problems[kind]}")

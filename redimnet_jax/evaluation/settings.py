@@ -36,6 +36,7 @@ class EvaluationSettings:
     audio_root: folders that the paths in `trials` are relative to; by default the folder of the list.
     utt2spk, speaker_pattern: see `utterance_speakers.rule`.
     corpus, data_dir: see `data.corpus.open_corpus`; the corpus replaces `audio_root`.
+    allow_repeated_trials: count a pair as often as `trials` has it; otherwise a repeated pair is an error.
     enrolment: a list of enrolment models, see `protocol.read_models`.
     cache: a folder for pooled features.
     score_norm: one of `METHODS`, against `cohort`, a corpus of which `cohort_utterances` of every speaker are used
@@ -67,6 +68,7 @@ class EvaluationSettings:
     audio_root: tuple[Path, ...] | None = None
     utt2spk: Path | None = None
     speaker_pattern: str | None = None
+    allow_repeated_trials: bool = False
     corpus: str | None = None
     data_dir: Path | None = None
     count: int = COUNT
@@ -162,6 +164,10 @@ class EvaluationSettings:
         no_root = "`audio_root` has no effect with `corpus`, which has the recordings; leave one of them out."
         yield bool(self.audio_root) and corpus, no_root
         yield utt2spk and pattern, "`utt2spk` and `speaker_pattern` both define the speakers; give one of them."
+        repeated = self.allow_repeated_trials
+        yield repeated and not listed, "`allow_repeated_trials` needs `trials`; generated ones repeat no pair."
+        compared_twice = "`compare` finds trials by their pairs, so `allow_repeated_trials` excludes it."
+        yield repeated and self.compare is not None, compared_twice
         yield utt2spk and not listed, "`utt2spk` needs `trials`, whose utterances it is for."
         no_pattern = (
             "`speaker_pattern` has no effect with `corpus`, which defines the speakers; leave one of them out."

@@ -66,15 +66,20 @@ def check(config: Settings | ConfigDict, devices: int) -> Settings:
     return checked
 
 
+def lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a `config`, as JSON, by dotted key, without those that a resumed run may change."""
+    return {key: value for key, value in _flat(config).items() if not key.startswith(FREE_TO_CHANGE)}
+
+
 def check_resume(config: Settings, saved: Mapping[str, Any], workdir: Path) -> None:
     """Raise UserError naming every setting that differs from the `saved` ones of `workdir` and matters."""
     # A setting that is newer than the run had its default value.
-    old = _flat(_plain(Settings())) | _flat(saved)
-    new = _flat(_plain(config))
+    old = lasting(_plain(Settings())) | lasting(saved)
+    new = lasting(_plain(config))
     changed = [
         f"{key} (was {old.get(key)!r}, is {new.get(key)!r})"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(FREE_TO_CHANGE)
+        if old.get(key) != new.get(key)
     ]
     if changed:
         raise UserError(

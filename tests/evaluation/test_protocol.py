@@ -124,3 +124,10 @@ def test_audio_roots_are_a_setting_of_text_or_several():
         config.validation.audio_root = roots
         wanted = [Path("/a"), Path("/b")][: 1 + (roots != "/a")]
         assert protocol.audio_roots(config.validation.audio_root, "list") == wanted
+
+
+def test_repeated_trials_count_where_they_are_allowed(tree):
+    judged = protocol.from_list(listed(tree, "1 a/0.wav a/1.wav", "0 a/0.wav b/2.wav", "1 a/1.wav a/0.wav"))
+    assert "1 of 3 trials repeat an earlier pair" in refusal(protocol.check, judged)
+    protocol.check(judged, allow_repeated=True)
+    assert len(judged.trials) == 3
