@@ -57,14 +57,20 @@ def open_all(args: argparse.Namespace) -> tuple[SpeakerModel, TrialSet, np.ndarr
 
 
 def training_crops(
-    args: argparse.Namespace, judged: Sequence[TrialSet], seconds: float
+    args: argparse.Namespace, judged: Sequence[TrialSet], seconds: float, *, in_order: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Waveforms (crops, samples) and labels (crops,) of an epoch, whose speakers are none of the trials'."""
+    """Waveforms (crops, samples) and labels (crops,) of an epoch, whose speakers are none of the trials'.
+
+    With `in_order` crop r is of utterance r % utterances.
+    """
     corpus = open_corpus(args.train, cache_dir=args.output / "index")
     for each in judged:
         protocol.check(each, corpus.speakers, allow_shared=False)
     crops = Crops(corpus, round(seconds * 16000), args.seed)
-    batches = loader.train_batches(crops, 1, crops_per_utterance=args.crops)
+    if in_order:
+        batches = loader.crops_in_order(crops, 1)
+    else:
+        batches = loader.train_batches(crops, 1, crops_per_utterance=args.crops)
     found = [next(batches) for _ in range(args.crops * len(corpus))]
     batches.close()
     waveforms, labels = (np.concatenate([batch[name] for batch in found]) for name in ("waveform", "label"))
@@ -118,22 +124,31 @@ def adamw(args: argparse.Namespace, steps: int):
 
 
 class Judge:
-    """Results of one system after another, each compared with the first on the same resamples of speakers."""
+    """Results of one system after another, each compared with an earlier one on the same resamples of speakers."""
 
     def __init__(self, judged: TrialSet, seed: int, dims: Sequence[int] = DIMS):
-        self.judged, self.seed, self.dims, self.results, self.first = judged, seed, dims, {}, None
+        self.judged, self.seed, self.dims = judged, seed, dims
+        self.results: dict[str, dict] = {}
+        self.scores: dict[str, np.ndarray] = {}
 
-    def __call__(self, name: str, model: SpeakerModel, pooled: np.ndarray | None = None) -> None:
-        """`pooled` are the recordings' features, where they are known already."""
+    def __call__(
+        self, name: str, model: SpeakerModel, pooled: np.ndarray | None = None, against: str | None = None
+    ) -> None:
+        """Judge a system; by default it is compared with the first one.
+
+        `pooled` are the recordings' features, where they are known already.
+        """
         pooled = pool_recordings(model, self.judged.recordings) if pooled is None else pooled
         found, scores, _ = evaluation_results.evaluate(
             model, pooled, self.judged, self.dims, bootstrap=1000, seed=self.seed
         )
-        self.first = scores if self.first is None else self.first
+        self.scores[name] = scores
+        against = against or next(iter(self.scores))
         sides, labels = self.judged.speaker_numbers(), self.judged.trials.labels
-        compared = confidence.compare(self.first, scores, labels, *sides, resamples=1000, seed=self.seed)
+        compared = confidence.compare(self.scores[against], scores, labels, *sides, resamples=1000, seed=self.seed)
         for index, dim in enumerate(map(str, self.dims)):
-            found["dims"][dim]["beyond_first"] = {
+            found["dims"][dim]["beyond"] = {
+                "other": against,
                 "eer": float(compared.difference[index]),
                 "ci95": compared.interval[index].tolist(),
                 "p_value": float(compared.p_value[index]),
@@ -152,14 +167,14 @@ class Judge:
         print(rows.text())
 
     def table(self) -> report.Table:
-        """EER % with its interval at every dimension; * where it differs from the first system's."""
+        """EER % with its interval at every dimension; * where it differs from the system that it is compared with."""
         rows = []
         for name, each in self.results.items():
             cells = [name]
             for dim in map(str, self.dims):
                 entry = each["dims"][dim]
                 low, high = (100 * bound for bound in entry["eer_ci95"])
-                star = "*" * entry["beyond_first"]["differs"]
+                star = "*" * entry["beyond"]["differs"]
                 cells.append(f"{100 * entry['eer']:.2f}{star} [{low:.2f}, {high:.2f}]")
             rows.append(cells)
         return report.Table("EER % [95 %]", ("system", *map(str, self.dims)), rows)

@@ -4,8 +4,9 @@
 
 A projection for the dimensions 8 to 256 is trained on the frozen backbone of `--checkpoint`, by default the small one
 of the package, with one option after another. All get the same crops in the same order, the same steps and the same
-learning rate, but for those that say otherwise. Each is compared with the first system on the same resamples of the
-speakers of every trial list; the baseline with other seeds shows what chance does. The figures are of the last step;
+learning rate, but for those that say otherwise. Each is compared with the baseline, or with the system that differs
+from it in that option alone, on the same resamples of the speakers of every trial list; the baseline with other seeds
+shows what chance does. The figures are of the last step;
 nothing is chosen by the trials. Writes `results.json`, `results.md` and a plot for every list.
 """
 
@@ -50,6 +51,8 @@ class System:
     seconds: tuple[float, ...] = ()
     sgd: bool = False
     seed: int = 0
+    # The system that this one is compared with.
+    against: str | None = None
 
 
 SCALED = {"gradient_factors": gradient_factors(DIMS, EQUAL)}
@@ -64,12 +67,16 @@ SYSTEMS = {
     "margins 0.3 to 0.05": System(margins=(0.3, 0.3, 0.25, 0.2, 0.15, 0.1, 0.05)),
     "scaled gradients": System(options=SCALED),
     "SGD": System(sgd=True),
-    "SGD, scaled gradients": System(sgd=True, options=SCALED),
+    "SGD, scaled gradients": System(sgd=True, options=SCALED, against="SGD"),
     "2 sampled prefixes": System(options={"sampled": 2}),
     "4 sampled prefixes": System(options={"sampled": 4}),
     "crops of 1, 2, 4 s": System(seconds=SECONDS),
-    "durations, sharpness 1": System(seconds=SECONDS, options={"durations": Durations(DURATIONS, 1.0)}),
-    "durations, sharpness 4": System(seconds=SECONDS, options={"durations": Durations(DURATIONS, 4.0)}),
+    "durations, sharpness 1": System(
+        seconds=SECONDS, options={"durations": Durations(DURATIONS, 1.0)}, against="crops of 1, 2, 4 s"
+    ),
+    "durations, sharpness 4": System(
+        seconds=SECONDS, options={"durations": Durations(DURATIONS, 4.0)}, against="crops of 1, 2, 4 s"
+    ),
 }
 
 # Pooled features (crops, width) by the length of the crops in seconds.
@@ -129,7 +136,7 @@ def main() -> None:
     for name, system in SYSTEMS.items():
         found = trained(system, model, features, labels, args)
         for judge, pooled in zip(judges, recordings, strict=True):
-            judge(name, found, pooled)
+            judge(name, found, pooled, system.against)
     settings = {key: str(value) for key, value in vars(args).items()} | {"backbone": backbone_digest(model)}
     systems = {trials: judge.results for trials, judge in zip(args.trials, judges, strict=True)}
     report.write_json(args.output / "results.json", {"settings": settings, "systems": systems})

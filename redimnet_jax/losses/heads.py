@@ -107,9 +107,7 @@ class Heads(nnx.Module):
             seen = scale_gradient(embedding, jnp.asarray(np.repeat(gradient_factors, added), jnp.float32))
         if doubt is not None:
             of_rows, accuracies = self.losses_of_rows(seen, labels, margin)
-            # As sums, which are exact on every device.
-            of_examples = jnp.sum(share[:, None] * of_rows, axis=0)
-            counts = doubt.weights(of_examples, self._minor(embedding, labels, doubt))
+            counts = self.weights_of_examples(of_rows, embedding, labels, share, doubt)
             # All examples of a small batch may be in doubt.
             total_count = jnp.where(jnp.any(counts > 0), jnp.sum(counts), 1.0)
             losses = jnp.sum(of_rows * counts, axis=1) / total_count
@@ -133,14 +131,12 @@ class Heads(nnx.Module):
         if not self.sharded:
             return self._each("of_rows", embedding, labels, margin)
         criteria = cast(Sequence[Classification], self.criteria)
-        margins = by_prefix(margin, len(self.dims))
-        margins = [own.margin if given is None else given for own, given in zip(criteria, margins, strict=True)]
         parameters = [self.of(index) for index in range(len(self.dims))]
-        return sharded_heads.losses(criteria, embedding, labels, parameters, margins)
+        return sharded_heads.losses(criteria, embedding, labels, parameters, self._margins(margin))
 
     def _each(self, method: str, embedding: Array, labels: Array, margin: Margin | None) -> tuple[Array, Array]:
         """Return the two results of a `method` of the loss of each prefix, stacked."""
-        margins = by_prefix(margin, len(self.dims))
+        margins = self._margins(margin)
         pairs = [
             getattr(self.criteria[index], method)(embedding[:, :dim], labels, self.of(index), margins[index])
             for index, dim in enumerate(self.dims)
@@ -148,11 +144,24 @@ class Heads(nnx.Module):
         losses, accuracies = map(jnp.stack, zip(*pairs, strict=True))
         return losses, accuracies
 
-    def _minor(self, embedding: Array, labels: Array, doubt: Doubt) -> Array | None:
-        """Return whether the embeddings are nearest to a sub-center that is not the first, where that counts."""
-        if doubt.minor_weight == 1.0:
-            return None
-        return cast(SubcenterAAM, self.criteria[-1]).minor(embedding, labels, self.of(len(self.dims) - 1))
+    def _margins(self, margin: Margin | None) -> Sequence[float | Array]:
+        if margin is None:
+            return [criterion.margin for criterion in self.criteria]
+        return by_prefix(margin, len(self.dims))
+
+    def weights_of_examples(
+        self, of_rows: Array, embedding: Array, labels: Array, share: Array, doubt: Doubt
+    ) -> Array:
+        """Return what the examples weigh, float32 (batch,), by their `losses_of_rows` and `doubt`.
+
+        `share` (len(dims),) are the weights of the prefixes.
+        """
+        minor = None
+        if doubt.minor_weight != 1.0:
+            widest = self.of(len(self.dims) - 1)
+            minor = cast(SubcenterAAM, self.criteria[-1]).minor(embedding, labels, widest)
+        # As a sum, which is exact on every device.
+        return doubt.weights(jnp.sum(share[:, None] * of_rows, axis=0), minor)
 
 
 def inconsistency(embedding: Array, dims: Sequence[int]) -> Array:

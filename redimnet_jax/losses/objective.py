@@ -67,7 +67,7 @@ LOSSES: dict[str, type[Any]] = {
 Margin = float | Array | tuple[float | Array, ...]
 
 
-def by_prefix(margin: Margin | None, count: int) -> tuple[float | Array | None, ...]:
+def by_prefix(margin: Margin, count: int) -> tuple[float | Array, ...]:
     """Return the margin of each of `count` prefixes."""
     return margin if isinstance(margin, tuple) else (margin,) * count
 
