@@ -7,7 +7,8 @@ frozen backbone of `--checkpoint` is trained on all, with one way of dealing wit
 first system has no wrong labels. All get the same crops in the same order, the same steps and the same optimizer.
 AAM-Softmax on wrong labels is compared with the first system, and every other one with it. The figures are of the
 last step. The precision is the share of planted labels among the examples of the last epoch that weigh nothing, the
-recall the share of the planted ones that do, by the network before that epoch. Writes `results.json` and `results.md`.
+recall the share of the planted ones that do, by the network before that epoch. Writes `results.json` and
+`results.md`.
 """
 
 import argparse
