@@ -204,6 +204,7 @@ def test_without_options_the_loss_is_the_plain_one_to_the_bit(batch):
     assert one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [AAMSoftmax(), SubcenterAAM(top_k=2, penalty=0.1), Triplet()], ids=str)
 def test_every_prefix_has_its_margin(batch, criterion):
     embedding, labels = batch[0], jnp.arange(16) // 3
