@@ -45,6 +45,11 @@ def arguments(description: str, *more: Callable[[argparse.ArgumentParser], objec
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--allow_shared_speakers",
+        action="store_true",
+        help="names that are in the training and in the trials are different people, as numbers of two corpora are",
+    )
     for change in more:
         change(parser)
     return parser.parse_args()
@@ -65,7 +70,7 @@ def training_crops(
     """
     corpus = open_corpus(args.train, cache_dir=args.output / "index")
     for each in judged:
-        protocol.check(each, corpus.speakers, allow_shared=False)
+        protocol.check(each, corpus.speakers, allow_shared=args.allow_shared_speakers)
     crops = Crops(corpus, round(seconds * 16000), args.seed)
     if in_order:
         batches = loader.crops_in_order(crops, 1)

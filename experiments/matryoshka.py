@@ -2,6 +2,8 @@
 
     python experiments/matryoshka.py --train=TREE --trials one.txt two.txt --audio_root ONE TWO --output=matryoshka
 
+Corpora that number their speakers alike need `--allow_shared_speakers`.
+
 A projection for the dimensions 8 to 256 is trained on the frozen backbone of `--checkpoint`, by default the small one
 of the package, with one option after another. All get the same crops in the same order, the same steps and the same
 learning rate, but for those that say otherwise. Each is compared with the baseline, or with the system that differs
