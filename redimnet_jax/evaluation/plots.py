@@ -156,12 +156,17 @@ def eer_by_dimension(results: Mapping[str, report.Results]) -> "Figure":
         if len(results) == 1:
             for dim, eer in zip(dims, eers, strict=True):
                 axes.annotate(f"{eer:.2f}", (dim, eer), (7, 5), textcoords="offset points", bbox=LABEL_BOX)
-    axes.set_xticks(sorted(ticks))
+    if report.need_logarithmic_axis(ticks):
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+    axes.minorticks_off()
     axes.set(xlabel="dimension of the embedding", ylabel="EER (%), with 95% interval", ylim=(0, None))
     axes.margins(x=0.1)
     bytes_axis = axes.secondary_xaxis("top", functions=(_bytes_of, _dimension_of))
     bytes_axis.set_xlabel("storage (bytes an embedding, float32)")
-    bytes_axis.set_xticks([4 * dim for dim in sorted(ticks)])
+    storage = [4 * dim for dim in sorted(ticks)]
+    bytes_axis.set_xticks(storage, map(str, storage))
+    bytes_axis.minorticks_off()
     axes.legend()
     return _gridded(figure)
 

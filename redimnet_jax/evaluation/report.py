@@ -5,7 +5,7 @@ Results have the form of `results.json`: {"dims": {"64": {"eer", "eer_ci95": [lo
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,11 @@ def write_json(path: str | Path, results: Results) -> Path:
             f"{path} was not written because the results hold NaN or Inf; find the scores that are not finite."
         ) from error
     return files.write(path, text + "\n")
+
+
+def need_logarithmic_axis(dims: Collection[int]) -> bool:
+    """Return whether narrow `dims` would lie upon one another on a linear axis."""
+    return max(dims) > 16 * min(dims)
 
 
 def dims(results: Results) -> list[tuple[int, Mapping[str, Any]]]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from redimnet_jax.losses.classification import Parameters
-from redimnet_jax.losses.objective import Loss
+from redimnet_jax.losses.objective import Loss, Margin, by_prefix, losses_of_prefixes
 
 # Random embeddings on which a loss over classes is evaluated. Half of them are the negatives of the others, so that
 # deviations from the mean cancel to first order.
@@ -62,33 +62,39 @@ def _evaluated(
 
 @dataclasses.dataclass(frozen=True)
 class LossLevels:
-    """The levels of a run: `loss` for `classes` and each of `dims`, in batches of `speakers` with `crops` each."""
+    """The levels of a run: `loss` for `classes` and each of `dims`, in batches of `speakers` with `crops` each.
+
+    `margins` are those of the dimensions where they replace that of the loss.
+    """
 
     loss: Loss
     classes: int
     dims: Sequence[int]
     speakers: int
     crops: int
+    margins: tuple[float, ...] | None = None
 
-    def at(self, margin: float) -> dict[int, Levels]:
-        """Return the levels at `margin` by dimension."""
-        return {
-            dim: levels(self.loss, self.classes, dim, margin=margin, speakers=self.speakers, crops=self.crops)
-            for dim in self.dims
-        }
+    def at(self, margin: Margin) -> dict[int, Levels]:
+        """Return the levels by dimension at `margin`, one of all dimensions or a tuple with one for each."""
+        losses = losses_of_prefixes(self.loss, len(self.dims), self.margins)
+        batch = {"speakers": self.speakers, "crops": self.crops}
+        of_prefixes = zip(self.dims, losses, by_prefix(margin, len(self.dims)), strict=True)
+        return {dim: levels(loss, self.classes, dim, margin=float(own), **batch) for dim, loss, own in of_prefixes}
 
     def description(self) -> str:
         """Return a line with the levels of every dimension at the full margin."""
         batches = f"batches of {self.speakers:,} x {self.crops}"
         scope = batches if self.loss.needs_pairs else f"{self.classes:,} classes"
-        values = self.at(self.loss.margin).items()
+        full = self.loss.margin if self.margins is None else self.margins
+        values = self.at(full).items()
         each = ", ".join(f"{dim}: {value.random:.3g} / {value.lowest:.2g}" for dim, value in values)
-        return f"loss at random / lowest, {scope}, margin {self.loss.margin:g}: {each}"
+        margin = f"{full:g}" if self.margins is None else "by dimension"
+        return f"loss at random / lowest, {scope}, margin {margin}: {each}"
 
-    def warning(self, losses: Mapping[str, float], margin: float) -> str | None:
+    def warning(self, losses: Mapping[str, float], margin: Margin) -> str | None:
         """Return a warning when the mean losses of an epoch, by dimension, exceed those at random, or None.
 
-        `margin` is the largest of the epoch.
+        `margin` is the largest of the epoch, as in `at`.
         """
         random = {str(dim): at.random for dim, at in self.at(margin).items()}
         above = [f"{dim}: {loss:.3g} > {random[dim]:.3g}" for dim, loss in losses.items() if loss > random[dim]]

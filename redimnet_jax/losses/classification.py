@@ -76,12 +76,19 @@ class Classification:
 
         Of several nearest prototypes the first counts, as with argmax.
         """
+        losses, accuracy = self.of_rows(embeddings, labels, parameters, margin)
+        return jnp.mean(losses), accuracy
+
+    def of_rows(
+        self, embeddings: Array, labels: Array, parameters: Parameters, margin: float | Array | None = None
+    ) -> tuple[Array, Array]:
+        """Return the loss of every embedding, (batch,), and the accuracy of `with_accuracy`."""
         check_labels(labels, len(parameters["prototypes"]))
         margin = self.margin if margin is None else margin
         # Once for both: of cosines that are sharded by class XLA computes equal ones twice.
         cosine = self.cosine(embeddings, parameters)
         accuracy = jnp.mean(is_nearest(jax.lax.stop_gradient(cosine), labels), dtype=jnp.float32)
-        return self.of_cosines(cosine, labels, parameters, margin), accuracy
+        return self.loss_of_rows(*self.terms(cosine, labels, parameters, margin), parameters), accuracy
 
     def of_cosines(self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array) -> Array:
         """Return the loss for `cosine` (batch, classes); `parameters` may lack the prototypes."""
@@ -202,6 +209,11 @@ class SubcenterAAM(AAMSoftmax):
         # Classes remain an axis of their own, along which prototypes may be sharded.
         units = unit(embeddings), unit(parameters["prototypes"])
         return jnp.einsum("bd,knd->bkn", *units, precision=jax.lax.Precision.HIGHEST).max(axis=2)
+
+    def minor(self, embeddings: Array, labels: Array, parameters: Parameters) -> Array:
+        """Return whether each embedding is nearest to another sub-center of its class than to the first, (batch,)."""
+        units = unit(embeddings), unit(parameters["prototypes"][labels])
+        return jnp.einsum("bd,bnd->bn", *units, precision=jax.lax.Precision.HIGHEST).argmax(axis=1) > 0
 
     def terms(
         self, cosine: Array, labels: Array, parameters: Parameters, margin: float | Array

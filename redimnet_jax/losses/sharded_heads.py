@@ -20,24 +20,23 @@ Array = jax.Array
 
 
 def losses(
-    criterion: Classification,
+    criteria: Sequence[Classification],
     embedding: Array,
     labels: Array,
     parameters: Sequence[Parameters],
-    margin: float | Array | None,
+    margins: Sequence[float | Array],
 ) -> tuple[Array, Array]:
-    """Return (losses, accuracies), each (prefixes,) float32, under a mesh that shards the prototypes.
+    """Return (losses (prefixes, batch), accuracies (prefixes,)), float32, under a mesh that shards the prototypes.
 
-    `embedding` (batch, dim) and `labels` (batch,) are sharded by rows, `parameters` are those of each prefix. The
-    results are those of `criterion.with_accuracy` for each.
+    `embedding` (batch, dim) and `labels` (batch,) are sharded by rows; `criteria`, `parameters` and `margins` are
+    those of each prefix. The results are those of `Classification.of_rows` for each.
     """
     prototypes = [own["prototypes"] for own in parameters]
     others = [{name: x for name, x in own.items() if name != "prototypes"} for own in parameters]
     classes = len(prototypes[0])
-    margin = criterion.margin if margin is None else margin
 
     def on_device(rows: Array, prototypes: list[Array], whole: Any) -> tuple[Array, Array]:
-        others, margin = whole
+        others, margins = whole
         # Exact: float32 has all integers below 2**24.
         embedding, labels = rows[:, :-1], rows[:, -1].astype(jnp.int32)
         labels = jnp.where(labels < classes, labels, -1)
@@ -45,7 +44,7 @@ def losses(
         first = sharding.first_class(width)
         exists = jnp.arange(width) < classes - first
         own = []
-        for matrix, rest in zip(prototypes, others, strict=True):
+        for criterion, matrix, rest, margin in zip(criteria, prototypes, others, margins, strict=True):
             cosine = criterion.cosine(embedding[:, : matrix.shape[-1]], {"prototypes": matrix})
             cosine = jnp.where(exists, cosine, NO_CLASS)
             terms = criterion.terms(cosine, labels - first, rest, margin)
@@ -54,13 +53,13 @@ def losses(
         # (devices, prefixes, 4, batch)
         found = sharding.gather_results(jnp.stack([jnp.stack(numbers) for numbers in own]))
         of_rows = []
-        for terms, rest in zip(jnp.moveaxis(found[:, :, :2], 0, 2), others, strict=True):
+        for criterion, terms, rest in zip(criteria, jnp.moveaxis(found[:, :, :2], 0, 2), others, strict=True):
             of_rows.append(criterion.loss_of_rows(*criterion.terms_of_shards(*terms), rest))
         # The first of the largest, as with argmax.
         largest, class_of_largest = jnp.moveaxis(found[:, :, 2:], 2, 0)
         nearest = jnp.take_along_axis(class_of_largest, largest.argmax(axis=0)[None], axis=0)[0]
         accuracies = jnp.mean(nearest == rows[:, -1], axis=1, dtype=jnp.float32)
-        return jnp.mean(jnp.stack(of_rows), axis=1), accuracies
+        return jnp.stack(of_rows), accuracies
 
     rows = jnp.concatenate([exact(embedding), labels[:, None].astype(jnp.float32)], axis=1)
-    return sharding.map_classes(on_device, rows, prototypes, (others, margin))
+    return sharding.map_classes(on_device, rows, prototypes, (others, list(margins)))

@@ -88,6 +88,7 @@ class Assembly:
             self.dims,
             settings.chosen_loss,
             shared=settings.heads.shared,
+            margins=settings.loss.margins,
             rngs=nnx.Rngs(settings.seed + 1),
         )
         pretrained = None
@@ -215,7 +216,9 @@ class Assembly:
         settings = self.settings
         crops = settings.data.crops_per_speaker
         speakers = settings.batch_size // crops
-        return LossLevels(settings.chosen_loss, len(self.data.classes), self.dims, speakers, crops)
+        return LossLevels(
+            settings.chosen_loss, len(self.data.classes), self.dims, speakers, crops, settings.loss.margins
+        )
 
     def _announce(self, state: RunState) -> None:
         """Write `config.json`, and log what trains on what."""

@@ -99,7 +99,7 @@ class Evaluations:
         weighted = zip(event.entry["losses"].items(), self._objective.weights, strict=True)
         trained = {dim: loss for (dim, loss), weight in weighted if weight}
         # The margin only grows, so that of the next step is the largest.
-        if warning := levels.warning(trained, float(self._objective.margin(event.step))):
+        if warning := levels.warning(trained, self._objective.margin(event.step)):
             self._log.say(warning)
 
     def _validate(self, event: Event) -> None:

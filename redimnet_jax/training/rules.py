@@ -7,7 +7,8 @@ from typing import Any
 from redimnet_jax import settings as typed
 from redimnet_jax.data import augment
 from redimnet_jax.errors import UserError
-from redimnet_jax.losses.objective import LOSSES
+from redimnet_jax.losses.doubt import trimmed
+from redimnet_jax.losses.objective import LOSSES, losses_of_prefixes
 from redimnet_jax.setting_values import refused, shown
 from redimnet_jax.training.settings import Settings
 
@@ -19,7 +20,7 @@ Effect = tuple[bool, str, str]
 
 def check(settings: Settings, devices: int) -> None:
     """Raise UserError for settings that no run on that many `devices` can have, and for those without effect."""
-    rules = (_network_rules, _data_rules, _loss_rules, _pair_rules, _stage_rules)
+    rules = (_network_rules, _data_rules, _loss_rules, _prefix_rules, _doubt_rules, _pair_rules, _stage_rules)
     for holds, key, requirement in itertools.chain(
         *(each(settings) for each in rules), _device_rules(settings, devices)
     ):
@@ -94,9 +95,59 @@ def _loss_rules(settings: Settings) -> Iterator[Rule]:
         yield start == end == 0, "loss.margin_ramp", "(0, 0) when loss.margin_schedule is 'constant'"
     else:
         yield start < end, "loss.margin_ramp", "two epochs, the first before the second"
-        margin = settings.chosen_loss.margin > 0
+        margin = settings.chosen_loss.margin > 0 if loss.margins is None else any(loss.margins)
         yield margin, "loss.margin_schedule", f"'constant', since {loss.name} has no margin here"
     yield not loss.consistency or len(dims) > 1, "loss.consistency", "0 when there is one dimension"
+
+
+def _prefix_rules(settings: Settings) -> Iterator[Rule]:
+    loss, count = settings.loss, len(settings.projection.mrl_dims)
+    weights = loss.weights or (1.0,) * count
+    if loss.margins is not None:
+        has_margin = hasattr(getattr(loss, loss.name), "margin")
+        yield has_margin, "loss.margins", f"None, since {loss.name} has no margin"
+        yield len(loss.margins) == count, "loss.margins", f"{count} margins, one for each dimension"
+        yield _are_margins(settings), "loss.margins", f"margins that loss.{loss.name}.margin can have"
+    if loss.scale_gradients:
+        yield count > 1, "loss.scale_gradients", "False when there is one dimension"
+        # The gradient of elements that no prefix trains has no scale.
+        yield weights[-1] > 0, "loss.weights", "above 0 at the last dimension with loss.scale_gradients"
+    trained = sum(weight > 0 for weight in weights)
+    fewer = f"0 or less than {trained}, the number of dimensions that have a weight"
+    yield loss.sampled_prefixes < trained, "loss.sampled_prefixes", fewer
+    if loss.durations is not None:
+        yield count > 1, "loss.durations", "None when there is one dimension"
+        yield len(loss.durations) == count, "loss.durations", f"{count} durations, one for each dimension"
+        rising = all(a <= b for a, b in itertools.pairwise(loss.durations))
+        yield rising, "loss.durations", "durations that do not decrease"
+
+
+def _are_margins(settings: Settings) -> bool:
+    """Return whether the chosen loss can be made with each of `loss.margins`."""
+    try:
+        losses_of_prefixes(settings.chosen_loss, len(settings.projection.mrl_dims), settings.loss.margins)
+    except UserError:
+        return False
+    return True
+
+
+def _doubt_rules(settings: Settings) -> Iterator[Rule]:
+    doubtful, name = settings.loss.doubtful, settings.loss.name
+    over_classes = not LOSSES[name].needs_pairs
+    yield not doubtful.trim or over_classes, "loss.doubtful.trim", f"0 with {name}, whose losses are of pairs"
+    for prefix, optimizer in settings.optimizers.items():
+        piece = settings.batch_size // optimizer.accumulate
+        least = f"0 or at least one of the {piece} examples of a batch (by {prefix}optimizer.accumulate, of a piece)"
+        yield not doubtful.trim or trimmed(doubtful.trim, piece) > 0, "loss.doubtful.trim", least
+    if doubtful.minor_weight != 1:
+        several = name == "subcenter_aam" and settings.loss.subcenter_aam.centers > 1
+        key = "loss.doubtful.minor_weight"
+        yield several, key, "1 unless loss.name is 'subcenter_aam' with two centers or more"
+        means = settings.model.checkpoint is not None and settings.heads.init == "means"
+        yield means, key, "1 unless the first sub-center starts at the mean (heads.init, with model.checkpoint)"
+    if doubtful.trim or doubtful.minor_weight != 1:
+        begins = doubtful.from_epoch < settings.epochs
+        yield begins, "loss.doubtful.from_epoch", f"below the {settings.epochs} epoch(s) of the run"
 
 
 def _pair_rules(settings: Settings) -> Iterator[Rule]:
@@ -154,6 +205,14 @@ def _training_effects(settings: Settings) -> Iterator[Effect]:
     yield not (pairs and pretrained), "heads.init", f"with loss.name {loss.name!r}, which has no prototypes"
     for name in LOSSES:
         yield name == loss.name, f"loss.{name}.", f"while loss.name is {loss.name!r}"
+    yield loss.margins is None, f"loss.{loss.name}.margin", "with loss.margins"
+    yield loss.durations is not None, "loss.duration_sharpness", "without loss.durations"
+    doubts = loss.doubtful.trim > 0 or loss.doubtful.minor_weight != 1
+    yield (
+        doubts,
+        "loss.doubtful.from_epoch",
+        "unless loss.doubtful.trim or loss.doubtful.minor_weight leaves some out",
+    )
     yield loss.ge2e.form == "contrast", "loss.ge2e.bias", "unless loss.ge2e.form is 'contrast'"
     yield loss.subcenter_aam.top_k > 0, "loss.subcenter_aam.penalty", "while loss.subcenter_aam.top_k is 0"
     yield settings.distillation.teacher is not None, "distillation.", "without distillation.teacher"

@@ -61,6 +61,7 @@ def open_run(workdir: str | Path, step: int | None = None, *, averaged: bool = T
         settings.projection.mrl_dims,
         settings.chosen_loss,
         shared=settings.heads.shared,
+        margins=settings.loss.margins,
         rngs=nnx.Rngs(0),
     )
     variables = nnx.state(TrainableModel(model.network, heads))

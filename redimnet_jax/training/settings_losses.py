@@ -69,12 +69,49 @@ AngularPrototypical = _loss(
 
 
 @dataclass(frozen=True)
+class Doubtful:
+    """What examples weigh whose label is in doubt."""
+
+    trim: float = setting(
+        0.0, at_least=0, below=1, help="Leaves out this share of a batch, the examples with the largest losses."
+    )
+    minor_weight: float = setting(
+        1.0,
+        at_least=0,
+        at_most=1,
+        help="Weights examples nearest to another sub-center of their class than the first, with subcenter_aam.",
+    )
+    from_epoch: float = setting(
+        1.0, at_least=0, unit="epochs", help="Sets after how many epochs examples can be doubtful."
+    )
+
+
+@dataclass(frozen=True)
 class Loss:
     """The loss; the options of each loss are under its name."""
 
     name: str = setting("aam_softmax", choices=tuple(LOSSES), help="Chooses the loss.")
     weights: tuple[float, ...] | None = setting(
         None, at_least=0, help="Weights the losses of the dimensions; None weights them equally."
+    )
+    margins: tuple[float, ...] | None = setting(
+        None, at_least=0, help="Gives each dimension a margin of its own; None gives all that of the loss."
+    )
+    scale_gradients: bool = setting(
+        False, help="Scales the gradient of an element by the inverse of the weights of the prefixes that contain it."
+    )
+    sampled_prefixes: int = setting(
+        0, at_least=0, help="Trains that many random prefixes in each step; 0 trains all in every step."
+    )
+    durations: tuple[float, ...] | None = setting(
+        None,
+        above=0,
+        at_most=3600,
+        unit="s",
+        help="Binds each dimension to a length of crops, near which it counts most; None does not.",
+    )
+    duration_sharpness: float = setting(
+        1.0, above=0, at_most=1000, help="Sets how fast a dimension counts less for crops of other lengths."
     )
     margin_schedule: str = setting(
         "constant", choices=RAMPS, help="Keeps the margin constant, or lets it grow between the epochs of the ramp."
@@ -85,6 +122,7 @@ class Loss:
     consistency: float = setting(
         0.0, at_least=0, help="Weights the term that makes scores of shorter prefixes follow those of the widest."
     )
+    doubtful: Doubtful = section(Doubtful)
     aam_softmax: Any = section(AAMSoftmax)
     am_softmax: Any = section(AMSoftmax)
     subcenter_aam: Any = section(SubcenterAAM)

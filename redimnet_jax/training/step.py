@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import sharding
 from redimnet_jax.compilation import HALF_EFFORT, jit
+from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.training.averaging import moved
 from redimnet_jax.training.partition import NamedArrays, TrainablePartition
@@ -79,11 +80,12 @@ def make_step(
     gradient = jax.value_and_grad(_loss_function(partition, objective), has_aux=True)
 
     def step(state: TrainState, frozen: NamedArrays, batch: Batch) -> tuple[TrainState, Figures]:
-        margin = objective.margin(state.step)
+        seconds = batch["waveform"].shape[1] / SAMPLE_RATE if "waveform" in batch else None
+        options = objective.options(state.step, seed, seconds)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), accumulate)
 
         def microbatch(stats: NamedArrays, inputs: tuple[Batch, Array]) -> tuple[NamedArrays, tuple]:
-            (value, (stats, figures)), gradients = gradient(state.params, stats, frozen, *inputs, margin)
+            (value, (stats, figures)), gradients = gradient(state.params, stats, frozen, *inputs, options)
             return stats, (gradients, value, figures)
 
         if accumulate == 1:
@@ -111,16 +113,19 @@ def make_step(
 
 
 def _loss_function(partition: TrainablePartition, objective: Objective) -> Callable[..., tuple[Array, tuple]]:
-    """Return loss(params, stats, frozen, batch, key, margin) -> (value, (batch statistics, figures))."""
+    """Return loss(params, stats, frozen, batch, key, options of heads) -> (value, (batch statistics, figures))."""
 
     def loss(
-        params: NamedArrays, stats: NamedArrays, frozen: NamedArrays, batch: Batch, key: Array, margin: Array
+        params: NamedArrays,
+        stats: NamedArrays,
+        frozen: NamedArrays,
+        batch: Batch,
+        key: Array,
+        options: dict[str, Any],
     ) -> tuple[Array, tuple[NamedArrays, Figures]]:
         model = partition.merge(params, stats, frozen, training=True)
         embedding, taught = model.embeddings(batch, key, train_backbone=partition.backbone_trains)
-        value, figures = model.heads.loss(
-            embedding, batch["label"], weights=objective.weights, margin=margin, consistency=objective.consistency
-        )
+        value, figures = model.heads.loss(embedding, batch["label"], **options)
         if taught is not None:
             figures["distillation"] = objective.distillation.loss(embedding, taught, model.heads.dims)
             value += figures["distillation"]

@@ -17,7 +17,7 @@ from refusals import refusal
 from redimnet_jax import metrics, trials
 from redimnet_jax.errors import UserError
 from redimnet_jax.evaluation import subgroups
-from redimnet_jax.evaluation.html_report import Report, chart, hardest, page, players, write
+from redimnet_jax.evaluation.html_report import Report, chart, figures, hardest, page, players, write
 from redimnet_jax.evaluation.html_report.operating_points import thinned
 from redimnet_jax.evaluation.protocol import TrialSet
 
@@ -236,6 +236,17 @@ def test_players_stop_at_the_limit_and_link_to_files(monkeypatch, tmp_path):
         of = types.SimpleNamespace(source=lambda index, source=source: source)
         assert "players is link" in refusal(players.check_links, of)
     assert players.players(files, [1], "none") == {}
+
+
+@pytest.mark.parametrize("dims", [(64, 128, 192, 256), (8, 16, 32, 64, 128, 192, 256)])
+def test_dimensions_have_places_of_their_own(dims):
+    """Narrow ones too, on a logarithmic axis."""
+    entry = {"eer": 0.1, "eer_ci95": [0.05, 0.2]}
+    chart = figures.eer_by_dimension({"one": {"dims": {str(dim): entry for dim in dims}}})
+    places = np.array([place for place, _ in chart.x.marks])
+    assert [text for _, text in chart.x.marks] == [str(dim) for dim in dims]
+    assert (np.diff(places) > 15).all()
+    np.testing.assert_allclose([point.x for point in chart.series[0].points], places, atol=0.1)
 
 
 def test_ticks_and_paths():

@@ -126,6 +126,20 @@ def test_eer_by_dimension(results):
     assert png(figure).startswith(b"\x89PNG")
 
 
+def test_narrow_dimensions_have_places_of_their_own(results):
+    dims = (8, 16, 32, 64, 128, 192, 256)
+    figure = plots.eer_by_dimension({"one": {"dims": dict.fromkeys(map(str, dims), results["dims"]["64"])}})
+    axes = figure.axes[0]
+    assert axes.get_xscale() == "log" and [label.get_text() for label in axes.get_xticklabels()] == list(
+        map(str, dims)
+    )
+    figure.draw_without_rendering()
+    (storage,) = axes.child_axes
+    for each in (axes, storage):
+        labels = [label.get_window_extent() for label in each.get_xticklabels()]
+        assert len(labels) == len(dims) and all(a.x1 < b.x0 for a, b in zip(labels, labels[1:], strict=False))
+
+
 def test_training_curves():
     entries = history(5)
     del entries[0]["loss"], entries[3]["dims"]  # Nothing trained yet; nothing validated at the end of that epoch.

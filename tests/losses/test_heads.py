@@ -10,6 +10,7 @@ from flax import nnx
 from refusals import refusal
 
 from redimnet_jax.losses.classification import AAMSoftmax, SphereFace2, SubcenterAAM
+from redimnet_jax.losses.doubt import Doubt
 from redimnet_jax.losses.heads import Heads, inconsistency
 from redimnet_jax.losses.pairs import GE2E, Triplet
 
@@ -21,7 +22,7 @@ def heads(shared: bool = False, criterion=None) -> Heads:
     return Heads(CLASSES, DIMS, criterion, shared=shared, rngs=nnx.Rngs(0))
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="consistency")
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("consistency", "gradient_factors", "doubt"))
 def _loss(graph, state, embedding, labels, weights, **options):
     return nnx.merge(graph, state).loss(embedding, labels, weights=weights, **options)
 
@@ -182,3 +183,83 @@ def test_labels_that_the_heads_do_not_have(batch):
     for criterion in (AAMSoftmax(), Triplet()):
         told = refusal(heads(criterion=criterion).loss, batch[0], batch[1].at[0].set(7), weights=(1, 1, 1))
         assert "7" in told and "0 to 6" in told
+
+
+def test_without_options_the_loss_is_the_plain_one_to_the_bit(batch):
+    """The loss and gradients of the plain formula, written out, as the heads had them before they had options."""
+    of, (embedding, labels) = heads(), batch
+    graph, state = nnx.split(of)
+
+    def plain(embedding, state):
+        own = nnx.merge(graph, state, copy=True)
+        pairs = [own.criterion.with_accuracy(embedding[:, :d], labels, own.of(i), 0.2) for i, d in enumerate(DIMS)]
+        share = jnp.asarray((1.0, 2.0, 3.0), jnp.float32)
+        return jnp.sum(jnp.stack([loss for loss, _ in pairs]) * share) / jnp.sum(share)
+
+    def ours(embedding, state):
+        return nnx.merge(graph, state, copy=True).loss(embedding, labels, weights=(1.0, 2.0, 3.0), margin=0.2)[0]
+
+    results = [jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(embedding, state) for f in (plain, ours)]
+    one, other = ([np.asarray(x).tobytes() for x in jax.tree.leaves(result)] for result in results)
+    assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("criterion", [AAMSoftmax(), SubcenterAAM(top_k=2, penalty=0.1), Triplet()], ids=str)
+def test_every_prefix_has_its_margin(batch, criterion):
+    embedding, labels = batch[0], jnp.arange(16) // 3
+    margins = (0.1, 0.2, 0.4)
+    of = Heads(CLASSES, DIMS, criterion, margins=margins, rngs=nnx.Rngs(0))
+    plain = Heads(CLASSES, DIMS, criterion, rngs=nnx.Rngs(0))
+    figures = loss_of(of, embedding, labels, weights=(1, 1, 1))[1]["loss"]
+    for index, margin in enumerate(margins):
+        alone = Heads(CLASSES, DIMS, type(criterion)(margin=margin), rngs=nnx.Rngs(0))
+        if isinstance(criterion, SubcenterAAM):
+            alone = Heads(CLASSES, DIMS, SubcenterAAM(margin, top_k=2, penalty=0.1), rngs=nnx.Rngs(0))
+        expected = loss_of(alone, embedding, labels, weights=(1, 1, 1))[1]["loss"][index]
+        assert float(figures[index]) == pytest.approx(float(expected), rel=1e-6)
+    assert figures[2] > loss_of(plain, embedding, labels, weights=(1, 1, 1))[1]["loss"][2]
+    # A schedule gives one for each too.
+    ramped = loss_of(of, embedding, labels, weights=(1, 1, 1), margin=(0.1, 0.2, 0.4))[1]["loss"]
+    np.testing.assert_allclose(ramped, figures, rtol=1e-6)
+
+
+def test_gradients_of_late_elements_are_scaled(batch):
+    of, (embedding, labels) = heads(), batch
+
+    def gradient(factors):
+        value, slope = jax.value_and_grad(
+            lambda e: loss_of(of, e, labels, weights=(1, 1, 1), gradient_factors=factors)[0]
+        )(embedding)
+        return float(value), np.asarray(slope)
+
+    (loss, plain), (same, scaled) = gradient(None), gradient((0.5, 1.0, 3.0))
+    assert loss == same
+    np.testing.assert_allclose(scaled, plain * np.repeat((0.5, 1.0, 3.0), 2), rtol=1e-5)
+
+
+def test_examples_in_doubt_train_nothing(batch):
+    """The loss is that of the batch without the two examples whose labels are wrong."""
+    of, (_, labels) = heads(), batch
+    embedding = prototypes(of, 2)[labels]
+    wrong = labels.at[:2].set((labels[:2] + 1) % CLASSES)
+    options = {"weights": (1, 1, 1), "margin": 0.2}
+    loss, figures = loss_of(of, embedding, wrong, doubt=Doubt(trim=2 / 16), **options)
+    clean, expected = loss_of(of, embedding[2:], labels[2:], **options)
+    assert float(loss) == pytest.approx(float(clean), rel=1e-5)
+    np.testing.assert_allclose(figures["loss"], expected["loss"], rtol=1e-5)
+    slope = jax.grad(lambda e: loss_of(of, e, wrong, doubt=Doubt(trim=2 / 16), **options)[0])(embedding)
+    assert (np.asarray(slope)[:2] == 0).all() and (np.asarray(slope)[2:] != 0).any(axis=1).all()
+
+
+def test_examples_of_minor_sub_centers_weigh_less(batch):
+    of = Heads(CLASSES, DIMS, SubcenterAAM(centers=2, top_k=0), rngs=nnx.Rngs(0))
+    labels = batch[1]
+    embedding = prototypes(of, 2)[labels, 0].at[:3].set(prototypes(of, 2)[labels[:3], 1])
+    options = {"weights": (1, 1, 1)}
+    without, _ = loss_of(of, embedding, labels, doubt=Doubt(minor_weight=0.0), **options)
+    expected, _ = loss_of(of, embedding[3:], labels[3:], **options)
+    assert float(without) == pytest.approx(float(expected), rel=1e-5)
+    # A batch of nothing else has no loss, and no NaN.
+    nothing, _ = loss_of(of, embedding[:3], labels[:3], doubt=Doubt(minor_weight=0.0), **options)
+    assert float(nothing) == 0

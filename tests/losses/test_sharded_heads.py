@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import sharding
 from redimnet_jax.losses.classification import AAMSoftmax, AMSoftmax, SphereFace2, SubcenterAAM
+from redimnet_jax.losses.doubt import Doubt
 from redimnet_jax.losses.heads import Heads
 
 # The last of four devices has fewer classes than the others.
@@ -24,9 +25,10 @@ CRITERIA = (
 )
 
 
-def results(criterion, devices: int, *batches: np.ndarray):
+def results(criterion, devices: int, *batches: np.ndarray, margins=None, **options):
     """[(loss, figures and gradients)] of each batch of labels on `devices`, and the text of the program."""
-    heads = Heads(CLASSES, DIMS, criterion, rngs=nnx.Rngs(0))
+    heads = Heads(CLASSES, DIMS, criterion, margins=margins, rngs=nnx.Rngs(0))
+    options = {"weights": (1.0, 2.0), "margin": margins or 0.2} | options
     graph, parameters = nnx.split(heads)
     # Some prototypes are equal, so that the first of the nearest counts.
     embedding = np.random.default_rng(0).standard_normal((BATCH, DIMS[-1]), np.float32)
@@ -34,7 +36,7 @@ def results(criterion, devices: int, *batches: np.ndarray):
     embedding[0] = parameters["parameters"][1]["prototypes"][...].reshape(CLASSES, -1, DIMS[-1])[3, 0]
 
     def loss(embedding, parameters, labels):
-        return nnx.merge(graph, parameters, copy=True).loss(embedding, labels, weights=(1.0, 2.0), margin=0.2)
+        return nnx.merge(graph, parameters, copy=True).loss(embedding, labels, **options)
 
     mesh = Mesh(np.array(jax.devices()[:devices]), (sharding.AXIS,))
     rows = sharding.by_rows(mesh)
@@ -59,6 +61,13 @@ def devices_agree() -> None:
             assert exchanged.count("reduce-scatter") == 1
         assert one[0][1]["accuracy"].max() > 0
         assert np.isnan(broken[0][0])
+    options = {"margins": (0.1, 0.3), "gradient_factors": (0.5, 2.0), "weights": (0.0, 2.0)}
+    for criterion, minor_weight in ((SubcenterAAM(centers=2, top_k=3), 0.25), (SphereFace2(), 1.0)):
+        doubt = Doubt(trim=0.25, minor_weight=minor_weight)
+        (one,), _ = results(criterion, 1, labels, doubt=doubt, **options)
+        (many,), _ = results(criterion, DEVICES, labels, doubt=doubt, **options)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), one, many)
+        assert (one[1][0] == 0).all(axis=1).sum() == 2
 
 
 @pytest.mark.slow

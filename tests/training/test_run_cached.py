@@ -17,6 +17,14 @@ from redimnet_jax.training import preemption
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training.steppers import CachedStepper
 
+# They depend on the step, and must not on where a run was stopped.
+BY_STEP = {
+    "loss__sampled_prefixes": 2,
+    "loss__scale_gradients": True,
+    "loss__margins": (0.1, 0.2, 0.3),
+    "loss__durations": (0.1, 0.3, 0.6),
+    "loss__doubtful__trim": 0.2,
+}
 CACHED = {"cache__crops": 2, "cache__batch_size": 6, "checkpoint__every_steps": 3}
 
 
@@ -46,7 +54,7 @@ def stop_while(monkeypatch, owner, name: str, call: int) -> None:
 @pytest.mark.slow
 def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    training_run.train(config(data, **CACHED), whole)
+    training_run.train(config(data, **CACHED, **BY_STEP), whole)
     entries = history(whole)
     assert [entry["step"] for entry in entries] == [0, 4, 8, 12] and entries[-1]["loss"] < entries[1]["loss"]
     shown = caplog.text
@@ -55,15 +63,15 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         stop_while(patch, row_store.Appender, "append", 5)
         with pytest.raises(preemption.Preempted, match="caching features"):
-            training_run.train(config(data, **CACHED), stopped)
+            training_run.train(config(data, **CACHED, **BY_STEP), stopped)
     with monkeypatch.context() as patch:
         stop_while(patch, CachedStepper, "run", 3)
         with pytest.raises(preemption.Preempted, match="step 6"):
-            training_run.train(config(data, **CACHED), stopped)
+            training_run.train(config(data, **CACHED, **BY_STEP), stopped)
     shown = caplog.text
     assert "features of 42 crops," in shown
     monkeypatch.setattr(loader, "crops_in_order", None)
-    training_run.train(config(data, **CACHED), stopped)
+    training_run.train(config(data, **CACHED, **BY_STEP), stopped)
     assert "resumed at step 6" in caplog.text
     (arrays, progress), (theirs, their_progress) = saved(whole, 12), saved(stopped, 12)
     assert [name for name in arrays if arrays[name].tobytes() != theirs[name].tobytes()] == []

@@ -1,6 +1,7 @@
 """The charts of the report: what `plots` draws as PNG, and what only a page can show."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,15 +119,19 @@ def eer_by_dimension(systems: Mapping[str, report.Results]) -> Chart:
     """Return the EER with its 95% interval against the dimension, a line for each system."""
     dims = sorted({dim for each in systems.values() for dim, _ in report.dims(each)})
     highest = max(entry["eer_ci95"][1] for each in systems.values() for _, entry in report.dims(each))
-    ends = (0, max(dims) + min(dims))
-    x = horizontal("dimension of the embedding", *ends, [(dim, str(dim)) for dim in dims])
+    # Between half the smallest and twice the largest, or from 0 on.
+    scale, ends = (lambda dim: dim), (0, max(dims) + min(dims))
+    if report.need_logarithmic_axis(dims):
+        scale, ends = math.log2, (math.log2(min(dims) / 2), math.log2(2 * max(dims)))
+    x = horizontal("dimension of the embedding", *ends, [(scale(dim), str(dim)) for dim in dims])
     y = vertical("EER (%)", 0, _headroom(highest))
     series = []
     for style, (name, each) in enumerate(systems.items()):
         # Side by side, so that no interval covers another.
         shift = 4 * (style - (len(systems) - 1) / 2)
         points = [
-            _eer_point(x(dim) + shift, y, entry, f"{name}, dimension {dim}") for dim, entry in report.dims(each)
+            _eer_point(x(scale(dim)) + shift, y, entry, f"{name}, dimension {dim}")
+            for dim, entry in report.dims(each)
         ]
         places = np.array([(point.x, point.y) for point in points]).T
         series.append(Series(name, style, path(*places), points=points))
