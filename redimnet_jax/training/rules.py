@@ -69,10 +69,15 @@ def _network_rules(settings: Settings) -> Iterator[Rule]:
 
 def _data_rules(settings: Settings) -> Iterator[Rule]:
     data, validation, known = settings.data, settings.validation, settings.classification
-    for name in augment.STEPS:
-        step = getattr(data.augment, name)
-        given = not step.p or getattr(step, "folder", "given")
+    on = [name for name in augment.STEPS if getattr(data.augment, name).p]
+    for name in on:
+        given = not augment.needs_folder(name) or getattr(data.augment, name).folder
         yield bool(given), f"data.augment.{name}.folder", "a folder of audio files when p is above 0"
+    draw = data.augment.draw
+    named = {name.strip() for kind in draw.one_of for name in kind.split("+")}
+    yield named <= set(on), "data.augment.draw.one_of", f"of steps whose p is above 0 ({', '.join(on) or 'none is'})"
+    fit = draw.weights is None or (len(draw.weights) == len(draw.one_of) and sum(draw.weights) > 0)
+    yield fit, "data.augment.draw.weights", f"{len(draw.one_of)} weights, one for each kind, with a sum above 0"
     factors = data.augment.speed.factors
     yield len(set(factors)) == len(factors), "data.augment.speed.factors", "a list of different numbers"
     sexes = not validation.same_sex or bool(validation.metadata)
@@ -182,6 +187,9 @@ def _data_effects(settings: Settings) -> Iterator[Effect]:
     for name in augment.STEPS:
         on = getattr(data.augment, name).p > 0
         yield on, f"data.augment.{name}.", f"while data.augment.{name}.p is 0"
+    some = any(getattr(data.augment, name).p for name in augment.STEPS)
+    yield some, "data.augment.draw.p", "while no step has a p above 0"
+    yield bool(data.augment.draw.one_of), "data.augment.draw.weights", "without data.augment.draw.one_of"
     yield bool(data.augment.speed.factors), "data.augment.speed.new_speakers", "without data.augment.speed.factors"
     yield settings.cache.crops > 0, "cache.", "while cache.crops is 0"
     listed, tree = bool(validation.trials), bool(validation.tree)
