@@ -65,7 +65,7 @@ class Assembly:
         self.dims = settings.projection.mrl_dims
         self.log = stack.enter_context(contextlib.closing(TrainingLog(self.workdir, self.dims)))
         self.unreadable = Unreadable(
-            self.workdir / UNREADABLE, data.corpus, crop_samples(settings), settings.data.max_bad
+            self.workdir / UNREADABLE, data.corpus, max(crop_samples(settings)), settings.data.max_bad
         )
         batches = stack.enter_context(contextlib.closing(train_batches(settings, data, augmented=True)))
         self.inputs = Inputs(
@@ -169,7 +169,7 @@ class Assembly:
             self.log,
             pretrained=pretrained,
             seen=self.data.seen,
-            crop_seconds=settings.data.crop_seconds,
+            crop_seconds=max(settings.data.crop_lengths),
             objective=self.objective,
         )
 

@@ -83,7 +83,10 @@ def _data_rules(settings: Settings) -> Iterator[Rule]:
     sexes = not validation.same_sex or bool(validation.metadata)
     yield sexes, "validation.metadata", "a table of the speakers' sex with validation.same_sex"
     yield not (known.share and known.source), "classification.share", "0 when classification.source is given"
+    lengths = data.crop_lengths
+    yield len(set(lengths)) == len(lengths), "data.crop_seconds", "a list of different lengths"
     if settings.cache.crops:
+        yield len(lengths) == 1, "data.crop_seconds", "one length with cache.crops, whose crops are cached once"
         enough = settings.cache.crops >= data.crops_per_utterance
         yield enough, "cache.crops", f"0 or at least data.crops_per_utterance, {data.crops_per_utterance}"
         yield data.crops_per_speaker == 1, "data.crops_per_speaker", "1 with cache.crops"

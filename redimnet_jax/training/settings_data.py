@@ -114,8 +114,12 @@ class Data:
         "", help="Names the corpus: a folder tree, a list file (`path speaker`), or tfds:NAME[/CONFIG][:SPLIT]."
     )
     data_dir: str | None = setting(None, help="Names the folder of the TFDS datasets.")
-    crop_seconds: float = setting(
-        3.0, at_least=0.01, at_most=3600, unit="s", help="Sets the length of a training crop."
+    crop_seconds: float | tuple[float, ...] = setting(
+        3.0,
+        at_least=0.01,
+        at_most=3600,
+        unit="s",
+        help="Sets the length of a training crop, or lists lengths, of which each batch has one.",
     )
     crops_per_utterance: int = setting(1, at_least=1, help="Sets how many crops of an utterance an epoch has.")
     crops_per_speaker: int = setting(
@@ -138,6 +142,11 @@ class Data:
         0, at_least=0, at_most=1024, help="Sets the number of decoding processes; 0 decodes in threads."
     )
     augment: Augment = section(Augment)
+
+    @property
+    def crop_lengths(self) -> tuple[float, ...]:
+        """The lengths of training crops in seconds, of which each batch has one."""
+        return self.crop_seconds if isinstance(self.crop_seconds, tuple) else (self.crop_seconds,)
 
 
 @dataclass(frozen=True)
