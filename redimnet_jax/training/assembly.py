@@ -16,7 +16,7 @@ from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.settings import to_config_dict
-from redimnet_jax.training import cloud_notices
+from redimnet_jax.training import cloud_notices, earlier_heads
 from redimnet_jax.training import report as training_report
 from redimnet_jax.training.data import Data
 from redimnet_jax.training.evaluations import Evaluations
@@ -118,6 +118,10 @@ class Assembly:
         return results
 
     def _adapted(self, pretrained: SpeakerModel, heads: Heads) -> SpeakerModel:
+        run = self.settings.heads.run
+        if run is not None:
+            theirs = earlier_heads.take_over(heads, self.data.classes, run)
+            self.log.say(f"heads start at {heads.classes:,} of the {theirs:,} prototypes of {run}")
         return adapt(
             self.settings,
             pretrained,

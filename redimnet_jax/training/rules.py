@@ -61,6 +61,10 @@ def _network_rules(settings: Settings) -> Iterator[Rule]:
         yield settings.heads.init == "random", "heads.init", "'random' when nothing pretrained is given"
         yield "backbone" in parts, "parts", "a list with 'backbone' too when nothing pretrained is given"
         yield settings.projection.init != "keep", "projection.init", "'random' when nothing pretrained is given"
+    if settings.heads.init == "run":
+        yield settings.heads.run is not None, "heads.run", "the workdir of a run when heads.init is 'run'"
+        kept = settings.projection.init == "keep"
+        yield kept, "projection.init", "'keep' when heads.init is 'run', since prototypes fit one projection alone"
     if teacher is not None:
         weighted = settings.distillation.scores or settings.distillation.embeddings
         yield bool(weighted), "distillation.scores", "above 0 when distillation.embeddings is 0"
@@ -158,6 +162,7 @@ def _training_effects(settings: Settings) -> Iterator[Effect]:
     yield lossless, "projection.order", "without a lossless start from model.checkpoint (projection.init)"
     learns = "unless projection.init is 'lossless' or heads.init 'means', with model.checkpoint"
     yield lossless or means, "projection.crops", learns
+    yield settings.heads.init == "run", "heads.run", "unless heads.init is 'run'"
     # Without a checkpoint it must be 'random' whatever the loss.
     yield not (pairs and pretrained), "heads.init", f"with loss.name {loss.name!r}, which has no prototypes"
     for name in LOSSES:
