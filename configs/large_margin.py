@@ -6,8 +6,9 @@
 
 `model.checkpoint` is the workdir of a trained model, or any checkpoint. Its projection is kept as it is
 (`projection.init`), so `projection.mrl_dims` must not end beyond its width; the heads start at the means of the
-classes, since the prototypes of a run are not part of its model. Everything trains for a few epochs at a low rate, on
-crops of 6 s, with a margin of 0.5 (Thienpondt et al., ICASSP 2021, arXiv 2010.11255) and without speed perturbation.
+classes, or with `heads.init=run` at the prototypes of the run `heads.run`. Everything trains for a few epochs at a
+low rate, on crops of 6 s, with a margin of 0.5 (Thienpondt et al., ICASSP 2021, arXiv 2010.11255) and without speed
+perturbation.
 
     python train.py --config=configs/large_margin.py:demo --workdir=runs/lm-demo
 

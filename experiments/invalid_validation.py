@@ -91,7 +91,9 @@ def main() -> None:
             continue
         run = open_run(args.run, entry["step"], averaged=False)
         # Crops as long as those that train, so that all losses are of the same task.
-        pooled = pool_recordings(run.model, judged.recordings, crop_policy=CropPolicy(run.settings.data.crop_seconds))
+        pooled = pool_recordings(
+            run.model, judged.recordings, crop_policy=CropPolicy(max(run.settings.data.crop_lengths))
+        )
         embeddings = embed_pooled(run.model, pooled)[:, 0]
         losses = invalid_losses(run.heads, embeddings, speakers, args.mappings, args.seed)
         dims = list(entry["dims"])

@@ -77,7 +77,9 @@ def checked(key: str, kind: Any, about: Setting, value: Any) -> Any:
 def wanted(kind: Any, about: Setting) -> str:
     """Describe in words what a leaf must be."""
     inner = without_none(kind)
-    if typing.get_origin(inner) is tuple:
+    if several(inner):
+        text = f"{_one(single(inner), about)}, or a list of one or more"
+    elif typing.get_origin(inner) is tuple:
         element, *more = typing.get_args(inner)
         number = "a list" if more == [...] else f"a list of {1 + len(more)}"
         text = f"{number}, each {_one(element, about)}"
@@ -90,7 +92,9 @@ def wanted(kind: Any, about: Setting) -> str:
 def type_name(kind: Any) -> str:
     """Return the type of a leaf as the reference shows it: "float or None", "list of int"."""
     inner = without_none(kind)
-    if typing.get_origin(inner) is tuple:
+    if several(inner):
+        name = f"{TYPES[single(inner)]} or list of {TYPES[single(inner)]}"
+    elif typing.get_origin(inner) is tuple:
         element, *more = typing.get_args(inner)
         name = f"list of {TYPES[element]}" if more == [...] else f"{1 + len(more)} × {TYPES[element]}"
     else:
@@ -106,15 +110,40 @@ def _one(kind: type, about: Setting) -> str:
 
 def without_none(kind: Any) -> Any:
     """Return the type without `| None`."""
-    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
+    members = _members(kind)
+    if types.NoneType in members:
+        (kind,) = (each for each in members if each is not types.NoneType)
     return kind
+
+
+def several(kind: Any) -> bool:
+    """Return whether the type is that of one value or a list, such as `float | tuple[float, ...]`."""
+    return len(_members(kind)) > 1 and types.NoneType not in _members(kind)
+
+
+def single(kind: Any) -> Any:
+    """Return the type of one value, where a leaf may be one or a list."""
+    (kind,) = (each for each in _members(kind) if typing.get_origin(each) is not tuple)
+    return kind
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type alone."""
+    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if union else (kind,)
 
 
 def _converted(kind: Any, about: Setting, value: Any) -> Any:
     inner = without_none(kind)
     if value is None and inner is not kind:
         return None
+    if several(inner):
+        if not isinstance(value, tuple | list):
+            return _converted(single(inner), about, value)
+        if not value:
+            raise ValueError
+        values = tuple(_converted(single(inner), about, each) for each in value)
+        return values[0] if len(values) == 1 else values
     if typing.get_origin(inner) is not tuple:
         return _CONVERT[inner](value, about)
     if not isinstance(value, tuple | list):

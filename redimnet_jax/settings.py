@@ -8,7 +8,8 @@ A section is a frozen dataclass. Each of its fields is another section or a leaf
 
         learning_rate: float = setting(1e-3, above=0, help="Sets the peak learning rate of the schedule.")
 
-A leaf is a bool, int, float, str or dict, a tuple of one of these, or any of them `| None`. Numbers must be finite.
+A leaf is a bool, int, float, str or dict, a tuple of one of these, or any of them `| None`; a number may be `float |
+tuple[float, ...]`, one or a list. Numbers must be finite.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import yaml
 from ml_collections import ConfigDict, config_dict
 
 from redimnet_jax.errors import UserError
-from redimnet_jax.setting_values import Setting, checked, refused, without_none
+from redimnet_jax.setting_values import Setting, checked, refused, several, without_none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +125,8 @@ def to_config_dict(settings: Any) -> Config:
             value = getattr(part, name)
             if dataclasses.is_dataclass(kind):
                 value = plain(value)
-            elif (inner := without_none(kind)) is not kind:
-                reference = config_dict.placeholder(typing.get_origin(inner) or inner)
+            elif (inner := without_none(kind)) is not kind or several(kind):
+                reference = config_dict.placeholder(object if several(kind) else typing.get_origin(inner) or inner)
                 reference.set(value)
                 value = reference
             entries[name] = value

@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from redimnet_jax.data.augment import Speed, Step, apply
+from redimnet_jax.data.recordings import read_stretch
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from redimnet_jax.data.recordings import Recordings, Utterances
+    from redimnet_jax.data.recordings import Utterances
 
 # Crops that are tried of a recording that cannot be read; then so many others of the same speaker, then of anybody.
 SAME_RECORDING, OTHERS = 3, 6
 # The key of the failures in an example, and the most rows that it can have.
 UNREADABLE, MOST_FAILURES = "unreadable", SAME_RECORDING + 2 * OTHERS
-# The largest root mean square of a crop: the squares of far louder ones overflow float32. Integers of 32 bits that
-# are read as floats stay far below.
-LOUDEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -110,28 +108,6 @@ class Crops:
             waveform = apply(self.steps, waveform, rng)
             return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
         return None
-
-
-def read_stretch(corpus: "Recordings", utterance: int, start: int, samples: int) -> np.ndarray:
-    """Return the samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
-
-    Raises UserError when they cannot be read, are fewer than the index of the corpus says, or so loud that their
-    features would be infinite.
-    """
-    length = int(corpus.samples[utterance])
-    waveform = corpus.read(utterance, start, samples)
-    if len(waveform) < min(samples, length - start) or not length:
-        raise UserError(
-            f"The utterance {corpus.name(utterance)} is shorter than the {length} samples that the index of"
-            " the corpus gives it, so restore the recording or remove it."
-        )
-    # Written as `not <=`, so that NaN is refused too.
-    if not np.dot(waveform, waveform) <= LOUDEST**2 * len(waveform):
-        raise UserError(
-            f"The utterance {corpus.name(utterance)} has samples beyond {LOUDEST:g}, of which no features can be"
-            " computed, so scale the recording or remove it."
-        )
-    return np.resize(waveform, samples)
 
 
 def failure_rows(failures: Sequence[Failure]) -> np.ndarray:

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from redimnet_jax import optional
 from redimnet_jax.data import speaker_groups, worker_process
 from redimnet_jax.data.augment import Speed
+from redimnet_jax.data.crop_lengths import CropLengths, Maker, MakerByLength
 from redimnet_jax.data.crops import UNREADABLE, Crops
 from redimnet_jax.errors import UserError
 
@@ -170,9 +171,13 @@ def train_batches(
     crops_per_utterance: int = 1,
     crops_per_speaker: int = 1,
     one_utterance: bool = False,
+    lengths: Sequence[int] = (),
     readers: Readers = Readers(),  # noqa: B008 (it is immutable)
 ) -> TrainBatches:
     """Return endless batches {"waveform": float32 (rows, crops.samples), "label": int32 (rows,)}.
+
+    With several `lengths`, different numbers of samples, each batch has crops of one of them in place of
+    `crops.samples`, drawn evenly from the seed and the number of the batch.
 
     `batch_size` is that of all processes together, of which this one makes rows = batch_size / process_count. Every
     utterance gives `crops_per_utterance` random crops an epoch; labels are of `classes(corpus, speed)`. With
@@ -186,8 +191,6 @@ def train_batches(
     import grain
 
     corpus = crops.corpus
-    process_index = readers.process_index
-    process_count = readers.process_count
     _check_numbers(
         crops, batch_size, readers, crops_per_utterance=crops_per_utterance, crops_per_speaker=crops_per_speaker
     )
@@ -197,45 +200,43 @@ def train_batches(
             f"The batch size {batch_size} exceeds the {len(corpus) * crops_per_utterance} crops of an epoch, so lower"
             " it or raise crops_per_utterance."
         )
-    local_batch = readers.local_batch(batch_size)
+    by_length = {samples: dataclasses.replace(crops, samples=samples) for samples in lengths or (crops.samples,)}
     if crops_per_speaker == 1:
-        batches = (
-            grain.MapDataset.range(len(corpus) * crops_per_utterance)
-            .seed(crops.seed)
-            .shuffle()
-            .random_map(crops.example)[: steps_an_epoch * batch_size][process_index::process_count]
-            .batch(local_batch, drop_remainder=True)
-            .repeat()
-        )
+        numbers, size = len(corpus) * crops_per_utterance, batch_size
+        makers: dict[int, Maker] = {samples: made.example for samples, made in by_length.items()}
     else:
-        speakers = batch_size // crops_per_speaker
-        group = speaker_groups.group(
-            crops,
-            crops_per_speaker,
-            batch_size=batch_size,
-            process_count=process_count,
-            one_utterance=one_utterance,
-        )
-        count = len(corpus.speakers) // speakers * speakers
-        batches = (
-            grain.MapDataset.range(len(corpus.speakers))
-            .seed(crops.seed)
-            .shuffle()
-            .random_map(group)[:count][process_index::process_count]
-            .batch(speakers // process_count, drop_remainder=True)
-            .map(speaker_groups.rows)
-            .repeat()
-        )
+        numbers, size = len(corpus.speakers), batch_size // crops_per_speaker
+        makers = {
+            samples: speaker_groups.group(
+                made,
+                crops_per_speaker,
+                batch_size=batch_size,
+                process_count=readers.process_count,
+                one_utterance=one_utterance,
+            )
+            for samples, made in by_length.items()
+        }
+    stream = grain.MapDataset.range(numbers).seed(crops.seed).shuffle()
+    if len(makers) > 1:
+        drawn = CropLengths(tuple(makers), crops.seed, numbers, size)
+        stream = stream.map_with_index(drawn.with_length).random_map(MakerByLength(makers))
+    else:
+        stream = stream.random_map(next(iter(makers.values())))
+    batches = stream[: numbers // size * size][readers.process_index :: readers.process_count].batch(
+        size // readers.process_count, drop_remainder=True
+    )
+    if crops_per_speaker > 1:
+        batches = batches.map(speaker_groups.rows)
     identity = {
         "seed": crops.seed,
         "batch_size": batch_size,
-        "crop": crops.samples,
+        "crop": list(by_length) if len(by_length) > 1 else next(iter(by_length)),
         "crops_per_utterance": crops_per_utterance,
         "crops_per_speaker": crops_per_speaker,
         "corpus": corpus.digest,
     }
-    threads = readers.number_of_threads(local_batch * crops.samples)
-    return TrainBatches(batches, readers.workers, threads, identity)
+    threads = readers.number_of_threads(readers.local_batch(batch_size) * max(by_length))
+    return TrainBatches(batches.repeat(), readers.workers, threads, identity)
 
 
 def crops_in_order(

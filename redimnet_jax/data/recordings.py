@@ -16,6 +16,9 @@ from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.names import normalised
 
 _log = logging.getLogger(__name__)
+# The largest root mean square of a crop: the squares of far louder ones overflow float32. Integers of 32 bits that
+# are read as floats stay far below.
+LOUDEST = 1e12
 
 
 class Recordings(Protocol):
@@ -84,6 +87,28 @@ class Utterances(Recordings, Protocol):
     def left_out(self, name: str) -> str | None:
         """Return why the index left out the file `name`, such as "too short"; None when it did not."""
         ...
+
+
+def read_stretch(corpus: Recordings, utterance: int, start: int, samples: int) -> np.ndarray:
+    """Return the samples of an utterance from `start` on, float32 (samples,); a shorter utterance is repeated.
+
+    Raises UserError when they cannot be read, are fewer than the index of the corpus says, or so loud that their
+    features would be infinite.
+    """
+    length = int(corpus.samples[utterance])
+    waveform = corpus.read(utterance, start, samples)
+    if len(waveform) < min(samples, length - start) or not length:
+        raise UserError(
+            f"The utterance {corpus.name(utterance)} is shorter than the {length} samples that the index of"
+            " the corpus gives it, so restore the recording or remove it."
+        )
+    # Written as `not <=`, so that NaN is refused too.
+    if not np.dot(waveform, waveform) <= LOUDEST**2 * len(waveform):
+        raise UserError(
+            f"The utterance {corpus.name(utterance)} has samples beyond {LOUDEST:g}, of which no features can be"
+            " computed, so scale the recording or remove it."
+        )
+    return np.resize(waveform, samples)
 
 
 class AudioFiles:

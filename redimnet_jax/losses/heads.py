@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from redimnet_jax import sharding
+from redimnet_jax.errors import UserError
 from redimnet_jax.losses import sharded_heads
 from redimnet_jax.losses.classification import AAMSoftmax, Classification, SubcenterAAM, check_labels
 from redimnet_jax.losses.distillation import score_distance
@@ -69,6 +70,23 @@ class Heads(nnx.Module):
             of_class = prototypes[...].reshape(self.classes, -1, width)
             prototypes.set_value(of_class.at[present, 0].set(means).reshape(prototypes.shape))
         return len(present)
+
+    def start_at_rows(self, other: "Heads", rows: np.ndarray) -> None:
+        """Take over the parameters of `other`: of its prototypes those of the classes `rows`, int (classes,).
+
+        Parameters that `other` lacks, such as a bias, stay as they are. Raises UserError when `other` has no head of
+        one of the widths, or prototypes of other shapes.
+        """
+        for dim, parameters in zip(self.dims[-1:] if self.shared else self.dims, self.parameters, strict=True):
+            if dim not in other.dims:
+                raise UserError(f"there is none of {dim} dimensions, only of {', '.join(map(str, other.dims))}.")
+            theirs = other.of(other.dims.index(dim))
+            for name in parameters.keys() & theirs.keys():
+                taken = theirs[name][rows] if name == "prototypes" else theirs[name]
+                own = parameters[name][...]
+                if taken.shape != own.shape:
+                    raise UserError(f"their {name} have the shape {taken.shape} and here {own.shape}.")
+                parameters[name].set_value(jnp.asarray(taken, own.dtype))
 
     def of(self, index: int) -> dict[str, Array]:
         """Return the parameters of the loss for dims[index]."""

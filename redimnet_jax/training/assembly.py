@@ -16,7 +16,7 @@ from redimnet_jax.losses.heads import Heads
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import SpeakerModel
 from redimnet_jax.settings import to_config_dict
-from redimnet_jax.training import cloud_notices
+from redimnet_jax.training import cloud_notices, earlier_heads
 from redimnet_jax.training import report as training_report
 from redimnet_jax.training.data import Data
 from redimnet_jax.training.evaluations import Evaluations
@@ -65,7 +65,7 @@ class Assembly:
         self.dims = settings.projection.mrl_dims
         self.log = stack.enter_context(contextlib.closing(TrainingLog(self.workdir, self.dims)))
         self.unreadable = Unreadable(
-            self.workdir / UNREADABLE, data.corpus, crop_samples(settings), settings.data.max_bad
+            self.workdir / UNREADABLE, data.corpus, max(crop_samples(settings)), settings.data.max_bad
         )
         batches = stack.enter_context(contextlib.closing(train_batches(settings, data, augmented=True)))
         self.inputs = Inputs(
@@ -119,6 +119,10 @@ class Assembly:
         return results
 
     def _adapted(self, pretrained: SpeakerModel, heads: Heads) -> SpeakerModel:
+        run = self.settings.heads.run
+        if run is not None:
+            theirs = earlier_heads.take_over(heads, self.data.classes, run)
+            self.log.say(f"heads start at {heads.classes:,} of the {theirs:,} prototypes of {run}")
         return adapt(
             self.settings,
             pretrained,
@@ -170,7 +174,7 @@ class Assembly:
             self.log,
             pretrained=pretrained,
             seen=self.data.seen,
-            crop_seconds=settings.data.crop_seconds,
+            crop_seconds=max(settings.data.crop_lengths),
             objective=self.objective,
         )
 

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,13 @@ def is_preset(preset: str | None, config_file: str, name: str = "demo") -> bool:
     if preset not in (None, name):
         raise UserError(f"{config_file} has no preset {preset!r}; it has {name!r}.")
     return preset is not None
+
+
+def chosen(preset: str | None, names: Sequence[str], config_file: str, default: str) -> str:
+    """Return `preset`, or `default` without one; raise UserError unless it is one of `names`."""
+    if preset not in (None, *names):
+        raise UserError(f"{config_file} has no preset {preset!r}; it has {', '.join(names)}.")
+    return preset or default
 
 
 def check(config: Settings | ConfigDict, devices: int) -> Settings:

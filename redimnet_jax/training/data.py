@@ -84,7 +84,8 @@ def _open_data(settings: Settings, workdir: Path, digests: Mapping[str, str]) ->
     speaker_rule = utterance_speakers.rule(validation.utt2spk, validation.speaker_pattern)
     chosen = settings.data.augment
     active = {name: getattr(chosen, name) for name in augment.STEPS if getattr(chosen, name).p}
-    steps = augment.from_config({name: dataclasses.asdict(step) for name, step in active.items()})
+    options = {name: dataclasses.asdict(step) for name, step in active.items()}
+    steps = augment.from_config(options, **vars(chosen.draw))
     speed = augment.speed_from_config(dataclasses.asdict(chosen.speed) if chosen.speed.factors else None)
     corpora = _Corpora(settings.data, workdir, digests)
     trials = None
@@ -107,7 +108,7 @@ def _open_data(settings: Settings, workdir: Path, digests: Mapping[str, str]) ->
     resumed.require_all(trials.recordings, "the validation")
     protocol.check(trials, corpus.speakers, validation.allow_shared_speakers)
     corpus, seen = _seen_speakers(settings, corpora, corpus, speed)
-    return Data(corpus, trials, speed, steps, seen, corpora.digests)
+    return Data(corpus, trials, speed, tuple(step.on(corpus) for step in steps), seen, corpora.digests)
 
 
 class _Corpora:

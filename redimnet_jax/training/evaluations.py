@@ -112,7 +112,7 @@ class Evaluations:
         """Add the loss and accuracy of the heads on recordings of training speakers that do not train."""
         assert self._seen is not None and self._validated is not None
         model, _ = self._validated
-        # The crops are as long as those that train, so that both losses are of the same task.
+        # The crops are as long as those that train, the longest of several, so that both losses are of the same task.
         pooled = self._validator.pooled.get(
             "seen speakers",
             model,

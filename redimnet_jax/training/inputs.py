@@ -20,11 +20,13 @@ from redimnet_jax.training.data import Data
 from redimnet_jax.training.feature_cache import FeatureCache, extract, folder_name
 from redimnet_jax.training.feature_source import CachedCrops, open_features
 from redimnet_jax.training.log import TrainingLog
+from redimnet_jax.training.partition import NamedArrays
 from redimnet_jax.training.preemption import Preempted, StopRequest
 from redimnet_jax.training.run_time import COMPILATION, FEATURES, Clock, program_flops
 from redimnet_jax.training.sampler import EpochSampler
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.start import pooled_crops
+from redimnet_jax.training.step import Figures, Step, TrainState
 from redimnet_jax.training.steppers import CachedStepper, LiveStepper, Stepper
 from redimnet_jax.training.trainer import StageTrainer
 from redimnet_jax.training.unreadable_list import Unreadable
@@ -32,22 +34,24 @@ from redimnet_jax.training.unreadable_list import Unreadable
 
 def train_batches(settings: Settings, data: Data, *, augmented: bool) -> loader.TrainBatches:
     """Return the batches of `data`; without `augmented` their crops are clean and one of a speaker each."""
-    crops = Crops(data.corpus, crop_samples(settings), settings.seed, data.steps if augmented else (), data.speed)
+    lengths = crop_samples(settings)
+    crops = Crops(data.corpus, max(lengths), settings.seed, data.steps if augmented else (), data.speed)
     return loader.train_batches(
         crops,
         settings.batch_size,
         crops_per_utterance=settings.data.crops_per_utterance,
         crops_per_speaker=settings.data.crops_per_speaker if augmented else 1,
         one_utterance=settings.data.one_utterance,
+        lengths=lengths,
         readers=loader.Readers(
             settings.data.workers, process_index=jax.process_index(), process_count=jax.process_count()
         ),
     )
 
 
-def crop_samples(settings: Settings) -> int:
-    """Return the length of a training crop in samples."""
-    return round(settings.data.crop_seconds * SAMPLE_RATE)
+def crop_samples(settings: Settings) -> tuple[int, ...]:
+    """Return the lengths of training crops in samples, of which each batch has one."""
+    return tuple(round(seconds * SAMPLE_RATE) for seconds in settings.data.crop_lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +101,21 @@ class Inputs:
         step = trainer.make_step(objective, self.settings.seed)
         if self.settings.cache.crops and not trainer.backbone_trains:
             return self._cached_stepper(step, model(), strata)
-        # Tracing is part of it, which JAX's own count of compilations leaves out.
-        with self.clock.counting(COMPILATION):
-            compiled, seconds = trainer.compile_step(step, self.settings.batch_size, crop_samples(self.settings))
-        self.log.say(f"compiled the training step in {seconds:.0f} s")
-        return LiveStepper(compiled, self.mesh, self.batches, clock=self.clock, flops=program_flops(compiled))
+        programs: dict[int, Step] = {}
+        for samples in crop_samples(self.settings):
+            # Tracing is part of it, which JAX's own count of compilations leaves out.
+            with self.clock.counting(COMPILATION):
+                programs[samples], seconds = trainer.compile_step(step, self.settings.batch_size, samples)
+            crops = f"crops of {samples / SAMPLE_RATE:g} s"
+            self.log.say(f"compiled the training step on {crops} in {seconds:.0f} s")
+
+        def run(state: TrainState, frozen: NamedArrays, batch: dict[str, jax.Array]) -> tuple[TrainState, Figures]:
+            return programs[batch["waveform"].shape[1]](state, frozen, batch)
+
+        flops = [program_flops(program) for program in programs.values()]
+        # The lengths are drawn evenly, so a step has the mean.
+        mean = None if None in flops else sum(filter(None, flops)) / len(flops)
+        return LiveStepper(run, self.mesh, self.batches, clock=self.clock, flops=mean)
 
     def _cached_stepper(self, step: Callable, model: SpeakerModel, strata: int) -> CachedStepper:
         settings = self.settings
@@ -126,7 +140,8 @@ class Inputs:
         """Return the features of so many crops of every utterance, and compute those that are not there yet."""
         settings = self.settings
         data = self.data
-        crops = Crops(data.corpus, crop_samples(settings), settings.seed, data.steps, data.speed)
+        [samples] = crop_samples(settings)
+        crops = Crops(data.corpus, samples, settings.seed, data.steps, data.speed)
         dtype = jnp.dtype(settings.dtype)
         folder = Path(settings.cache.folder or self.folder) / folder_name(model, crops, dtype)
         with self.clock.counting(FEATURES), buckets.writing_together(folder) as mirror, self.stop.watched():

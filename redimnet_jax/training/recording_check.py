@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from redimnet_jax import addresses, buckets
 from redimnet_jax.data.audio import SAMPLE_RATE
-from redimnet_jax.data.crops import read_stretch
-from redimnet_jax.data.recordings import Recordings
+from redimnet_jax.data.recordings import Recordings, read_stretch
 from redimnet_jax.data.tree import parallel
 from redimnet_jax.errors import UserError
 from redimnet_jax.training import config as train_config

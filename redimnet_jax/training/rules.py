@@ -62,6 +62,10 @@ def _network_rules(settings: Settings) -> Iterator[Rule]:
         yield settings.heads.init == "random", "heads.init", "'random' when nothing pretrained is given"
         yield "backbone" in parts, "parts", "a list with 'backbone' too when nothing pretrained is given"
         yield settings.projection.init != "keep", "projection.init", "'random' when nothing pretrained is given"
+    if settings.heads.init == "run":
+        yield settings.heads.run is not None, "heads.run", "the workdir of a run when heads.init is 'run'"
+        kept = settings.projection.init == "keep"
+        yield kept, "projection.init", "'keep' when heads.init is 'run', since prototypes fit one projection alone"
     if teacher is not None:
         weighted = settings.distillation.scores or settings.distillation.embeddings
         yield bool(weighted), "distillation.scores", "above 0 when distillation.embeddings is 0"
@@ -70,16 +74,24 @@ def _network_rules(settings: Settings) -> Iterator[Rule]:
 
 def _data_rules(settings: Settings) -> Iterator[Rule]:
     data, validation, known = settings.data, settings.validation, settings.classification
-    for name in augment.STEPS:
-        step = getattr(data.augment, name)
-        given = not step.p or getattr(step, "folder", "given")
+    on = [name for name in augment.STEPS if getattr(data.augment, name).p]
+    for name in on:
+        given = not augment.needs_folder(name) or getattr(data.augment, name).folder
         yield bool(given), f"data.augment.{name}.folder", "a folder of audio files when p is above 0"
+    draw = data.augment.draw
+    named = {name.strip() for kind in draw.one_of for name in kind.split("+")}
+    yield named <= set(on), "data.augment.draw.one_of", f"of steps whose p is above 0 ({', '.join(on) or 'none is'})"
+    fit = draw.weights is None or (len(draw.weights) == len(draw.one_of) and sum(draw.weights) > 0)
+    yield fit, "data.augment.draw.weights", f"{len(draw.one_of)} weights, one for each kind, with a sum above 0"
     factors = data.augment.speed.factors
     yield len(set(factors)) == len(factors), "data.augment.speed.factors", "a list of different numbers"
     sexes = not validation.same_sex or bool(validation.metadata)
     yield sexes, "validation.metadata", "a table of the speakers' sex with validation.same_sex"
     yield not (known.share and known.source), "classification.share", "0 when classification.source is given"
+    lengths = data.crop_lengths
+    yield len(set(lengths)) == len(lengths), "data.crop_seconds", "a list of different lengths"
     if settings.cache.crops:
+        yield len(lengths) == 1, "data.crop_seconds", "one length with cache.crops, whose crops are cached once"
         enough = settings.cache.crops >= data.crops_per_utterance
         yield enough, "cache.crops", f"0 or at least data.crops_per_utterance, {data.crops_per_utterance}"
         yield data.crops_per_speaker == 1, "data.crops_per_speaker", "1 with cache.crops"
@@ -201,6 +213,7 @@ def _training_effects(settings: Settings) -> Iterator[Effect]:
     yield lossless, "projection.order", "without a lossless start from model.checkpoint (projection.init)"
     learns = "unless projection.init is 'lossless' or heads.init 'means', with model.checkpoint"
     yield lossless or means, "projection.crops", learns
+    yield settings.heads.init == "run", "heads.run", "unless heads.init is 'run'"
     # Without a checkpoint it must be 'random' whatever the loss.
     yield not (pairs and pretrained), "heads.init", f"with loss.name {loss.name!r}, which has no prototypes"
     for name in LOSSES:
@@ -241,6 +254,9 @@ def _data_effects(settings: Settings) -> Iterator[Effect]:
     for name in augment.STEPS:
         on = getattr(data.augment, name).p > 0
         yield on, f"data.augment.{name}.", f"while data.augment.{name}.p is 0"
+    some = any(getattr(data.augment, name).p for name in augment.STEPS)
+    yield some, "data.augment.draw.p", "while no step has a p above 0"
+    yield bool(data.augment.draw.one_of), "data.augment.draw.weights", "without data.augment.draw.one_of"
     yield bool(data.augment.speed.factors), "data.augment.speed.new_speakers", "without data.augment.speed.factors"
     yield settings.cache.crops > 0, "cache.", "while cache.crops is 0"
     listed, tree = bool(validation.trials), bool(validation.tree)

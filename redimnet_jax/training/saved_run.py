@@ -39,17 +39,22 @@ def _checkpoints(workdir: str | Path) -> Path:
     return buckets.staged(folder) if addresses.is_folder(folder) else addresses.absolute(folder)
 
 
+def require_step(workdir: str | Path, step: int | None = None) -> int:
+    """Return `step`, by default that of the newest training checkpoint in `workdir`; raise UserError without it."""
+    steps = saved_steps(workdir)
+    if not steps or (step is not None and step not in steps):
+        which = "no training checkpoint" if step is None else f"no training checkpoint of step {step}"
+        raise UserError(f"{workdir} has {which}; give the workdir of a run, and a step of its checkpoints.")
+    return steps[-1] if step is None else step
+
+
 def open_run(workdir: str | Path, step: int | None = None, *, averaged: bool = True) -> SavedRun:
     """Return the model and heads of the training checkpoint of `step`, by default the newest one, in `workdir`.
 
     With `averaged` they have the moving averages of the weights where the run had any, as they were validated.
     Raise UserError when there is no such checkpoint, or when it is damaged.
     """
-    steps = saved_steps(workdir)
-    if not steps or (step is not None and step not in steps):
-        which = "no training checkpoint" if step is None else f"no training checkpoint of step {step}"
-        raise UserError(f"{workdir} has {which}; give the workdir of a run, and a step of its checkpoints.")
-    step = steps[-1] if step is None else step
+    step = require_step(workdir, step)
     progress, tree = read_checkpoint(_checkpoints(workdir) / str(step))
     arrays = tree["params"] | tree["stats"] | tree["frozen"]
     if averaged:

@@ -29,15 +29,23 @@ def _decibels(text: str) -> Setting:
 
 
 Reverberation = _step("reverberation", folder=Setting("Names the folder of the impulse responses."))
+_NOISES = Setting("Names the folder of the noise files.")
+_SPEECH = Setting("Names the folder of the speech; without one it is that of the training corpus.")
+_TALKERS = Setting("Gives the range of the number of talkers in babble.", at_least=1, at_most=1000, ordered=True)
+_SNR = _decibels("Gives the range of the signal-to-noise ratio.")
 NoiseFolder = _step(
     "noise_folder",
-    folder=Setting("Names the folder of the noise files."),
+    folder=_NOISES,
     noise=_decibels("Gives the range of the signal-to-noise ratio for noise."),
     music=_decibels("Gives the range of the signal-to-noise ratio for music."),
     speech=_decibels("Gives the range of the signal-to-noise ratio for babble."),
-    talkers=Setting("Gives the range of the number of talkers in babble.", at_least=1, at_most=1000, ordered=True),
+    talkers=_TALKERS,
 )
-GaussianNoise = _step("gaussian_noise", snr=_decibels("Gives the range of the signal-to-noise ratio."))
+Noise = _step("noise", folder=_NOISES, snr=_SNR)
+Music = _step("music", folder=Setting("Names the folder of the music."), snr=_SNR)
+Speech = _step("speech", folder=_SPEECH, snr=_SNR)
+Babble = _step("babble", folder=_SPEECH, snr=_SNR, talkers=_TALKERS)
+GaussianNoise = _step("gaussian_noise", snr=_SNR)
 Channel = _step(
     "channel",
     equaliser=_decibels("Gives the range of the gains of the frequency response."),
@@ -45,6 +53,12 @@ Channel = _step(
     low=Setting("Gives the range of the lower edge of the pass band.", above=0, unit="Hz", ordered=True),
     high=Setting("Gives the range of the upper edge of the pass band.", above=0, unit="Hz", ordered=True),
 )
+LowPass = _step(
+    "low_pass",
+    cutoff=Setting("Gives the range of the cut-off, as a fraction of the band.", above=0, at_most=1, ordered=True),
+    width=Setting("Sets the width of the transition, as a fraction of the band.", above=0, at_most=1),
+)
+Codec = _step("codec", codecs=Setting("Lists the codecs, of which each crop gets one."))
 Gain = _step("gain", decibels=_decibels("Gives the range of the change in level."))
 
 
@@ -59,13 +73,35 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Which steps augment a crop."""
+
+    p: float = setting(
+        1.0, above=0, at_most=1, help="Sets the probability that a crop is augmented at all, apart from its speed."
+    )
+    one_of: tuple[str, ...] = setting(
+        (), help='Lists kinds, of which a crop gets one: the name of a step, or several joined with "+".'
+    )
+    weights: tuple[float, ...] | None = setting(
+        None, at_least=0, help="Gives the weight of each kind; None draws the kinds evenly."
+    )
+
+
+@dataclass(frozen=True)
 class Augment:
     """Random changes to training crops, applied in this order after the speed."""
 
+    draw: Draw = section(Draw)
     reverberation: Any = section(Reverberation)
     noise_folder: Any = section(NoiseFolder)
+    noise: Any = section(Noise)
+    music: Any = section(Music)
+    speech: Any = section(Speech)
+    babble: Any = section(Babble)
     gaussian_noise: Any = section(GaussianNoise)
     channel: Any = section(Channel)
+    low_pass: Any = section(LowPass)
+    codec: Any = section(Codec)
     gain: Any = section(Gain)
     speed: Speed = section(Speed)
 
@@ -78,8 +114,12 @@ class Data:
         "", help="Names the corpus: a folder tree, a list file (`path speaker`), or tfds:NAME[/CONFIG][:SPLIT]."
     )
     data_dir: str | None = setting(None, help="Names the folder of the TFDS datasets.")
-    crop_seconds: float = setting(
-        3.0, at_least=0.01, at_most=3600, unit="s", help="Sets the length of a training crop."
+    crop_seconds: float | tuple[float, ...] = setting(
+        3.0,
+        at_least=0.01,
+        at_most=3600,
+        unit="s",
+        help="Sets the length of a training crop, or lists lengths, of which each batch has one.",
     )
     crops_per_utterance: int = setting(1, at_least=1, help="Sets how many crops of an utterance an epoch has.")
     crops_per_speaker: int = setting(
@@ -102,6 +142,11 @@ class Data:
         0, at_least=0, at_most=1024, help="Sets the number of decoding processes; 0 decodes in threads."
     )
     augment: Augment = section(Augment)
+
+    @property
+    def crop_lengths(self) -> tuple[float, ...]:
+        """The lengths of training crops in seconds, of which each batch has one."""
+        return self.crop_seconds if isinstance(self.crop_seconds, tuple) else (self.crop_seconds,)
 
 
 @dataclass(frozen=True)

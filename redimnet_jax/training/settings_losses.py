@@ -8,7 +8,7 @@ from redimnet_jax.losses.objective import LOSSES
 from redimnet_jax.setting_values import Setting
 from redimnet_jax.settings import options_of, section, setting
 
-HEAD_INITS = ("means", "random")
+HEAD_INITS = ("means", "random", "run")
 
 _SCALE = Setting("Multiplies the cosines.", above=0)
 _EASY = Setting("Applies the margin only where the angle to the own prototype is below 90 degrees.")
@@ -20,7 +20,12 @@ class Heads:
     """The classification heads, one for every dimension."""
 
     init: str = setting(
-        "means", choices=HEAD_INITS, help="Starts prototypes at the means of their classes or at random."
+        "means",
+        choices=HEAD_INITS,
+        help="Starts prototypes at the means of their classes, at random, or at those of `heads.run`.",
+    )
+    run: str | None = setting(
+        None, help="Names the workdir of the run whose prototypes are taken over, by the names of the speakers."
     )
     shared: bool = setting(False, help="Slices one matrix of prototypes for all dimensions.")
 

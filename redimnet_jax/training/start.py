@@ -20,6 +20,7 @@ from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.partition import TrainableModel, TrainablePartition
+from redimnet_jax.training.saved_run import require_step
 from redimnet_jax.training.settings import Settings
 from redimnet_jax.training.stages import rate_factors, stages
 
@@ -28,6 +29,8 @@ def starting_model(settings: Settings) -> SpeakerModel:
     """Return the pretrained model, or an untrained one; raise UserError if `projection.mrl_dims` do not fit it."""
     dims = settings.projection.mrl_dims
     dtype = jnp.dtype(settings.dtype)
+    if settings.heads.run is not None:
+        require_step(settings.heads.run)
     if settings.model.checkpoint is not None:
         pretrained = open_model(settings.model.checkpoint, dtype=dtype)
         matryoshka.check_dims(pretrained, dims)

@@ -15,7 +15,7 @@ import numpy as np
 
 from redimnet_jax import files, sharding
 from redimnet_jax.data.audio import SAMPLE_RATE
-from redimnet_jax.data.crops import read_stretch
+from redimnet_jax.data.recordings import read_stretch
 from redimnet_jax.errors import UserError
 
 FILE = "unreadable.txt"

@@ -13,6 +13,7 @@ from training_batches import train_batches
 
 from redimnet_jax.data import loader
 from redimnet_jax.data.augment import Gain, GaussianNoise, Speed
+from redimnet_jax.data.crop_lengths import CropLengths
 from redimnet_jax.data.loader import WaitMeter, classes, steps_per_epoch
 from redimnet_jax.errors import UserError
 
@@ -104,6 +105,36 @@ def test_examples_depend_on_their_position_alone():
 
 def test_threads_do_not_change_the_stream():
     assert_same(batches(8, steps=STEPS, threads=1), batches(8, steps=STEPS, threads=3))
+
+
+SEVERAL = {"lengths": (50, 100, 70), "steps": STEPS}
+
+
+def test_each_batch_has_one_of_several_lengths():
+    """Drawn evenly by the number of the batch, over the ends of epochs, whatever makes the batches."""
+    whole = batches(60, **SEVERAL)
+    lengths = [batch["waveform"].shape[1] for batch in whole]
+    assert all(12 <= lengths.count(length) <= 28 for length in SEVERAL["lengths"])
+    drawn = CropLengths((50, 100, 70), OPTIONS["seed"], numbers=14, size=4)
+    assert lengths == [drawn.of_batch(number) for number in range(60)]
+    assert lengths != [batch["waveform"].shape[1] for batch in batches(60, **SEVERAL, seed=4)]
+    parts = [batches(60, process_index=index, process_count=2, **SEVERAL) for index in range(2)]
+    for index, part in enumerate(parts):
+        for batch, own in zip(whole, part, strict=True):
+            np.testing.assert_array_equal(batch["waveform"][index::2], own["waveform"])
+    state = {"step": 4, "seed": 3, "batch_size": 4, "crop": [50, 100, 70], "crops_per_utterance": 2}
+    resumed = train_batches(FakeCorpus(LENGTHS), **OPTIONS, **SEVERAL)
+    resumed.set_state(state | {"crops_per_speaker": 1, "corpus": "fake"})
+    assert_same(whole[4:9], take(resumed, 5))
+    resumed.close()
+    assert "crop" in refusal(train_batches(FakeCorpus(LENGTHS), **OPTIONS).set_state, resumed.get_state())
+
+
+def test_groups_of_speakers_of_several_lengths():
+    options = {"batch_size": 4, "crops_per_speaker": 2, "lengths": (50, 100), "crops_per_utterance": 1}
+    whole = batches(12, corpus=FakeCorpus(LENGTHS), **options)
+    assert {batch["waveform"].shape for batch in whole} == {(4, 50), (4, 100)}
+    assert all((batch["label"][::2] == batch["label"][1::2]).all() for batch in whole)
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def config(**changes):
 
 def element(kind):
     inner = setting_values.without_none(kind)
+    if setting_values.several(inner):
+        return setting_values.single(inner)
     return typing.get_args(inner)[0] if typing.get_origin(inner) is tuple else inner
 
 
@@ -73,7 +75,10 @@ IMPOSSIBLE = {
     "parts": [("projection",), ()],
     "model.arch": ["foo"],
     "model.config": [{"C": NAN}, {"spec_params": {"win_length": INF}}],
-    "data.crop_seconds": [0.0, -1.0, 1e-9, 1e9],
+    "data.crop_seconds": [0.0, -1.0, 1e-9, 1e9, (), (2.0, 0.0), (2.0, 2.0), "long", True],
+    "data.augment.draw.p": [0.0, 1.5],
+    "data.augment.draw.one_of": [("gain",), ("gian",)],
+    "data.augment.draw.weights": [(1.0,)],
     "data.crops_per_utterance": [0],
     "data.min_seconds": [-0.5],
     "data.max_bad": [7.0, -0.1],
@@ -170,6 +175,7 @@ def test_an_integer_that_python_does_not_print_is_refused():
         {"data.data_dir": "tfds"},
         {"data.one_utterance": True},
         {"data.augment.gain.decibels": (-3.0, 3.0)},
+        {"data.augment.draw.p": 0.6},
         {"data.augment.reverberation.folder": "rooms"},
         {"data.augment.speed.new_speakers": False},
         {"cache.folder": "features"},
@@ -211,6 +217,8 @@ def test_a_setting_without_effect_is_refused(changes):
         {"validation.trials": "trials", "validation.tree": "tree"},
         {"data.data_dir": "tfds", "validation.tree": "tfds:voxceleb"},
         {"data.augment.gain.p": 0.5, "data.augment.gain.decibels": (-3.0, 3.0)},
+        {"data.augment.gain.p": 1.0, "data.augment.draw.one_of": ("gain",), "data.augment.draw.p": 0.6},
+        {"data.crop_seconds": (2.0, 3.0, 4)},
         {"stage2.patience": 2, "stage2.optimizer.layer_decay": 0.5, "remat": True},
         {"loss.name": "sphereface2", "loss.sphereface2.margin": 0.3},
     ],
@@ -239,6 +247,18 @@ def test_json_of_a_config_is_read_back():
     made = config(**{"data.augment.noise_folder.talkers": (1, 3)})
     found = settings.from_config_dict(Settings, json.loads(made.to_json_best_effort()))
     assert found == settings.from_config_dict(Settings, made) and found.data.augment.noise_folder.talkers == (1, 3)
+
+
+def test_one_crop_length_or_several():
+    """Also from the command line's text and from JSON; a list of one is the number."""
+    for given, kept in ((2, 2.0), ((2, 3.5), (2.0, 3.5)), ([2.0, 3.0], (2.0, 3.0)), ((2.5,), 2.5)):
+        made = config(**{"data.crop_seconds": given})
+        found = train_config.check(made, 1).data
+        assert found.crop_seconds == kept and found.crop_lengths == (kept if isinstance(kept, tuple) else (kept,))
+        read = settings.from_config_dict(Settings, json.loads(made.to_json_best_effort()))
+        assert read.data.crop_seconds == kept
+    several = config(**{"data.crop_seconds": (2.0, 3.0), "cache.crops": 2})
+    assert "cache.crops" in refusal(train_config.check, several, 1)
 
 
 def test_a_config_prints_as_plain_yaml():
