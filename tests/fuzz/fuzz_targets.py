@@ -106,10 +106,10 @@ def _wespeaker_files(folder: Path) -> tuple[bytes, dict]:
 
 def _wespeaker(rng: random.Random, folder: Path) -> Path:
     data, config = _wespeaker_files(folder)
+    (folder / "avg_model.pt").write_bytes(data)
+    path = folder / "config.yaml"
     text = _json(mutations.value_of(rng, config))  # JSON is YAML.
-    (folder / "config.yaml").write_bytes(mutations.bytes_of(rng, text) if rng.random() < 0.3 else text)
-    path = folder / "avg_model.pt"
-    path.write_bytes(data)
+    path.write_bytes(mutations.bytes_of(rng, text) if rng.random() < 0.3 else text)
     return path
 
 
@@ -270,7 +270,9 @@ TARGETS: dict[str, Target] = {
     "checkpoint model_config": Target(_torch_config, _read_torch),
     "safetensors": Target(lambda rng, folder: _bytes("mutant.safetensors", _safetensors())(rng, folder), _read_torch),
     "safetensors header": Target(_safetensors_header, _read_torch),
-    "wespeaker configuration": Target(_wespeaker, torch_weights.from_torch),
+    "wespeaker configuration": Target(
+        _wespeaker, lambda path: torch_weights.from_torch(path.with_name("avg_model.pt"))
+    ),
     "native description": Target(_native_description, native.load),
     "native arrays": Target(_native_arrays, native.load),
     **{f"audio {suffix}": Target(_audio(suffix), _read_audio) for suffix in sorted(decoding.SUFFIXES)},
