@@ -10,13 +10,13 @@ from pathlib import Path
 
 from redimnet_jax import files
 from redimnet_jax.errors import UserError, shown
-from redimnet_jax.export import card, onnx_file
+from redimnet_jax.export import card, onnx_file, stablehlo
 from redimnet_jax.export.options import ExportOptions
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 Format = Callable[[SpeakerModel, Path, ExportOptions], None]
 
-FORMATS: dict[str, Format] = {"onnx": onnx_file.write}
+FORMATS: dict[str, Format] = {"onnx": onnx_file.write, "stablehlo": stablehlo.write}
 
 
 def export(
