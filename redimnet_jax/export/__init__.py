@@ -1,8 +1,8 @@
-"""Models in the formats of other runtimes and toolkits: one file each, its metadata inside, and a model card beside it.
+"""Models in the formats of other runtimes and toolkits: one file each, with its metadata inside, and its model card.
 
 A format is a function (model, path, options): it writes `model` to the new file `path`, whole or not at all, as
 `ExportOptions` say, and raises UserError for what it cannot express. It imports packages of the extra `export` only
-when it runs, after `optional.require`. `metadata.describe(model, options)` gives what a file should hold about itself.
+when it runs, after `optional.require`. `metadata.describe(model, options)` gives what a file holds about itself.
 """
 
 from collections.abc import Callable

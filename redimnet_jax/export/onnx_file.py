@@ -17,7 +17,7 @@ def write(model: SpeakerModel, path: Path, options: ExportOptions) -> None:
     """Write `model` to the new file `path`.
 
     Inputs are `waveforms` (batch, samples) float32 and `lengths` (batch,) int64, output is `embedding` (batch, dim)
-    float32, NaN for a signal without one. The entry `redimnet_jax` of the metadata is the JSON of `metadata.describe`.
+    float32, NaN for a signal without one. The metadata's entry `redimnet_jax` is the JSON of `metadata.describe`.
     """
     optional.require("export")
     import onnx
@@ -25,6 +25,7 @@ def write(model: SpeakerModel, path: Path, options: ExportOptions) -> None:
 
     from redimnet_jax.export.graph.builder import Graph
     from redimnet_jax.export.graph.network import EMBEDDING, LENGTHS, WAVEFORMS, write_network
+    from redimnet_jax.export.precision import converted
 
     width = options.width(model)
     graph = Graph()
@@ -41,6 +42,7 @@ def write(model: SpeakerModel, path: Path, options: ExportOptions) -> None:
         producer_name="redimnet_jax",
         producer_version=VERSION,
     )
+    proto = converted(proto, model, options)
     helper.set_model_props(proto, {"redimnet_jax": json.dumps(metadata.describe(model, options))})
     onnx.checker.check_model(proto, full_check=True)
     files.write(path, proto.SerializeToString())

@@ -1,4 +1,4 @@
-"""The backbones: log-mel features (batch, mels, frames) to frame features (batch, channels, frames) and their mask."""
+"""The backbones: log-mel features (batch, mels, frames) to maps (batch, channels, frames) and their mask."""
 
 import functools
 
@@ -6,7 +6,7 @@ from redimnet_jax.errors import UserError
 from redimnet_jax.export.graph import layers
 from redimnet_jax.export.graph.blocks import aggregate, in_turn, write_block
 from redimnet_jax.export.graph.builder import Graph
-from redimnet_jax.export.graph.layers import END, Mask, array, mask_of
+from redimnet_jax.export.graph.layers import END, INT64, Mask, array, mask_of
 from redimnet_jax.models import redimnet, redimnet2
 
 
@@ -88,7 +88,7 @@ def _(module: redimnet2.ReDimNet2, g: Graph, features: str, mask: Mask) -> tuple
 def _of_whole_strides(g: Graph, mask: Mask, stride: int) -> Mask:
     """Return `mask` without the frames beyond the last multiple of `stride` of each row and of the batch."""
     frames = g("Mul", g("Div", g("Shape", mask.inside, start=2, end=3), stride), (stride,))
-    count = g("Mul", g("Div", g("Cast", mask.count, to=7), stride), stride)
+    count = g("Mul", g("Div", g("Cast", mask.count, to=INT64), stride), stride)
     positions = g("Range", 0, g("Squeeze", frames, (0,)), 1)
     return mask_of(g, g("Less", positions, count))
 

@@ -97,9 +97,7 @@ def _attention(g: Graph, x: str, module: blocks.Attention, mask: Mask) -> str:
     size = channels // ATTENTION_HEADS
 
     def heads(layer, order: Sequence[int], gain: float = 1.0) -> str:
-        return g.transpose(
-            g.reshape(layers.rows_dense(g, x, layer, gain), (0, -1, ATTENTION_HEADS, size)), order
-        )
+        return g.transpose(g.reshape(layers.rows_dense(g, x, layer, gain), (0, -1, ATTENTION_HEADS, size)), order)
 
     q = heads(module.q_proj, (0, 2, 1, 3), size**-0.5)
     logits = g("MatMul", q, heads(module.k_proj, (0, 2, 3, 1)))

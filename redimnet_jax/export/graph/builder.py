@@ -17,8 +17,8 @@ _TINY = float(np.finfo(np.float32).tiny)
 class Graph:
     """Nodes and constants of a graph; values of the graph are their names.
 
-    A constant is float32, or int64 where it is made of integers. Subnormal numbers, which dead channels have and which
-    slow a CPU down many times, become zero.
+    A constant is float32, or int64 where it is made of integers. Subnormal numbers, which dead channels have and
+    which slow a CPU down many times, become zero.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Graph:
         self(op, *inputs)
         self.nodes[-1].output[0] = name
 
-    def cut(self, x: str, axis: int, start: Value, stop: Value, step: int = 1) -> str:
+    def cut(self, x: str, axis: int, start: str | int, stop: str | int, step: int = 1) -> str:
         """Return a slice along `axis`; a bound is a number or the name of an int64 (1,)."""
         bounds = [bound if isinstance(bound, str) else (bound,) for bound in (start, stop)]
         return self("Slice", x, *bounds, (axis,), (step,))

@@ -10,10 +10,8 @@ import numpy as np
 from redimnet_jax.errors import UserError
 from redimnet_jax.export.graph import layers
 from redimnet_jax.export.graph.builder import Graph
-from redimnet_jax.export.graph.layers import END, Mask, array, mask_of
+from redimnet_jax.export.graph.layers import FLOAT, Mask, array, mask_of
 from redimnet_jax.models import frontend
-
-FLOAT, INT64 = 1, 7  # onnx.TensorProto's
 
 
 def before_each(g: Graph, count: str, lengths: str) -> str:

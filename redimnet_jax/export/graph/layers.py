@@ -16,7 +16,9 @@ from redimnet_jax.nn.activation import gelu
 from redimnet_jax.nn.layers import Conv2d, Dense, DepthwiseConv1d, PatchConv2d
 from redimnet_jax.nn.normalization import BatchNorm, GroupNorm, LayerNorm
 
+FLOAT, INT64 = 1, 7  # of onnx.TensorProto
 END = np.iinfo(np.int64).max
+EXACT = "exact"  # the scope of what must be float32 in any precision: sums over time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Mask:
 
     def mean(self, g: Graph, x: str) -> str:
         """Return the mean over time of `x` (batch, channels, time) inside the mask, (batch, channels, 1)."""
-        return g("Div", g.total(self.apply(g, x), (2,)), self.count)
+        with g.scope(EXACT):
+            return g("Div", g.total(self.apply(g, x), (2,)), self.count)
 
 
 def mask_of(g: Graph, inside: str) -> Mask:
     """Return the mask of `inside` (batch, 1, time), bool."""
-    weight = g("Cast", inside, to=1)
-    return Mask(inside, weight, g.total(weight, (2,)))
+    with g.scope(EXACT):
+        weight = g("Cast", inside, to=FLOAT)
+        return Mask(inside, weight, g.total(weight, (2,)))
 
 
 class Affine(NamedTuple):
@@ -104,9 +108,7 @@ def conv2d(g: Graph, x: str, layer: Conv2d, channels: int, mask: Mask, after: Af
 def patch_conv2d(g: Graph, x: str, layer: PatchConv2d) -> str:
     """Convolve a 2-D map with a stride that is the kernel's size."""
     kernel = array(layer.kernel).transpose(3, 2, 1, 0)
-    return _convolution(
-        g, x, kernel, array(layer.bias), None, strides=list(kernel.shape[2:]), group=layer.groups
-    )
+    return _convolution(g, x, kernel, array(layer.bias), None, strides=list(kernel.shape[2:]), group=layer.groups)
 
 
 def depthwise_conv1d(g: Graph, x: str, layer: DepthwiseConv1d, mask: Mask, after: Affine | None = None) -> str:
@@ -131,12 +133,13 @@ def group_norm(g: Graph, x: str, norm: GroupNorm, mask: Mask) -> str:
     """Normalize each group of channels of a 1-D map over the group and the frames of the mask."""
     channels = norm.scale.shape[0]
     members = channels // norm.groups
-    inside = g("Unsqueeze", mask.weight, (1,))
-    count = g("Mul", g("Unsqueeze", mask.count, (1,)), float(members))
-    h = g.reshape(x, (0, norm.groups, members, -1))
-    centred = g("Sub", h, g("Div", g.total(g("Mul", h, inside), (2, 3)), count))
-    variance = g("Div", g.total(g("Mul", g("Mul", centred, centred), inside), (2, 3)), count)
-    h = g("Div", centred, g("Sqrt", g("Add", variance, norm.eps)))
+    with g.scope(EXACT):
+        inside = g("Unsqueeze", mask.weight, (1,))
+        count = g("Mul", g("Unsqueeze", mask.count, (1,)), float(members))
+        h = g.reshape(x, (0, norm.groups, members, -1))
+        centred = g("Sub", h, g("Div", g.total(g("Mul", h, inside), (2, 3)), count))
+        variance = g("Div", g.total(g("Mul", g("Mul", centred, centred), inside), (2, 3)), count)
+        h = g("Div", centred, g("Sqrt", g("Add", variance, norm.eps)))
     return scaled(g, g.reshape(h, (0, channels, -1)), Affine(array(norm.scale), array(norm.bias)), 3)
 
 

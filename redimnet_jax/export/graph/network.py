@@ -5,8 +5,8 @@ import numpy as np
 from redimnet_jax.export.graph import layers
 from redimnet_jax.export.graph.backbone import write_backbone
 from redimnet_jax.export.graph.builder import Graph
-from redimnet_jax.export.graph.frontend import FLOAT, before_each, write_frontend
-from redimnet_jax.export.graph.layers import END, array, mask_of
+from redimnet_jax.export.graph.frontend import before_each, write_frontend
+from redimnet_jax.export.graph.layers import END, FLOAT, array, mask_of
 from redimnet_jax.export.graph.pooling import write_pooling
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.numerics import UNIT_EPS
