@@ -43,5 +43,6 @@ def export(
     card_path = path.with_name(f"{path.name}.md")
     for each in (path, card_path):
         files.check_new(each)
+    text = card.text(model, options, format, path.name)
     FORMATS[format](model, path, options)
-    files.write(card_path, card.text(model, options, format, path.name))
+    files.write(card_path, text)

@@ -69,8 +69,8 @@ def _results(model: SpeakerModel, facts: dict[str, Any]) -> str:
 
 
 def _measured(path: Path, dim: int) -> str:
-    results = files.parse_json(path.read_bytes())
     try:
+        results = files.parse_json(path.read_bytes())
         rows = [
             (str(each), report.percent(entry["eer"]), report.interval(entry["eer_ci95"]), f"{entry['trials']:,}")
             for each, entry in report.dims(results)

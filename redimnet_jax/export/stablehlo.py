@@ -51,7 +51,9 @@ def _program(model: SpeakerModel, options: ExportOptions):
     width, least = options.width(model), model.min_samples
 
     def embed(waveforms: Array, lengths: Array) -> Array:
-        raw = nnx.merge(graph, state)(waveforms, lengths)[:, :width]
+        network = nnx.merge(graph, state)
+        network.dtype = jnp.dtype(jnp.float32)
+        raw = network(waveforms, lengths)[:, :width]
         usable = (lengths >= least) & (lengths <= waveforms.shape[1])
         return jnp.where(usable[:, None], unit(raw) if options.normalize else raw, jnp.nan)
 

@@ -51,4 +51,5 @@ def _embed(g: Graph, pooled: str, network: SpeakerNetwork, dim: int) -> str:
     if network.bn2 is not None:
         after = layers.affine(network.bn2)
         kernel, bias = kernel * after.gain, bias * after.gain + after.offset
-    return g("Gemm", pooled, kernel[:, :dim], bias[:dim])
+    # No Gemm: quantisation would give it another name, by which it is not kept.
+    return g("Add", g("MatMul", pooled, kernel[:, :dim]), bias[:dim])
