@@ -1,13 +1,10 @@
 """The command `redimnet-jax export`: write a model in the format of another runtime or toolkit."""
 
 import argparse
-import contextlib
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from redimnet_jax import addresses, buckets
 from redimnet_jax.cli.command import Parser, closes_quietly
 from redimnet_jax.cli.result import Result, run_command
 from redimnet_jax.export import FORMATS
@@ -47,20 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(_parser(), arguments, argparse.Namespace, _export)
 
 
-@contextlib.contextmanager
-def _written(output: Path) -> Iterator[Path]:
-    """Give the path to write to: `output`, or where that is an address a local one, uploaded at the block's end."""
-    address = addresses.of(output)
-    if address is None:
-        yield output
-        return
-    buckets.check_new(output)
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / output.name
-        for path in sorted(each for each in Path(folder).rglob("*") if each.is_file()):
-            addresses.upload(path, f"{address.rpartition('/')[0]}/{path.relative_to(folder)}")
-
-
 def _export(given: argparse.Namespace) -> Result:
     from redimnet_jax.checkpoints.open import open_model
     from redimnet_jax.export import export
@@ -68,28 +51,24 @@ def _export(given: argparse.Namespace) -> Result:
     started = time.perf_counter()
     model = open_model(given.model)
     loaded = time.perf_counter()
-    with _written(given.output) as path:
-        export(
-            model,
-            path,
-            given.format,
-            dim=given.dim,
-            normalize=not given.raw,
-            precision=given.precision,
-            calibration_audio=None if given.calibration_audio is None else buckets.staged(given.calibration_audio),
-        )
-        size = path.stat().st_size if path.is_file() else None
+    export(
+        model,
+        given.output,
+        given.format,
+        dim=given.dim,
+        normalize=not given.raw,
+        precision=given.precision,
+        calibration_audio=given.calibration_audio,
+    )
     exported = time.perf_counter()
     content = {
         "output": str(given.output),
         "card": f"{given.output}.md",
         "format": given.format,
-        "bytes": size,
         "dim": given.dim or model.embed_dim,
         "normalized": not given.raw,
         "precision": given.precision,
         "seconds": {"load": loaded - started, "export": exported - loaded},
     }
-    lines = [f"{given.output}: {content['dim']} dimensions, {given.format}, {given.precision}"]
-    lines[0] += "" if size is None else f", {size / 1e6:.1f} MB"
-    return Result(content, [*lines, f"{given.output}.md is its model card"])
+    line = f"{given.output}: {content['dim']} dimensions, {given.format}, {given.precision}"
+    return Result(content, [line, f"{given.output}.md is its model card"])

@@ -5,10 +5,12 @@ A format is a function (model, path, options): it writes `model` to the new file
 when it runs, after `optional.require`. `metadata.describe(model, options)` gives what a file holds about itself.
 """
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from redimnet_jax import files
+from redimnet_jax import addresses, buckets, files
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.export import card, onnx_file, stablehlo
 from redimnet_jax.export.options import ExportOptions
@@ -29,20 +31,40 @@ def export(
     precision: str = "float32",
     calibration_audio: str | Path | None = None,
 ) -> None:
-    """Write `model` to the file `path` in one of the `FORMATS`, and its model card to `path` with `.md` added.
+    """Write `model` to a file or an address in one of the `FORMATS`, and its model card beside it, with `.md` added.
 
     The other arguments are those of `ExportOptions`; not every format has them all. Raise UserError when a file is
     there already, for a format that does not exist or cannot express the model, and when a package is missing.
     """
-    path = Path(path)
     if format not in FORMATS:
         raise UserError(f"There is no format {shown(format)}; choose one of {', '.join(FORMATS)}.")
-    audio = None if calibration_audio is None else Path(calibration_audio)
+    audio = None if calibration_audio is None else buckets.staged(calibration_audio)
     options = ExportOptions(dim, normalize, precision, audio)
     options.width(model)
-    card_path = path.with_name(f"{path.name}.md")
-    for each in (path, card_path):
-        files.check_new(each)
-    text = card.text(model, options, format, path.name)
-    FORMATS[format](model, path, options)
-    files.write(card_path, text)
+    with _local(path) as local:
+        text = card.text(model, options, format, local.name)
+        FORMATS[format](model, local, options)
+        files.write(_beside(local), text)
+
+
+@contextlib.contextmanager
+def _local(path: str | Path) -> Iterator[Path]:
+    """Give the path to write to, which is new: for an address a local one, which is uploaded at the block's end."""
+    address = addresses.of(path)
+    if address is None:
+        for each in (Path(path), _beside(Path(path))):
+            files.check_new(each)
+        yield Path(path)
+        return
+    folder, _, name = address.rpartition("/")
+    for each in (address, f"{address}.md"):
+        buckets.check_new(each)
+    with tempfile.TemporaryDirectory() as local:
+        yield Path(local) / name
+        for file in sorted(each for each in Path(local).rglob("*") if each.is_file()):
+            addresses.upload(file, f"{folder}/{file.relative_to(local)}")
+
+
+def _beside(path: Path) -> Path:
+    """Return where the model card of an export is."""
+    return path.with_name(f"{path.name}.md")

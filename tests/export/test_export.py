@@ -1,6 +1,7 @@
 """What holds for every format: refusals, the model card and the command."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -92,9 +93,19 @@ def test_the_command(model, tmp_path, capsys):
     assert main.main([*arguments, "--dim=4", "--raw", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["dim"], result["normalized"]) == (4, False)
-    assert result["bytes"] == (tmp_path / "out.onnx").stat().st_size
     assert (tmp_path / "out.onnx.md").read_text().startswith("# out.onnx\n")
     assert main.main([*arguments]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main.main([*arguments[:3], f"--output={tmp_path / 'b'}", "--dim=100"]) == 1
     assert capsys.readouterr().err.startswith("error: --dim is 100 but must lie between 1 and 8")
+
+
+def test_an_export_may_go_to_an_address(model):
+    import fsspec
+
+    address = "memory://exports/out.onnx"
+    rj.export(model, address)
+    system = fsspec.filesystem("memory")
+    assert sorted(Path(name).name for name in system.ls("/exports", detail=False)) == ["out.onnx", "out.onnx.md"]
+    with pytest.raises(UserError, match=r"^memory://exports/out\.onnx exists already"):
+        rj.export(model, address)
