@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+UNIT_EPS = 1e-12  # the length below which a row counts as zero
+
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
     """float32 means float32 on every backend (no TF32, no bfloat16 passes); lower dtypes take the fast path."""
@@ -16,7 +18,7 @@ def exact(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def unit(x: Array, eps: float = 1e-12) -> Array:
+def unit(x: Array, eps: float = UNIT_EPS) -> Array:
     """Rows of `x` (..., features) scaled to length one; a zero row stays zero."""
     x = exact(x)
     # The floor goes under the root, where the gradient at zero is still finite.

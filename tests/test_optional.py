@@ -31,7 +31,7 @@ def packages_of(extras: dict[str, list[str]], extra: str) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("extra", ["train", "report", "speech", "tfds"])
+@pytest.mark.parametrize("extra", ["train", "report", "speech", "tfds", "export"])
 def test_packages_are_those_of_pyproject(extra):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(optional.PACKAGES[extra]) == packages_of(extras, extra)

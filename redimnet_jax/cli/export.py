@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from redimnet_jax import buckets
 from redimnet_jax.cli.command import Parser, closes_quietly
 from redimnet_jax.cli.result import Result, run_command
 from redimnet_jax.export import FORMATS
@@ -52,29 +51,24 @@ def _export(given: argparse.Namespace) -> Result:
     started = time.perf_counter()
     model = open_model(given.model)
     loaded = time.perf_counter()
-    with buckets.writing(given.output.parent) as folder:
-        path = folder.local / given.output.name
-        export(
-            model,
-            path,
-            given.format,
-            dim=given.dim,
-            normalize=not given.raw,
-            precision=given.precision,
-            calibration_audio=given.calibration_audio,
-        )
-        size = path.stat().st_size if path.is_file() else None
+    export(
+        model,
+        given.output,
+        given.format,
+        dim=given.dim,
+        normalize=not given.raw,
+        precision=given.precision,
+        calibration_audio=given.calibration_audio,
+    )
     exported = time.perf_counter()
     content = {
         "output": str(given.output),
         "card": f"{given.output}.md",
         "format": given.format,
-        "bytes": size,
         "dim": given.dim or model.embed_dim,
         "normalized": not given.raw,
         "precision": given.precision,
         "seconds": {"load": loaded - started, "export": exported - loaded},
     }
-    lines = [f"{given.output}: {content['dim']} dimensions, {given.format}, {given.precision}"]
-    lines[0] += "" if size is None else f", {size / 1e6:.1f} MB"
-    return Result(content, [*lines, f"{given.output}.md is its model card"])
+    line = f"{given.output}: {content['dim']} dimensions, {given.format}, {given.precision}"
+    return Result(content, [line, f"{given.output}.md is its model card"])

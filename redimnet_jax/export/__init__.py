@@ -1,22 +1,26 @@
-"""Models in the formats of other runtimes and toolkits: one file each, its metadata inside, and a model card beside it.
+"""Models in the formats of other runtimes and toolkits: one file each, with its metadata inside, and its model card.
 
 A format is a function (model, path, options): it writes `model` to the new file `path`, whole or not at all, as
 `ExportOptions` say, and raises UserError for what it cannot express. It imports packages of the extra `export` only
-when it runs, after `optional.require`. `metadata.describe(model, options)` gives what a file should hold about itself.
+when it runs, after `optional.require`. `metadata.describe(model, options)` gives what a file holds about itself.
 """
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from redimnet_jax import files
+from redimnet_jax import addresses, buckets, files
 from redimnet_jax.errors import UserError, shown
-from redimnet_jax.export import card, safetensors, torch_file, wespeaker
+from redimnet_jax.export import card, onnx_file, safetensors, stablehlo, torch_file, wespeaker
 from redimnet_jax.export.options import ExportOptions
 from redimnet_jax.models.speaker_model import SpeakerModel
 
 Format = Callable[[SpeakerModel, Path, ExportOptions], None]
 
 FORMATS: dict[str, Format] = {
+    "onnx": onnx_file.write,
+    "stablehlo": stablehlo.write,
     "safetensors": safetensors.write,
     "torch": torch_file.write,
     "wespeaker": wespeaker.write,
@@ -35,19 +39,40 @@ def export(
     precision: str = "float32",
     calibration_audio: str | Path | None = None,
 ) -> None:
-    """Write `model` to the file `path` in one of the `FORMATS`, and its model card to `path` with `.md` added.
+    """Write `model` to a file or an address in one of the `FORMATS`, and its model card beside it, with `.md` added.
 
     The other arguments are those of `ExportOptions`; not every format has them all. Raise UserError when a file is
     there already, for a format that does not exist or cannot express the model, and when a package is missing.
     """
-    path = Path(path)
     if format not in FORMATS:
         raise UserError(f"There is no format {shown(format)}; choose one of {', '.join(FORMATS)}.")
-    audio = None if calibration_audio is None else Path(calibration_audio)
+    audio = None if calibration_audio is None else buckets.staged(calibration_audio)
     options = ExportOptions(dim, normalize and format not in WEIGHTS, precision, audio)
     options.width(model)
-    card_path = path.with_name(f"{path.name}.md")
-    for each in (path, card_path):
-        files.check_new(each)
-    FORMATS[format](model, path, options)
-    files.write(card_path, card.text(model, options, format, path.name))
+    with _local(path) as local:
+        text = card.text(model, options, format, local.name)
+        FORMATS[format](model, local, options)
+        files.write(_beside(local), text)
+
+
+@contextlib.contextmanager
+def _local(path: str | Path) -> Iterator[Path]:
+    """Give the path to write to, which is new: for an address a local one, which is uploaded at the block's end."""
+    address = addresses.of(path)
+    if address is None:
+        for each in (Path(path), _beside(Path(path))):
+            files.check_new(each)
+        yield Path(path)
+        return
+    folder, _, name = address.rpartition("/")
+    for each in (address, f"{address}.md"):
+        buckets.check_new(each)
+    with tempfile.TemporaryDirectory() as local:
+        yield Path(local) / name
+        for file in sorted(each for each in Path(local).rglob("*") if each.is_file()):
+            addresses.upload(file, f"{folder}/{file.relative_to(local)}")
+
+
+def _beside(path: Path) -> Path:
+    """Return where the model card of an export is."""
+    return path.with_name(f"{path.name}.md")

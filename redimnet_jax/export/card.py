@@ -1,6 +1,6 @@
-"""The model card beside an export: what the file is, where its weights come from, and how good they were measured to be.
+"""The model card beside an export: what the file is, where its weights come from, and how good they are.
 
-Every fact is the checkpoint's own, or a result that is stored with it; what they do not say, the card says is unknown.
+Every fact is the checkpoint's own, or a result that is stored with it; what neither says is unknown in the card.
 """
 
 import os
@@ -34,7 +34,8 @@ def _use(facts: dict[str, Any]) -> str:
         "## Use\n\n"
         f"- Input: recordings of one speaker, mono, {facts['sample_rate']:,} Hz, float32 in [-1, 1], of at least "
         f"{facts['min_samples']:,} samples.\n"
-        f"- Output: an embedding of {facts['dim']} dimensions, {length}; prefixes trained to stand alone: {prefixes}.\n"
+        f"- Output: an embedding of {facts['dim']} dimensions, {length}.\n"
+        f"- Prefixes trained to stand alone: {prefixes}.\n"
         "- Score: the cosine of two embeddings. Of a prefix, cut first and then scale to length one.\n"
         f"- Arithmetic: {facts['precision']}.\n"
     )
@@ -60,15 +61,16 @@ def _results(model: SpeakerModel, facts: dict[str, Any]) -> str:
     if "calibration" in facts:
         known = facts["calibration"]
         body += (
-            f"\nA calibration was fitted on {one_line(known['fitted_on'])}: log-likelihood ratio = {known['scale']:.6g} "
-            f"cosine {known['offset']:+.6g}; the cosine at the EER there was {known['threshold']:.4f}.\n"
+            f"\nA calibration was fitted on {one_line(known['fitted_on'])}: log-likelihood ratio = "
+            f"{known['scale']:.6g} cosine {known['offset']:+.6g}; the cosine at the EER there was "
+            f"{known['threshold']:.4f}.\n"
         )
     return f"## Results\n\n{body}"
 
 
 def _measured(path: Path, dim: int) -> str:
-    results = files.parse_json(path.read_bytes())
     try:
+        results = files.parse_json(path.read_bytes())
         rows = [
             (str(each), report.percent(entry["eer"]), report.interval(entry["eer_ci95"]), f"{entry['trials']:,}")
             for each, entry in report.dims(results)
@@ -79,8 +81,8 @@ def _measured(path: Path, dim: int) -> str:
         raise UserError(f"{path} is not the results of an evaluation ({error}); evaluate the model again.") from error
     table = report.Table("Results", ("dim", "EER %", "95 % interval", "trials"), rows)
     protocol = (
-        f"The score is {one_line(str(score))}, of whole embeddings and of prefixes; intervals are over resampled speakers. The "
-        "weights were measured by this project in their own precision, before the export.\n"
+        f"The score is {one_line(str(score))}, of whole embeddings and of prefixes; intervals are over resampled "
+        "speakers. The weights were measured before the export, in their own precision.\n"
     )
     return f"{protocol}\n{table.markdown()}"
 
@@ -100,8 +102,8 @@ def results_file(model: SpeakerModel) -> Path | None:
 def _limits(facts: dict[str, Any]) -> str:
     return (
         "## Limits\n\n"
-        "- The figures above, if any, hold for recordings like those they were measured on; a threshold belongs to one "
-        "model, one dimension and one kind of recordings.\n"
+        "- Figures hold for recordings like those they were measured on; a threshold belongs to one model, one "
+        "dimension and one kind of recordings.\n"
         "- Silence and noise have embeddings too, and they match each other: check that somebody speaks.\n"
         f"- The model knows nothing beyond {facts['sample_rate'] // 2:,} Hz; resample other rates first.\n"
     )

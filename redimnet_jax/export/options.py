@@ -13,9 +13,9 @@ PRECISIONS = ("float32", "float16", "int8", "int8-static")
 class ExportOptions:
     """What a format writes; raise ArgumentError for values and combinations that no export can have.
 
-    dim: the width of the embedding, a prefix of the model's, or None for all of it. normalize: whether embeddings have
-    length one. precision: the arithmetic, one of `PRECISIONS`. calibration_audio: a folder of recordings that
-    'int8-static' takes the ranges of the activations from.
+    dim: the width of the embedding, a prefix of the model's, or None for all of it. normalize: whether embeddings
+    have length one. precision: the arithmetic, one of `PRECISIONS`. calibration_audio: a folder of recordings, from
+    which 'int8-static' takes the ranges of the activations.
     """
 
     dim: int | None = None
@@ -29,12 +29,12 @@ class ExportOptions:
         static = self.precision == "int8-static"
         if static and self.calibration_audio is None:
             raise ArgumentError(
-                "`precision` 'int8-static' needs `calibration_audio`, a folder of recordings; give it, or take 'int8'."
+                "`precision` 'int8-static' needs `calibration_audio`, a folder of recordings; give it, or use 'int8'."
             )
         if self.calibration_audio is not None and not static:
             raise ArgumentError(
-                f"`calibration_audio` has no effect on `precision` {self.precision!r}; leave it out, or take "
-                "'int8-static'."
+                f"`calibration_audio` has no effect on `precision` {self.precision!r}; leave it out, or "
+                "use 'int8-static'."
             )
 
     def width(self, model: SpeakerModel) -> int:
@@ -43,7 +43,7 @@ class ExportOptions:
             return model.embed_dim
         if not 1 <= self.dim <= model.embed_dim:
             raise ArgumentError(
-                f"`dim` is {self.dim} but must lie between 1 and {model.embed_dim}, the width of this model's embedding."
+                f"`dim` is {self.dim} but must lie between 1 and {model.embed_dim}, the width of the embedding."
             )
         return self.dim
 

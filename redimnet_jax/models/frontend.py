@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import core
 
 from redimnet_jax import sharding
 from redimnet_jax.models.config_spec import SpecParams
@@ -87,7 +88,9 @@ def frame(x: Array, size: int, hop: int, count: int) -> Array:
     """
     hops = -(-size // hop)
     needed = (count + hops - 1) * hop
-    x = jnp.pad(x, ((0, 0), (0, max(0, needed - x.shape[1]))))[:, :needed].reshape(x.shape[0], -1, hop)
+    # `max_dim` is `max` where sizes are numbers; where they are symbols, as in an export, `max` cannot decide.
+    missing = core.max_dim(0, needed - x.shape[1])
+    x = jnp.pad(x, ((0, 0), (0, missing)))[:, :needed].reshape(x.shape[0], count + hops - 1, hop)
     return jnp.concatenate([x[:, i : i + count] for i in range(hops)], axis=-1)[..., :size]
 
 
