@@ -24,7 +24,7 @@ def make_objective(settings: Settings, epoch_steps: int) -> Objective:
         gradient_factors=prefixes.gradient_factors(dims, weights) if loss.scale_gradients else None,
         sampled=loss.sampled_prefixes,
         durations=None if loss.durations is None else prefixes.Durations(loss.durations, loss.duration_sharpness),
-        crop_seconds=settings.data.crop_seconds,
+        crop_seconds=settings.data.crop_lengths[0],
         doubt=None if doubt == Doubt() else doubt,
         doubt_from=round(doubtful.from_epoch * epoch_steps),
     )

@@ -44,10 +44,10 @@ def write_network(g: Graph, network: SpeakerNetwork, dim: int, normalize: bool) 
 
 def _embed(g: Graph, pooled: str, network: SpeakerNetwork, dim: int) -> str:
     """Write the embedding layers: one dense layer, with the batch norms before it and after it."""
-    before = layers.affine(network.bn)
-    kernel = array(network.linear.kernel)
-    bias = array(network.linear.bias) + before.offset @ kernel
-    kernel = before.gain[:, None] * kernel
+    kernel, bias = array(network.linear.kernel), array(network.linear.bias)
+    if network.bn is not None:
+        before = layers.affine(network.bn)
+        kernel, bias = before.gain[:, None] * kernel, bias + before.offset @ kernel
     if network.bn2 is not None:
         after = layers.affine(network.bn2)
         kernel, bias = kernel * after.gain, bias * after.gain + after.offset
