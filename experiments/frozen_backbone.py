@@ -34,7 +34,7 @@ def arguments(description: str, *more: Callable[[argparse.ArgumentParser], objec
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter, conflict_handler="resolve"
     )
-    parser.add_argument("--checkpoint", default=str(pretrained.SMALL))
+    parser.add_argument("--checkpoint", default=str(pretrained.LIBRISPEECH))
     parser.add_argument("--train", required=True, help="training speech, as train.py reads it")
     parser.add_argument("--trials", required=True)
     parser.add_argument("--audio_root", required=True)

@@ -1,6 +1,7 @@
-"""The small backbone that comes with the package; see README.md beside this file for its making and its licence."""
+"""The small backbones that come with the package; see README.md beside this file for their making and licences."""
 
 from pathlib import Path
 
-# A native checkpoint.
+# Native checkpoints. SMALL is the better one; LIBRISPEECH never heard speechocean762.
 SMALL = Path(__file__).parent / "small"
+LIBRISPEECH = Path(__file__).parent / "librispeech"
