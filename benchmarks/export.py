@@ -74,6 +74,8 @@ def opened(path: Path, threads: int) -> Embed:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that wait busily for the next call would take the cores from the form whose turn it is.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda x: session.run(None, {"waveforms": x[None], "lengths": np.array([len(x)], np.int64)})[0]
     import jax
