@@ -7,7 +7,6 @@ import redimnet_jax as rj
 from redimnet_jax.checkpoints import pretrained
 from redimnet_jax.data.synthetic import voices
 
-
 BOTH = pytest.mark.parametrize("backbone", [pretrained.SMALL, pretrained.LIBRISPEECH], ids=lambda path: path.name)
 
 
