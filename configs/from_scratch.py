@@ -8,8 +8,8 @@
 where `noise/speech` holds the training speech again, for babble.
 
 `:small` is the backbone `pretrained/librispeech` that comes with the package, made for a CPU and an hour of speech;
-see docs/explanation/results.md for what it reached and at what cost. Without a preset it is b2 with the public recipe's
-crops, margin and schedule; not yet measured.
+see docs/explanation/results.md for what it reached and at what cost. Without a preset it is b2 with the public
+recipe's crops, margin and schedule; not yet measured.
 """
 
 from redimnet_jax.settings import Config
