@@ -49,18 +49,13 @@ class Archives:
             source = contents[part.name]
             if source is None:
                 continue
-            marker = self._marker(part)
             known = self._unpacked_from(part)
-            if known is None or known["archives"] != source:
+            if known is not None and known["archives"] == source:
+                counts[part.name] = known["files"]
+            else:
                 paths = self._find(part)
                 assert paths is not None
-                # In this order a killed process leaves no marker of another folder.
-                marker.unlink(missing_ok=True)
-                edition = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
-                count = unpack.unpack(paths, self.data / part.name, part.pattern, edition)
-                known = {"archives": source, "files": count}
-                files.write(marker, json.dumps(known, indent=1) + "\n")
-            counts[part.name] = known["files"]
+                counts[part.name] = unpack.unpack(paths, self.data / part.name, part.pattern, source)
         for each in self._content.lists:
             path = self._list_path(each)
             if path.parent != self.lists:
@@ -68,13 +63,15 @@ class Archives:
         return counts
 
     def _part_source(self, part: Part) -> dict[str, str] | None:
+        known = self._unpacked_from(part)
+        if known is None and (self.data / part.name).exists():
+            return None  # It is the user's own, and never replaced.
         paths = self._find(part)
         if paths is not None:
             return self._checked_sums(paths)
-        known = self._unpacked_from(part)
         if known is not None:
             return known["archives"]
-        if part.required and not (self.data / part.name).is_dir():
+        if part.required:
             pieces = f", or its pieces {part.pieces[0]} to {part.pieces[-1]}," if part.pieces else ""
             raise UserError(
                 f"{part.archive}{pieces} is not in {self._folder or 'a folder given by --archives'}; download it, or "
@@ -115,13 +112,11 @@ class Archives:
             )
         return pieces
 
-    def _marker(self, part: Part) -> Path:
-        return self.data / f"{part.name}.json"
-
     def _unpacked_from(self, part: Part) -> dict[str, Any] | None:
-        if not self._marker(part).exists() or not (self.data / part.name).is_dir():
+        folder = self.data / part.name
+        if folder.is_symlink() or not (folder / unpack.MARKER).exists():
             return None
-        return read_json(self._marker(part), ("archives", "files"))
+        return read_json(folder / unpack.MARKER, ("archives", "files"))
 
     def _checked_sums(self, paths: Sequence[Path]) -> dict[str, str]:
         """Return the MD5 of files by name; raise UserError when one is not the published one."""

@@ -104,6 +104,8 @@ def unpack(recipe: Recipe, key: str) -> dict[str, Any]:
 
 
 def count(recipe: Recipe, key: str) -> dict[str, Any]:
+    for config in (recipe.config, f"{recipe.config}_lm"):
+        augmentation(recipe, train_command.read_config([f"--config={config}"]).data.augment)
     return checks.check(recipe.content, recipe.archives.data, recipe.archives.lists, recipe.accept_counts)
 
 
@@ -143,9 +145,13 @@ def training_arguments(recipe: Recipe, stage: str) -> list[str]:
     given["validation.audio_root"] = recipe.part("vox1_test")
     if data["data_dir"]:
         given["data.data_dir"] = data["data_dir"]
+    settings = train_command.read_config([config])
     if stage == LARGE_MARGIN:
-        given["model.checkpoint"] = recipe.workdir / recipe.facts[PRETRAIN]["model"]
-    given |= augmentation(recipe, train_command.read_config([config]).data.augment)
+        model = recipe.workdir / recipe.facts[PRETRAIN]["model"]
+        given["model.checkpoint"] = model
+        if settings.heads.init == "run":
+            given["heads.run"] = model.parent
+    given |= augmentation(recipe, settings.data.augment)
     arguments = [config, *(f"--config.{key}={value}" for key, value in given.items())]
     return arguments + [f"--config.{change}" for change in recipe.changed.get(stage, ())]
 
@@ -162,7 +168,10 @@ def augmentation(recipe: Recipe, steps: Mapping[str, Any]) -> dict[str, Any]:
         if "folder" in step and step["p"]:
             if roots.get(name) is None:
                 without.add(name)
-                given[f"data.augment.{name}.p"] = 0.0
+                # The options of a step that is off have their defaults.
+                default = train_config.default().data.augment[name]
+                changed = (option for option in step if step[option] != default[option])
+                given |= {f"data.augment.{name}.{option}": default[option] for option in changed}
             else:
                 given[f"data.augment.{name}.folder"] = roots[name]
     # A config may draw one of several kinds for a crop, each of one step or of several.
@@ -173,6 +182,11 @@ def augmentation(recipe: Recipe, steps: Mapping[str, Any]) -> dict[str, Any]:
         given["data.augment.draw.one_of"] = tuple(kinds[number] for number in left)
         if draw.get("weights") is not None:
             given["data.augment.draw.weights"] = tuple(draw["weights"][number] for number in left)
+    if kinds and not left:
+        raise UserError(
+            f"The config draws one of {', '.join(kinds)} for every crop, and there are neither noises nor impulse "
+            "responses; download musan.tar.gz or rirs_noises.zip."
+        )
     return given
 
 

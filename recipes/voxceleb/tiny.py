@@ -33,9 +33,7 @@ def get_config(preset: str | None = None) -> Config:
     config.validation.bootstrap = 20
     config.validation.players = False
     config.data.crop_seconds = 1.0
-    if config.model.variant is None:
-        config.projection.crops = 32
-    else:
+    if config.model.variant is not None:
         config.model.variant = None
         config.model.checkpoint = str(pretrained.SMALL)
         config.data.crop_seconds = 0.5

@@ -6,8 +6,10 @@ is completed by the next one. No archive may hold links or names that leave the 
 
 import bisect
 import contextlib
+import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -29,6 +31,8 @@ _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, struct.error),
     *(NotImplementedError, RuntimeError, ValueError, UnicodeError, OverflowError),
 )
+# In a folder that was unpacked: the archives with their checksums, and the number of files.
+MARKER = ".unpacked.json"
 _BLOCK = 1 << 20  # bytes
 
 
@@ -80,15 +84,16 @@ class Joined(io.RawIOBase):
         super().close()
 
 
-def unpack(paths: Sequence[Path], folder: Path, pattern: re.Pattern[str], edition: str = "unpacking") -> int:
+def unpack(paths: Sequence[Path], folder: Path, pattern: re.Pattern[str], sums: Mapping[str, str]) -> int:
     """Unpack the archive in `paths` to `folder`, which appears when it is complete; return the number of files.
 
     `paths` are the pieces of one zip file, or one tar.gz file. Members are unpacked under the name that the group of
-    `pattern` finds; others are left out. What is left of an interrupted call goes on if `edition`, a word that names
-    the content of the archive, is the same. Raise UserError when the archive is cut or damaged, holds something that
-    is unsafe, or holds nothing of that pattern, and when the disk is full.
+    `pattern` finds; others are left out. An interrupted call goes on if `sums`, the checksums of `paths` by name, are
+    the same; the folder keeps them in the hidden file `MARKER`. Raise UserError when the archive is cut or damaged,
+    holds something that is unsafe, or holds nothing of that pattern, and when the disk is full.
     """
     label = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
+    edition = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:8]
     part = folder.with_name(f".{folder.name}.{edition}")
     for other in set(folder.parent.glob(f".{folder.name}.*")) - {part}:
         shutil.rmtree(other)
@@ -104,6 +109,7 @@ def unpack(paths: Sequence[Path], folder: Path, pattern: re.Pattern[str], editio
         raise UserError(f"{label} is cut or damaged ({files.first_line(error)}); download it again.") from error
     if not count:
         raise UserError(f"{label} holds no recordings such as {pattern.pattern}; check that it is the right archive.")
+    files.write(part / MARKER, json.dumps({"archives": sums, "files": count}, indent=1) + "\n")
     # One flush for a million files, before anything says that they are there.
     os.sync()
     files.remove_folder(folder)

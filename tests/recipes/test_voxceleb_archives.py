@@ -20,6 +20,7 @@ from recipes.voxceleb import dataset, dry, unpack
 from recipes.voxceleb.archives import CHECKSUMS, Archives
 
 ROOT = Path(__file__).parents[2]
+SUMS = {"a.zip": "sum"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,8 @@ def zipped(path: Path, members: dict[str, bytes], mode: int = stat.S_IFREG | 0o6
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != unpack.MARKER)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_pieces_are_one_archive(tmp_path):
@@ -68,7 +70,7 @@ def test_pieces_are_one_archive(tmp_path):
     pieces = [tmp_path / f"part{number}" for number in range(4)]
     for piece, start, stop in zip(pieces, cuts, cuts[1:], strict=False):
         piece.write_bytes(whole[start:stop])
-    count = unpack.unpack(pieces, tmp_path / "unpacked", dataset.SPEAKERS)
+    count = unpack.unpack(pieces, tmp_path / "unpacked", dataset.SPEAKERS, SUMS)
     assert count == 20
     assert contents(tmp_path / "unpacked") == {name.removeprefix("wav/"): each for name, each in members.items()}
 
@@ -76,18 +78,20 @@ def test_pieces_are_one_archive(tmp_path):
 @pytest.mark.parametrize("name", ["../id10001/a/00001.wav", "/id10001/a/00001.wav", "x\\..\\id10001/a/00001.wav"])
 def test_names_that_leave_the_folder_are_refused(name, tmp_path):
     archive = zipped(tmp_path / "a.zip", {name: b"content"})
-    assert "leads out of the folder" in refusal(unpack.unpack, [archive], tmp_path / "out" / "in", dataset.SPEAKERS)
+    assert "leads out of the folder" in refusal(
+        unpack.unpack, [archive], tmp_path / "out" / "in", dataset.SPEAKERS, SUMS
+    )
     assert [path.name for path in tmp_path.rglob("*.wav")] == []
 
 
 def test_links_are_refused(tmp_path):
     archive = zipped(tmp_path / "a.zip", {"id10001/a/00001.wav": b"/etc/passwd"}, stat.S_IFLNK | 0o777)
-    assert "is a link" in refusal(unpack.unpack, [archive], tmp_path / "out", dataset.SPEAKERS)
+    assert "is a link" in refusal(unpack.unpack, [archive], tmp_path / "out", dataset.SPEAKERS, SUMS)
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as tar:
         info = tarfile.TarInfo("musan/noise/a/b.wav")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(info)
-    assert "is a link" in refusal(unpack.unpack, [tmp_path / "b.tar.gz"], tmp_path / "out", dataset.NOISES)
+    assert "is a link" in refusal(unpack.unpack, [tmp_path / "b.tar.gz"], tmp_path / "out", dataset.NOISES, SUMS)
     assert not (tmp_path / "out").exists()
 
 
@@ -95,55 +99,55 @@ def test_a_cut_or_damaged_archive_is_one_sentence(made, tmp_path):
     whole = (made / "vox1_test_wav.zip").read_bytes()
     cut = tmp_path / "cut.zip"
     cut.write_bytes(whole[: len(whole) // 2])
-    assert "cut or damaged" in refusal(unpack.unpack, [cut], tmp_path / "out", dataset.SPEAKERS)
+    assert "cut or damaged" in refusal(unpack.unpack, [cut], tmp_path / "out", dataset.SPEAKERS, SUMS)
     damaged = bytearray(whole)
     damaged[len(whole) // 3] ^= 255
     cut.write_bytes(damaged)
-    assert "cut or damaged" in refusal(unpack.unpack, [cut], tmp_path / "out", dataset.SPEAKERS)
+    assert "cut or damaged" in refusal(unpack.unpack, [cut], tmp_path / "out", dataset.SPEAKERS, SUMS)
     tar = tmp_path / "cut.tar.gz"
     tar.write_bytes((made / "musan.tar.gz").read_bytes()[:40000])
-    assert "cut or damaged" in refusal(unpack.unpack, [tar], tmp_path / "out", dataset.NOISES)
+    assert "cut or damaged" in refusal(unpack.unpack, [tar], tmp_path / "out", dataset.NOISES, SUMS)
     tar.write_bytes(b"no archive")
-    assert str(tar) in refusal(unpack.unpack, [tar], tmp_path / "out", dataset.NOISES)
+    assert str(tar) in refusal(unpack.unpack, [tar], tmp_path / "out", dataset.NOISES, SUMS)
     assert not (tmp_path / "out").exists()
 
 
 def test_another_archive_is_refused(tmp_path):
     archive = zipped(tmp_path / "a.zip", {"readme.txt": b"content"})
-    assert "no recordings" in refusal(unpack.unpack, [archive], tmp_path / "out", dataset.SPEAKERS)
+    assert "no recordings" in refusal(unpack.unpack, [archive], tmp_path / "out", dataset.SPEAKERS, SUMS)
     twice = zipped(tmp_path / "b.zip", {"a/id10001/a/1.wav": b"x", "b/id10001/a/1.wav": b"y"})
-    assert "twice" in refusal(unpack.unpack, [twice], tmp_path / "out", dataset.SPEAKERS)
+    assert "twice" in refusal(unpack.unpack, [twice], tmp_path / "out", dataset.SPEAKERS, SUMS)
 
 
 def test_what_is_left_of_another_edition_is_not_used(tmp_path):
     first = zipped(tmp_path / "a.zip", {"id10001/a/1.wav": b"one", "../x": b""})
-    refusal(unpack.unpack, [first], tmp_path / "out", dataset.SPEAKERS, "first")
+    refusal(unpack.unpack, [first], tmp_path / "out", dataset.SPEAKERS, {"a.zip": "first"})
     assert [path.read_bytes() for path in tmp_path.rglob("1.wav")] == [b"one"]
     second = zipped(tmp_path / "b.zip", {"id10001/a/1.wav": b"two"})
-    unpack.unpack([second], tmp_path / "out", dataset.SPEAKERS, "second")
+    unpack.unpack([second], tmp_path / "out", dataset.SPEAKERS, {"a.zip": "second"})
     assert [path.read_bytes() for path in tmp_path.rglob("1.wav")] == [b"two"]
 
 
 def test_a_killed_process_is_gone_on_with(tmp_path):
     members = {f"id10001/session/{i:05}.wav": bytes([i % 256]) * 3000 for i in range(1500)}
     archive = zipped(tmp_path / "a.zip", members)
-    out, part = tmp_path / "out", tmp_path / ".out.unpacking"
+    out = tmp_path / "out"
     code = (
         "import sys; from pathlib import Path; from recipes.voxceleb import dataset, unpack\n"
-        "unpack.unpack([Path(sys.argv[1])], Path(sys.argv[2]), dataset.SPEAKERS)"
+        "unpack.unpack([Path(sys.argv[1])], Path(sys.argv[2]), dataset.SPEAKERS, {'a.zip': 'sum'})"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(archive), str(out)], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    first = part / "id10001" / "session" / "00050.wav"
-    run_commands.wait_until(first.exists, "the first files")
+    run_commands.wait_until(lambda: list(tmp_path.glob(".out.*/*/*/00050.wav")), "the first files")
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
+    (first,) = tmp_path.glob(".out.*/*/*/00050.wav")
     # A file that was cut, as after a loss of power, is unpacked again; a whole one is not touched.
-    (part / "id10001" / "session" / "00001.wav").write_bytes(b"cut")
+    first.with_name("00001.wav").write_bytes(b"cut")
     untouched = first.stat().st_ino, first.stat().st_mtime_ns
-    assert unpack.unpack([archive], out, dataset.SPEAKERS) == 1500
+    assert unpack.unpack([archive], out, dataset.SPEAKERS, SUMS) == 1500
     assert contents(out) == members
     after = out / "id10001" / "session" / "00050.wav"
     assert (after.stat().st_ino, after.stat().st_mtime_ns) == untouched
@@ -190,6 +194,17 @@ def test_a_folder_of_speakers_serves_without_archives(folder, tmp_path):
     assert "trial list veri_test2.txt of VoxCeleb1-O is not in" in refusal(other.contents)
     other.lists.symlink_to(archives.lists)
     assert other.contents()["vox2_dev"] is None
+
+
+def test_a_folder_that_is_there_is_never_replaced(folder, tmp_path):
+    archives = opened(folder, tmp_path)
+    own = archives.data / "vox1_test"
+    own.mkdir(parents=True)
+    (own / "mine").touch()
+    contents = archives.contents()
+    assert contents["vox1_test"] is None
+    assert "vox1_test" not in archives.unpack(contents)
+    assert [path.name for path in own.iterdir()] == ["mine"]
 
 
 def test_missing_pieces_and_lists_are_one_sentence(folder, tmp_path):

@@ -16,6 +16,7 @@ from redimnet_jax import trials
 from redimnet_jax.cli import train as train_command
 from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.errors import UserError
+from redimnet_jax.training import config as train_config
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +147,11 @@ def test_noises_that_are_not_there_are_not_mixed_in(unpacked, tmp_path):
     arguments = stages.training_arguments(recipe, stages.PRETRAIN)
     assert f"--config.data.augment.reverberation.folder={unpacked}/data/rirs" in arguments
     bare = dataclasses.replace(recipe, archives=Archives(dry.DATASET, None, tmp_path))
-    (tmp_path / "data" / "vox1_test").mkdir(parents=True)
-    config = train_command.read_config(stages.training_arguments(bare, stages.PRETRAIN))
-    assert config.data.augment.reverberation.p == config.data.augment.noise_folder.p == 0
+    config = train_command.read_config([f"--config={recipe.config}"])
+    assert "musan.tar.gz or rirs_noises.zip" in refusal(stages.augmentation, bare, config.data.augment)
+    assert "musan.tar.gz or rirs_noises.zip" in refusal(stages.count, bare, "key")
+    without_kinds = {"noise_folder": {"p": 0.3, "folder": ""}}
+    assert stages.augmentation(bare, without_kinds) == {"data.augment.noise_folder.p": 0.0}
 
 
 def test_kinds_of_augmentation_lose_what_has_no_folder(unpacked, tmp_path):
@@ -160,12 +163,13 @@ def test_kinds_of_augmentation_lose_what_has_no_folder(unpacked, tmp_path):
             "weights": (1.0, 2.0, 3.0, 4.0),
         },
         "reverberation": {"p": 1.0, "folder": ""},
-        "noise": {"p": 1.0, "folder": ""},
+        "noise": {"p": 1.0, "folder": "", "snr": (0.0, 1.0)},
         "codec": {"p": 1.0},
     }
     assert stages.augmentation(bare, steps) == {
         "data.augment.reverberation.folder": tmp_path / "data" / "rirs",
         "data.augment.noise.p": 0.0,
+        "data.augment.noise.snr": train_config.default().data.augment.noise.snr,
         "data.augment.draw.one_of": ("reverberation", "codec"),
         "data.augment.draw.weights": (1.0, 4.0),
     }
@@ -217,6 +221,24 @@ def test_settings_decide_what_is_trained_anew(unpacked):
     assert with_settings("data.workers=2") == with_settings()
     assert str(unpacked) not in json.dumps(with_settings())
     assert "no setting 'epoch'" in refusal(with_settings, "epoch=3")
+
+
+@pytest.mark.parametrize("variant", ["redimnet2-b2", "redimnet2-b6", "redimnet-b2"])
+@pytest.mark.parametrize("parts", [("musan", "rirs"), ("musan",), ("rirs",)])
+def test_published_recipes_are_valid_with_the_folders_of_the_recipe(variant, parts, unpacked, tmp_path):
+    archives = Archives(dry.DATASET, None, tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("vox1_test", *parts):
+        (tmp_path / "data" / name).symlink_to(unpacked / "data" / name)
+    recipe = dataclasses.replace(recipe_in(unpacked), archives=archives, config=stages.config_of(variant))
+    recipe.facts["index"] = {"source": "data", "data_dir": None}
+    recipe.facts[stages.PRETRAIN] = {"model": "pretrain-key/averaged"}
+    for stage in (stages.PRETRAIN, stages.LARGE_MARGIN):
+        config = train_command.read_config(stages.training_arguments(recipe, stage))
+        train_config.check(config, devices=1)
+    # The fine-tuning starts from the model and the prototypes of the training before.
+    assert config.model.checkpoint == str(unpacked / "pretrain-key" / "averaged")
+    assert config.heads.init == "run" and config.heads.run == str(unpacked / "pretrain-key")
 
 
 def test_variants_name_configs():
