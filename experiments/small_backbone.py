@@ -34,6 +34,7 @@ from redimnet_jax.models import config as model_config
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.training import optimizer
+from redimnet_jax.training.partition import TrainableModel
 
 Array = jax.Array
 RATE = audio.SAMPLE_RATE
@@ -206,12 +207,7 @@ def curve(key: Array, frequencies: Array, count: int) -> Array:
     return 10.0 ** (jax.vmap(lambda row: jnp.interp(frequencies, knots, row))(gains) / 20)
 
 
-class Trained(nnx.Module):
-    def __init__(self, network: SpeakerNetwork, heads: Heads):
-        self.network, self.heads = network, heads
-
-
-def train(settings: Settings, utterances: list[np.ndarray], speakers: np.ndarray):
+def train(settings: Settings, utterances: list[np.ndarray], speakers: np.ndarray) -> SpeakerModel:
     start = time.monotonic()
     speech = on_device(utterances, speakers, settings)
     entries = {
@@ -232,7 +228,7 @@ def train(settings: Settings, utterances: list[np.ndarray], speakers: np.ndarray
     classes = (int(speakers.max()) + 1) * len(settings.speeds)
     loss = AAMSoftmax(margin=settings.margin, scale=settings.scale)
     heads = Heads(classes, (config.embed_dim,), loss, rngs=nnx.Rngs(settings.seed + 1))
-    graph, params, rest = nnx.split(Trained(network, heads), nnx.Param, ...)
+    graph, params, rest = nnx.split(TrainableModel(network, heads), nnx.Param, ...)
     size = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
     print(f"{size:,} parameters, {classes} classes; speech ready after {time.monotonic() - start:.0f} s", flush=True)
     rate = optimizer.schedule(settings.learning_rate, settings.steps, round(settings.warmup * settings.steps))
@@ -280,13 +276,11 @@ def train(settings: Settings, utterances: list[np.ndarray], speakers: np.ndarray
         number >= settings.steps * (1 - settings.averaged) for number in range(settings.steps // block * block)
     )
     params, rest = jax.tree.map(lambda x: (x / counted).astype(x.dtype), carry[3])
-    model = _model(graph, params, rest, entries)
-    return model
+    return _model(graph, params, rest, entries)
 
 
 def _model(graph, params, rest, entries: dict) -> SpeakerModel:
-    # The step donates its arrays.
-    network = nnx.merge(graph, *jax.tree.map(jnp.copy, (params, rest))).network
+    network = nnx.merge(graph, params, rest).network
     network.dtype = jnp.dtype(jnp.float32)
     source = Source(
         file="experiments/small_backbone.py on LibriSpeech train-clean-100 (251 speakers) and speechocean762 (125)",

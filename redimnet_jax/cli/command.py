@@ -49,17 +49,22 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error.renamed(self.flags())))
 
 
-def embedding_options(crops: str) -> argparse.ArgumentParser:
-    """Return a parent parser with the options of commands that embed; `crops` is the default of --crops in words."""
-    parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group("embeddings")
-    group.add_argument(
+def add_checkpoint(options: argparse._ActionsContainer) -> None:
+    """Add the option that names the model to a parser or to a group of its options."""
+    options.add_argument(
         "--checkpoint",
         type=Path,
         required=True,
         metavar="PATH",
         help="native checkpoint, workdir of a run, or PyTorch file (.pt)",
     )
+
+
+def embedding_options(crops: str) -> argparse.ArgumentParser:
+    """Return a parent parser with the options of commands that embed; `crops` is the default of --crops in words."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("embeddings")
+    add_checkpoint(group)
     group.add_argument("--data_dir", type=Path, metavar="DIR", help="folder of the TFDS data sets")
     group.add_argument(
         "--crop_seconds", type=float, metavar="S", help="embed crops of this length instead of whole utterances"

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from redimnet_jax.cli.command import add_checkpoint
 from redimnet_jax.errors import ArgumentError
 from redimnet_jax.evaluation.settings import DTYPES, check_choice
 
@@ -44,13 +45,7 @@ class RecordingSettings:
 def model_options() -> argparse.ArgumentParser:
     """Return a parent parser with the options of commands that embed single recordings."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="native checkpoint, workdir of a run, or PyTorch file (.pt)",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="arithmetic (default: %(default)s)")
     parser.add_argument(
         "--min_speech", type=float, metavar="S", help="refuse files with less speech, in seconds (default: 0.5)"
