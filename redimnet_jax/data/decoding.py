@@ -27,6 +27,7 @@ import numpy as np
 import soundfile
 
 from redimnet_jax import addresses
+from redimnet_jax.data import av_frames
 from redimnet_jax.errors import UserError
 
 Source = str | Path | bytes
@@ -39,8 +40,6 @@ _EXACT = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "
 _LIBSNDFILE = (b"fLaC", b"RIFF", b"RIFX", b"RF64", b"FORM", b".snd", b"riff", b"caff")
 # FFmpeg also has playlists and scripts, which open other files.
 _DEMUXERS = "mp3,aac,mov,wav,w64,flac,ogg,asf,matroska,amr,amrnb,amrwb,caf,aiff,au,ac3,eac3,mpegts,avi,flv,ape,wv,tta"
-_RAW = ("mp3", "aac")  # streams without a container, which often end in tags
-_PADDING = 4096  # frames: two packets of HE-AAC, by which MP4 data may exceed what the header says
 _RIFF_SLACK = 64  # bytes: some writers count the header too
 _RIFF_UNKNOWN = 0x7FFFF000  # sizes from here on are those of recorders that never came back to the header
 _PACKED = 1 << 16  # no supported codec, digital silence included, has more frames in a byte
@@ -254,10 +253,13 @@ def _ogg(source: Source, file: BinaryIO, stack: contextlib.ExitStack) -> Signal:
     leading = next(sounds)
 
     def blocks(first: int, last: int | None) -> Iterator[np.ndarray]:
+        position = 0
         for sound in itertools.chain([leading], sounds):
             if sound.samplerate != leading.samplerate:
                 raise ValueError("its sampling rate changes within the file")
-            yield from _sound_blocks(sound, False, 0, None)
+            for block in _sound_blocks(sound, False, 0, None if last is None else last - position):
+                position += len(block)
+                yield block
             sound.close()
 
     return Signal(leading.samplerate, None, False, blocks)
@@ -296,7 +298,7 @@ def _pyav(file: BinaryIO, start: int, stack: contextlib.ExitStack) -> Signal:
     import av
 
     file.seek(start)
-    packets = _mp3_packets(file.read(4096))
+    packets = av_frames.mp3_packets(file.read(4096))
     file.seek(0)
     # An object, since FFmpeg takes "a:b" for a protocol, and names need not be UTF-8.
     container = stack.enter_context(
@@ -305,96 +307,12 @@ def _pyav(file: BinaryIO, start: int, stack: contextlib.ExitStack) -> Signal:
     if not container.streams.audio:
         raise ValueError("it has no audio stream")
     stream = container.streams.audio[0]
-    frames = _av_frames(container, stream, packets if container.format.name == "mp3" else None)
+    frames = av_frames.decoded(container, stream, packets if container.format.name == "mp3" else None)
     head = list(itertools.islice(frames, 1))
     rate = head[0].sample_rate if head else stream.rate
     if not rate:
         raise ValueError("it has no sampling rate")
-    parts = _av_parts(itertools.chain(head, frames), rate)
+    parts = av_frames.mono(itertools.chain(head, frames), rate)
     if container.format.name.startswith("mov") and stream.duration and stream.duration > 0 and stream.time_base:
-        parts = _up_to(parts, round(stream.duration * stream.time_base * rate), rate)
-    return Signal(rate, None, False, lambda first, last: _joined(parts))
-
-
-def _av_frames(container, stream, promised: int | None) -> Iterator[Any]:
-    """Return the decoded frames; raise ValueError when there are fewer packets than `promised`."""
-    import av.error
-
-    failure, packets = None, 0
-    for packet in container.demux(stream):
-        packets += packet.size > 0
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError as error:
-            failure = failure or error
-            continue
-        if failure is not None and packet.size:
-            raise failure
-        yield from frames
-    # A tag at the end looks like a packet; damage is followed by more audio, or found by the number of packets.
-    if failure is not None and container.format.name not in _RAW:
-        raise failure
-    if promised is not None and packets < promised - 1:
-        raise ValueError(f"it ends after {packets:,} of the {promised:,} frames that its header promises")
-
-
-def _av_parts(frames: Iterator[Any], rate: int) -> Iterator[np.ndarray]:
-    for frame in frames:
-        if frame.sample_rate != rate:
-            raise ValueError("its sampling rate changes within the file")
-        data = frame.to_ndarray()
-        if not frame.format.is_planar:
-            data = data.reshape(-1, frame.layout.nb_channels).T
-        if data.dtype.kind == "f":
-            yield np.float32(1) * data[0] if len(data) == 1 else data.astype(np.float32, copy=False).mean(axis=0)
-            continue
-        scale = 1.0 / (np.iinfo(data.dtype).max // 2 + 1) / 2
-        offset = 0 if data.dtype.kind == "i" else np.iinfo(data.dtype).max // 2 + 1
-        yield np.float32(2 * scale if offset else scale) * (data.astype(np.float32) - np.float32(offset)).mean(axis=0)
-
-
-def _up_to(parts: Iterator[np.ndarray], promised: int, rate: int) -> Iterator[np.ndarray]:
-    """Return the parts without the padding of the last packets, or all where they go on beyond what padding can be.
-
-    Raises ValueError when they end before `promised` frames, which is rounded to a millisecond.
-    """
-    position, padding = 0, []
-    for part in parts:
-        keep = max(0, promised - position) if padding is not None else len(part)
-        position += len(part)
-        if padding is not None and position - promised > _PADDING:
-            yield from [*padding, part] if padding else [part]
-            padding = None
-            continue
-        if keep:
-            yield part[:keep]
-        if padding is not None and keep < len(part):
-            padding.append(part[keep:])
-    if position < promised - rate // 1000 - 1:
-        raise ValueError(
-            f"it ends after {position / rate:.3f} of the {promised / rate:.3f} s that its header promises"
-        )
-
-
-def _joined(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    held, count = [], 0
-    for part in parts:
-        held.append(part)
-        count += len(part)
-        if count >= _BLOCK:
-            yield np.concatenate(held)
-            held, count = [], 0
-    if held:
-        yield np.concatenate(held)
-
-
-def _mp3_packets(head: bytes) -> int | None:
-    """Return the number of frames that the Xing header of an MP3 says, which `head` begins with; None without one."""
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return None
-    mpeg1, mono = head[1] & 0x18 == 0x18, head[3] & 0xC0 == 0xC0
-    side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
-    tag = head[4 + side : 4 + side + 12]
-    if len(tag) < 12 or tag[:4] not in (b"Xing", b"Info") or not tag[7] & 1:
-        return None
-    return int.from_bytes(tag[8:12], "big")
+        parts = av_frames.without_padding(parts, round(stream.duration * stream.time_base * rate), rate)
+    return Signal(rate, None, False, lambda first, last: av_frames.in_blocks(parts, _BLOCK, last))
