@@ -1,5 +1,6 @@
 """Training examples: crops of utterances, and what takes the place of a crop that cannot be read."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from redimnet_jax.data.augment import Speed, Step, apply
-from redimnet_jax.data.recordings import read_stretch
+from redimnet_jax.data.recordings import ReadOnce, read_stretch
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from redimnet_jax.data.recordings import Utterances
+    from redimnet_jax.data.recordings import Recordings, Utterances
 
 # Crops that are tried of a recording that cannot be read; then so many others of the same speaker, then of anybody.
 SAME_RECORDING, OTHERS = 3, 6
@@ -34,6 +35,7 @@ class Crops:
 
     Where a recording cannot be read, another crop takes its place: of the same recording, then of other recordings of
     the speaker, then of any. The choice comes from the example's random generator, so from seed and position only.
+    `read_from` is what the waveforms are read from, in place of `corpus` itself.
     """
 
     corpus: "Utterances"
@@ -41,6 +43,7 @@ class Crops:
     seed: int
     steps: tuple[Step, ...] = ()
     speed: Speed | None = None
+    read_from: "Recordings | None" = None
 
     def made_of(self) -> dict[str, Any]:
         """Return all that determines a crop, except its number, as JSON."""
@@ -51,6 +54,10 @@ class Crops:
             "steps": [repr(step) for step in self.steps],
             "speed": repr(self.speed),
         }
+
+    def reading_once(self) -> "Crops":
+        """Return the same crops, of which those of one utterance in a row share one decoding of it."""
+        return dataclasses.replace(self, read_from=ReadOnce(self.corpus))
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return {"waveform": float32 (samples,), "label": int32, UNREADABLE: int32 (MOST_FAILURES, 2)}.
@@ -91,6 +98,7 @@ class Crops:
         failures: list[Failure],
     ) -> dict[str, Any] | None:
         """Return a crop of the first utterance that can be read, or None; append the others to `failures`."""
+        recordings = self.corpus if self.read_from is None else self.read_from
         for utterance in utterances:
             label, samples = int(self.corpus.labels[utterance]), self.samples
             if self.speed and choice is not None:
@@ -99,7 +107,7 @@ class Crops:
             length = int(self.corpus.samples[utterance])
             start = int(rng.integers(max(length - samples, 0) + 1))
             try:
-                waveform = read_stretch(self.corpus, utterance, start, samples)
+                waveform = read_stretch(recordings, utterance, start, samples)
             except UserError as error:
                 failures.append(Failure(utterance, start, error))
                 continue
@@ -108,6 +116,22 @@ class Crops:
             waveform = apply(self.steps, waveform, rng)
             return {"waveform": waveform.astype(np.float32, copy=False), "label": np.int32(label)}
         return None
+
+
+@dataclass(frozen=True)
+class SharedReading:
+    """Makes `size` crops of an utterance from one decoding of it, {"waveform": float32 (size, samples), ...}.
+
+    The entries are those of `Crops.example`, stacked. Where the utterance cannot be read, each crop has a substitute.
+    """
+
+    crops: Crops
+    size: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        crops = self.crops.reading_once()
+        made = [crops.example(index, rng) for _ in range(self.size)]
+        return {name: np.stack([crop[name] for crop in made]) for name in made[0]}
 
 
 def failure_rows(failures: Sequence[Failure]) -> np.ndarray:

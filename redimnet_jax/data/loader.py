@@ -22,7 +22,7 @@ from redimnet_jax import optional
 from redimnet_jax.data import speaker_groups, worker_process
 from redimnet_jax.data.augment import Speed
 from redimnet_jax.data.crop_lengths import CropLengths, Maker, MakerByLength
-from redimnet_jax.data.crops import UNREADABLE, Crops
+from redimnet_jax.data.crops import UNREADABLE, Crops, SharedReading
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class TrainBatches:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue after the batch at which `state` was taken; raise UserError if it is from another stream."""
+        state = {"crops_per_read": 1} | state  # Earlier versions had no other.
         for key, ours in self._identity.items():
             if state.get(key) != ours and key == "corpus":
                 raise UserError(
@@ -169,6 +170,7 @@ def train_batches(
     batch_size: int,
     *,
     crops_per_utterance: int = 1,
+    crops_per_read: int = 1,
     crops_per_speaker: int = 1,
     one_utterance: bool = False,
     lengths: Sequence[int] = (),
@@ -184,6 +186,9 @@ def train_batches(
     `crops_per_speaker` above 1 a batch holds speakers with that many crops each, see `speaker_groups`; the number of
     batches of an epoch stays the same.
 
+    `crops_per_read`, a divisor of `crops_per_utterance`, is how many of an utterance's crops of an epoch stand in
+    consecutive rows of a batch and share one decoding of the utterance; the order is that of these groups.
+
     Where a recording cannot be read, another crop takes its place (see `data.crops`), and `take_unreadable` lists it.
     Raises UserError at once for numbers out of range, and while iterating if no substitute can be read.
     """
@@ -192,7 +197,12 @@ def train_batches(
 
     corpus = crops.corpus
     _check_numbers(
-        crops, batch_size, readers, crops_per_utterance=crops_per_utterance, crops_per_speaker=crops_per_speaker
+        crops,
+        batch_size,
+        readers,
+        crops_per_utterance=crops_per_utterance,
+        crops_per_read=crops_per_read,
+        crops_per_speaker=crops_per_speaker,
     )
     steps_an_epoch = steps_per_epoch(corpus, batch_size, crops_per_utterance)
     if not steps_an_epoch:
@@ -201,11 +211,12 @@ def train_batches(
             " it or raise crops_per_utterance."
         )
     by_length = {samples: dataclasses.replace(crops, samples=samples) for samples in lengths or (crops.samples,)}
-    if crops_per_speaker == 1:
-        numbers, size = len(corpus) * crops_per_utterance, batch_size
-        makers: dict[int, Maker] = {samples: made.example for samples, made in by_length.items()}
-    else:
-        numbers, size = len(corpus.speakers), batch_size // crops_per_speaker
+    # What the order is of: an epoch has `numbers` of them, a batch `batch_size` / `together`, each of some crops.
+    together = max(crops_per_read, crops_per_speaker)
+    size = batch_size // together
+    makers: dict[int, Maker]
+    if crops_per_speaker > 1:
+        numbers = len(corpus.speakers)
         makers = {
             samples: speaker_groups.group(
                 made,
@@ -216,6 +227,12 @@ def train_batches(
             )
             for samples, made in by_length.items()
         }
+    elif crops_per_read > 1:
+        numbers = len(corpus) * crops_per_utterance // crops_per_read
+        makers = {samples: SharedReading(made, crops_per_read) for samples, made in by_length.items()}
+    else:
+        numbers = len(corpus) * crops_per_utterance
+        makers = {samples: made.example for samples, made in by_length.items()}
     stream = grain.MapDataset.range(numbers).seed(crops.seed).shuffle()
     if len(makers) > 1:
         drawn = CropLengths(tuple(makers), crops.seed, numbers, size)
@@ -225,13 +242,14 @@ def train_batches(
     batches = stream[: numbers // size * size][readers.process_index :: readers.process_count].batch(
         size // readers.process_count, drop_remainder=True
     )
-    if crops_per_speaker > 1:
+    if together > 1:
         batches = batches.map(speaker_groups.rows)
     identity = {
         "seed": crops.seed,
         "batch_size": batch_size,
         "crop": list(by_length) if len(by_length) > 1 else next(iter(by_length)),
         "crops_per_utterance": crops_per_utterance,
+        "crops_per_read": crops_per_read,
         "crops_per_speaker": crops_per_speaker,
         "corpus": corpus.digest,
     }
@@ -283,6 +301,21 @@ def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: i
     if batch_size % readers.process_count:
         raise UserError(
             f"The batch size {batch_size} is no multiple of the {readers.process_count} processes, so make it one."
+        )
+    together = numbers.get("crops_per_read", 1)
+    if together == 1:
+        return
+    if numbers["crops_per_speaker"] > 1:
+        raise UserError("crops_per_read is above 1 and so is crops_per_speaker, so set one of them to 1.")
+    if numbers["crops_per_utterance"] % together:
+        raise UserError(
+            f"The crops_per_utterance, {numbers['crops_per_utterance']}, is no multiple of the {together} "
+            "crops_per_read, so make it one."
+        )
+    if batch_size % (together * readers.process_count):
+        raise UserError(
+            f"The batch size {batch_size} is no multiple of {together * readers.process_count}, the crops_per_read "
+            f"times {readers.process_count} process(es), so make it one."
         )
 
 

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 # The largest root mean square of a crop: the squares of far louder ones overflow float32. Integers of 32 bits that
 # are read as floats stay far below.
 LOUDEST = 1e12
+# The longest recording of which `ReadOnce` keeps the waveform, 4 MB.
+WHOLE_SECONDS = 60
 
 
 class Recordings(Protocol):
@@ -109,6 +111,40 @@ def read_stretch(corpus: Recordings, utterance: int, start: int, samples: int) -
             " computed, so scale the recording or remove it."
         )
     return np.resize(waveform, samples)
+
+
+class ReadOnce:
+    """Recordings of which the last one stays in memory, so that all that is read of it is decoded once.
+
+    One that is longer than `WHOLE_SECONDS`, or cannot be decoded whole, is decoded piece by piece.
+    """
+
+    def __init__(self, recordings: Recordings):
+        self.samples = recordings.samples
+        self._recordings = recordings
+        self._index: int | None = None
+        self._whole: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+    def name(self, index: int) -> str:
+        return self._recordings.name(index)
+
+    def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
+        if index != self._index:
+            self._index, self._whole = index, self._read_whole(index)
+        if self._whole is None:
+            return self._recordings.read(index, start, samples)
+        return self._whole[start : None if samples is None else start + samples]
+
+    def _read_whole(self, index: int) -> np.ndarray | None:
+        if self.samples[index] > WHOLE_SECONDS * audio.SAMPLE_RATE:
+            return None
+        try:
+            return self._recordings.read(index)
+        except UserError:
+            return None  # Whoever reads a damaged piece is told, and the others can be read.
 
 
 class AudioFiles:

@@ -40,6 +40,7 @@ def train_batches(settings: Settings, data: Data, *, augmented: bool) -> loader.
         crops,
         settings.batch_size,
         crops_per_utterance=settings.data.crops_per_utterance,
+        crops_per_read=settings.data.crops_per_read,
         crops_per_speaker=settings.data.crops_per_speaker if augmented else 1,
         one_utterance=settings.data.one_utterance,
         lengths=lengths,

@@ -88,6 +88,10 @@ def _data_rules(settings: Settings) -> Iterator[Rule]:
     sexes = not validation.same_sex or bool(validation.metadata)
     yield sexes, "validation.metadata", "a table of the speakers' sex with validation.same_sex"
     yield not (known.share and known.source), "classification.share", "0 when classification.source is given"
+    divides = data.crops_per_utterance % data.crops_per_read == 0
+    yield divides, "data.crops_per_read", f"a divisor of data.crops_per_utterance, {data.crops_per_utterance}"
+    apart = data.crops_per_read == 1 or data.crops_per_speaker == 1
+    yield apart, "data.crops_per_read", "1 when data.crops_per_speaker is above 1"
     lengths = data.crop_lengths
     yield len(set(lengths)) == len(lengths), "data.crop_seconds", "a list of different lengths"
     if settings.cache.crops:

@@ -122,6 +122,11 @@ class Data:
         help="Sets the length of a training crop, or lists lengths, of which each batch has one.",
     )
     crops_per_utterance: int = setting(1, at_least=1, help="Sets how many crops of an utterance an epoch has.")
+    crops_per_read: int = setting(
+        1,
+        at_least=1,
+        help="Sets how many crops of an utterance one decoding serves; they stand in one batch, in consecutive rows.",
+    )
     crops_per_speaker: int = setting(
         1, at_least=1, help="Sets how many crops of a speaker a batch has; losses over pairs need 2 or more."
     )

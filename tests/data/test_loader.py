@@ -107,6 +107,59 @@ def test_threads_do_not_change_the_stream():
     assert_same(batches(8, steps=STEPS, threads=1), batches(8, steps=STEPS, threads=3))
 
 
+class Counted(FakeCorpus):
+    """Notes every reading."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.readings = []
+
+    def read(self, index, start=0, samples=None):
+        self.readings.append((index, start, samples))
+        return super().read(index, start, samples)
+
+
+def test_several_crops_of_one_reading():
+    """An epoch has the same crops of every utterance, pairs are of one utterance, and each pair is read once."""
+    corpus = Counted(LENGTHS)
+    taken = batches(30, corpus=corpus, crops_per_read=2, threads=1)
+    rows = utterances(taken)
+    assert rows[::2] == rows[1::2]
+    assert set(corpus.readings) == {(index, 0, None) for index in range(len(LENGTHS))}
+    # Threads read ahead.
+    assert 60 <= len(corpus.readings) <= 70
+    for start in range(0, len(rows), 12):
+        assert max(Counter(rows[start : start + 12]).values()) <= 2
+    pairs = np.concatenate([batch["waveform"] for batch in taken])[:, :2].reshape(-1, 2, 2)
+    assert sum(first[0] != second[0] for first, second in pairs) > 30
+    for pair, row in zip(pairs.reshape(-1, 2), rows, strict=True):
+        start = round((pair[0] - row) * 2**14)
+        np.testing.assert_array_equal(pair, corpus.read(row, start, CROP)[:2])
+    parts = [batches(30, crops_per_read=2, batch_size=4, process_index=index, process_count=2) for index in (0, 1)]
+    for batch, first, second in zip(taken, *parts, strict=True):
+        np.testing.assert_array_equal(batch["waveform"], np.concatenate([first["waveform"], second["waveform"]]))
+    resumed = train_batches(FakeCorpus(LENGTHS), **OPTIONS, crops_per_read=2)
+    state = {"step": 11, "seed": 3, "batch_size": 4, "crop": CROP, "crops_per_utterance": 2}
+    state |= {"crops_per_speaker": 1, "corpus": "fake"}
+    assert "crops_per_read = 1" in refusal(resumed.set_state, state)
+    resumed.set_state(state | {"crops_per_read": 2})
+    assert_same(taken[11:15], take(resumed, 4))
+    resumed.close()
+
+
+def test_what_cannot_be_read_whole_is_read_in_pieces():
+    class Damaged(Counted):
+        def read(self, index, start=0, samples=None):
+            waveform = super().read(index, start, samples)
+            if len(waveform) > CROP:
+                raise UserError("It is damaged at its end.")
+            return waveform
+
+    corpus = Damaged(LENGTHS)
+    assert_same(batches(9, crops_per_read=2), batches(9, corpus=corpus, crops_per_read=2))
+    assert any(samples == CROP for _, _, samples in corpus.readings)
+
+
 SEVERAL = {"lengths": (50, 100, 70), "steps": STEPS}
 
 
@@ -313,6 +366,9 @@ def test_nothing_that_can_be_read_ends_training_by_name(options):
         ({"batch_size": 0}, ["batch_size", "0"]),
         ({"crop": 0}, ["crop", "0"]),
         ({"crops_per_utterance": 0}, ["crops_per_utterance"]),
+        ({"crops_per_read": 3}, ["crops_per_utterance, 2", "3 crops_per_read"]),
+        ({"crops_per_read": 2, "process_count": 4}, ["4", "8, the crops_per_read"]),
+        ({"crops_per_read": 2, "crops_per_speaker": 2}, ["crops_per_read", "crops_per_speaker"]),
         ({"workers": -1}, ["workers"]),
         ({"seed": -1}, ["seed"]),
     ],
