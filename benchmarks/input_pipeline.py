@@ -150,8 +150,8 @@ def pipeline_rate(crops: Crops, seconds: float, batch_size: int, readers: Reader
         crops_per_read=crops_per_read,
         readers=readers,
     )
-    # What was prefetched before the clock starts is not counted: the buffers are full again at its end.
-    for _ in range(2 * max(readers.workers * 4, readers.threads or 1) + 1):
+    # Until all that make batches have begun. What is ready is taken at once, so none waits when the clock starts.
+    for _ in range(2 * max(readers.workers, readers.threads or 1) + 1):
         next(batches)
     try:
         return rate(lambda: len(next(batches)["label"]), seconds)
