@@ -22,6 +22,7 @@ from redimnet_jax import optional
 from redimnet_jax.data import speaker_groups, worker_process
 from redimnet_jax.data.augment import Speed
 from redimnet_jax.data.crop_lengths import CropLengths, Maker, MakerByLength
+from redimnet_jax.data.crop_order import CropOrder
 from redimnet_jax.data.crops import UNREADABLE, Crops, SharedReading
 from redimnet_jax.errors import UserError
 
@@ -262,24 +263,22 @@ def crops_in_order(
     batch_size: int,
     *,
     begin: int = 0,
+    order: CropOrder | None = None,
     readers: Readers = Readers(),  # noqa: B008 (it is immutable)
 ) -> TrainBatches:
-    """Return endless batches, as `train_batches` does, of crops in the order of their numbers, from `begin` on.
+    """Return endless batches, as `train_batches` does, of the crops in the rows of `order`, from row `begin` on.
 
-    Crop r is of utterance r % len(corpus). It depends only on the seed and r, so any crop can be made again. Row i of
-    the batch of process p is number i * process_count + p of the global batch.
+    Crop r is of utterance r % len(corpus). It depends only on the seed and r, so any crop can be made again. Without
+    an `order`, row r holds crop r. A process makes the rows of a batch that lie side by side, the first the first.
     """
     optional.require("train")
     import grain
 
     _check_numbers(crops, batch_size, readers)
-    local_batch = readers.local_batch(batch_size)
-    batches = (
-        grain.MapDataset.range(MANY)
-        .seed(crops.seed)
-        .random_map(crops.example)[begin:][readers.process_index :: readers.process_count]
-        .batch(local_batch, drop_remainder=True)
-    )
+    rows = readers.local_batch(batch_size)
+    order = order or CropOrder(len(crops.corpus))
+    first = begin + readers.process_index * rows
+    batches = grain.MapDataset.range(MANY).map(InOrder(crops, order, first, batch_size, rows))
     identity = {
         "seed": crops.seed,
         "batch_size": batch_size,
@@ -287,8 +286,27 @@ def crops_in_order(
         "begin": begin,
         "corpus": crops.corpus.digest,
     }
-    threads = readers.number_of_threads(local_batch * crops.samples)
+    threads = readers.number_of_threads(rows * crops.samples)
     return TrainBatches(batches, readers.workers, threads, identity)
+
+
+@dataclasses.dataclass(frozen=True)
+class InOrder:
+    """Makes batch t: the `rows` rows of `order` from `first` + t * `step` on, each utterance in a row read once."""
+
+    crops: Crops
+    order: CropOrder
+    first: int
+    step: int
+    rows: int
+
+    def __call__(self, number: int) -> Batch:
+        import grain
+
+        examples = grain.MapDataset.range(MANY).seed(self.crops.seed).random_map(self.crops.reading_once().example)
+        begin = self.first + number * self.step
+        made = [examples[self.order.number(row)] for row in range(begin, begin + self.rows)]
+        return {name: np.stack([example[name] for example in made]) for name in made[0]}
 
 
 def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: int) -> None:

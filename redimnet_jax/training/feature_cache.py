@@ -1,10 +1,12 @@
 """Pooled features of training crops kept on disk: with a frozen backbone they are computed once for all epochs.
 
-Row r is of crop r // utterances of utterance r % utterances, whose waveform follows from the seed and r alone (see
-`loader.crops_in_order`), so that more crops only make the files longer. A folder holds
+Crop r is crop r // utterances of utterance r % utterances, and its waveform follows from the seed and r alone (see
+`loader.crops_in_order`). The crops of an utterance that are made together share one decoding, and their rows lie side
+by side (see `data.crop_order`), so that more crops only make the files longer. A folder holds
 
     features        (rows, pool.features), bfloat16 or float32, little-endian and nothing else
     labels          (rows,) int32: of the corpus, or with speed perturbation of its new speakers
+    passes.json     how many crops of an utterance each pass makes, and their checksum
     complete.json   how many rows are whole and the checksums of their blocks, see `row_store`
     made_of.json    what the rows follow from, whose digest is in the name of the folder
 
@@ -20,7 +22,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from jax.sharding import Mesh
 
 from redimnet_jax import files, sharding
 from redimnet_jax.data import loader
+from redimnet_jax.data.crop_order import CropOrder
 from redimnet_jax.data.crops import Crops
 from redimnet_jax.embedding.cache import backbone_digest
 from redimnet_jax.embedding.extract import PooledFeatures
@@ -43,7 +46,7 @@ Array = jax.Array
 # Features (batch, pool.features) float32 and labels (batch,).
 Rows = tuple[Array, Array]
 
-FEATURES, LABELS, MADE_OF = "features", "labels", "made_of.json"
+FEATURES, LABELS, MADE_OF, PASSES = "features", "labels", "made_of.json", "passes.json"
 # Batches on their way to the devices before the first one's features are waited for.
 IN_FLIGHT = 2
 
@@ -82,11 +85,51 @@ class FeatureCache:
         self.store = RowStore(self.folder, row_bytes, "cache.folder")
         if jax.process_index() == 0 and not (self.folder / MADE_OF).exists():
             files.write(self.folder / MADE_OF, made_of + "\n")
+        self.order = CropOrder(self.utterances, self._read_passes())
 
     @property
     def rows(self) -> int:
         """How many rows are whole."""
         return self.store.complete().rows
+
+    def plan(self, crops: int) -> int:
+        """Plan that what lacks of the first `crops` crops of every utterance is made in one pass.
+
+        Return the number of rows that these crops then need. All processes must call this together. Raises UserError
+        when another run appends.
+        """
+        passes = self.order.passes
+        with sharding.raise_on_all_processes():
+            if jax.process_index() == 0 and sum(passes) < crops:
+                passes = self._extended_passes(crops)
+        count = int(sharding.from_first_process(np.asarray(len(passes), np.int32)))
+        held = np.resize(np.array([*passes, 0], np.int32), count)
+        self.order = CropOrder(self.utterances, tuple(np.asarray(sharding.from_first_process(held)).tolist()))
+        return self.order.rows(crops)
+
+    def _extended_passes(self, crops: int) -> tuple[int, ...]:
+        """Write and return the passes with one more, where they make fewer than `crops` crops of an utterance."""
+        with self.store.appender() as appender:
+            # Rows without passes are of an earlier version, which made one crop at a time.
+            passes = self._read_passes() or (1,) * -(-appender.rows // self.utterances)
+            if sum(passes) < crops:
+                passes = (*passes, crops - sum(passes))
+                entries = {"passes": passes, "sha256": _sha256(passes)}
+                files.write(self.folder / PASSES, json.dumps(entries) + "\n")
+        return passes
+
+    def _read_passes(self) -> tuple[int, ...]:
+        path = self.folder / PASSES
+        try:
+            entries = json.loads(path.read_bytes())
+            passes = tuple(entries["passes"])
+            if entries["sha256"] == _sha256(passes):
+                return passes
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise UserError(f"{path} is damaged; remove the folder {self.folder} to make its rows anew.")
 
     def read_features(self, rows: int) -> np.ndarray:
         """Map the first `rows` rows (rows, features); raise UserError when they do not match their checksums."""
@@ -109,9 +152,14 @@ class FeatureCache:
         return self.store.appender() if jax.process_index() == 0 else contextlib.nullcontext()
 
     def sample(self, rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """(features float32, labels) of `count` random rows of the first `rows`, or of all when they are fewer."""
-        chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
-        return self.read_features(rows)[chosen].astype(np.float32), self.read_labels(rows)[chosen]
+        """(features float32, labels) of `count` random crops of the first `rows`, or of all when they are fewer."""
+        chosen = np.sort(self.order.row(np.random.default_rng(seed).permutation(rows)[:count]))
+        needed = int(chosen.max(initial=-1)) + 1
+        return self.read_features(needed)[chosen].astype(np.float32), self.read_labels(needed)[chosen]
+
+
+def _sha256(passes: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(list(passes)).encode()).hexdigest()
 
 
 def extract(
@@ -136,13 +184,13 @@ def extract(
         return
 
     def name(row: int) -> str:
-        return cache.crops.corpus.name(row % cache.utterances)
+        return cache.crops.corpus.name(cache.order.number(row) % cache.utterances)
 
     with cache.writer() as writer:
         # Counted by the process that alone may append, since another run may have appended meanwhile.
         begin = int(sharding.from_first_process(np.asarray(writer.rows if writer else 0, np.int32)))
         readers = loader.Readers(workers, process_index=jax.process_index(), process_count=jax.process_count())
-        batches = loader.crops_in_order(cache.crops, batch_size, begin=begin, readers=readers)
+        batches = loader.crops_in_order(cache.crops, batch_size, begin=begin, order=cache.order, readers=readers)
         pooled_features = PooledFeatures(cache.model.network, mesh, replicated=True)
         meter, start = loader.WaitMeter(batches), time.perf_counter()
 
@@ -183,19 +231,15 @@ def keep(
     Only the first process has a `writer`. `name` is that of the utterance of a row, `done` is told how many rows are
     written. Raises UserError for features that are not finite.
     """
-    processes, waiting = jax.process_count(), collections.deque()
+    waiting: collections.deque[Rows] = collections.deque()
     given = written = begin
     while written < rows:
         if given < rows:
             waiting.append(next(made))
             given += batch_size
         if len(waiting) > IN_FLIGHT or given >= rows:
-            # Processes have every `processes`-th row, and theirs side by side.
-            found = jax.tree.map(
-                lambda x: np.asarray(x).reshape(processes, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape),
-                waiting.popleft(),
-            )
-            features, labels = (array[: rows - written] for array in found)
+            made_rows = jax.tree.map(np.asarray, waiting.popleft())
+            features, labels = (array[: rows - written] for array in made_rows)
             features = features.astype(cache.dtype)
             finite = np.isfinite(features).all(axis=1)
             if not finite.all():

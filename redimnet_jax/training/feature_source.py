@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from redimnet_jax import sharding
+from redimnet_jax.data.crop_order import CropOrder
 from redimnet_jax.training.sampler import EpochSampler
 
 Array = jax.Array
@@ -27,10 +28,18 @@ MAX_STEPS = 100
 
 @dataclasses.dataclass(frozen=True)
 class CachedCrops:
-    """The rows of a feature cache: `features` (crops * utterances, width), may be mapped, and `labels` int32."""
+    """The rows of a feature cache: `features` (rows, width), may be mapped, and `labels` int32 (rows,).
+
+    They are in the order of `data.crop_order`, whose `passes` are given.
+    """
 
     features: np.ndarray
     labels: np.ndarray
+    passes: tuple[int, ...] = ()
+
+    def order(self, utterances: int) -> CropOrder:
+        """Return the order of the rows, of so many utterances."""
+        return CropOrder(utterances, self.passes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +103,9 @@ class DeviceFeatures:
         self.sampler = sampler
         self.streams = sampler.streams(mesh.size)
         self.max_steps = max_steps
-        self._features = place_by_stream(sampler, crops.features, mesh)
-        self._labels = place_by_stream(sampler, crops.labels, mesh)
+        stored = crops.order(sampler.utterances)
+        self._features = place_by_stream(sampler, stored, crops.features, mesh)
+        self._labels = place_by_stream(sampler, stored, crops.labels, mesh)
         order = functools.partial(sampler.order, streams=self.streams)
         self._order = functools.lru_cache(1)(jax.jit(order, out_shardings=sharding.by_rows(mesh)))
 
@@ -154,9 +164,13 @@ class HostFeatures:
         # The last chunk of an epoch may be shorter; the rows that fill it up are not used.
         order = np.pad(order, ((0, 0), (0, self._length - order.shape[1])))
         parts = self.streams // self.sampler.strata
+        stored = self._crops.order(self.sampler.utterances)
 
         def gathered(array: np.ndarray) -> Callable[[range], np.ndarray]:
-            return lambda streams: np.stack([array[self.sampler.cache_rows(t // parts, order[t])] for t in streams])
+            def of_stream(t: int) -> np.ndarray:
+                return array[stored.row(self.sampler.crop_numbers(t // parts, order[t]))]
+
+            return lambda streams: np.stack([of_stream(t) for t in streams])
 
         crops = self._crops
         return (
@@ -173,8 +187,8 @@ class HostFeatures:
         return jax.make_array_from_callback((self.streams, self._length, *shape), self._sharding, place)
 
 
-def place_by_stream(sampler: EpochSampler, array: np.ndarray, mesh: Mesh) -> Array:
-    """Return `array` (crops * utterances, ...) on the devices by stream: (streams, crops * width, ...).
+def place_by_stream(sampler: EpochSampler, stored: CropOrder, array: np.ndarray, mesh: Mesh) -> Array:
+    """Return `array` (rows, ...), in the order `stored`, on the devices by stream: (streams, crops * width, ...).
 
     Streams of one stratum have the same rows.
     """
@@ -183,16 +197,15 @@ def place_by_stream(sampler: EpochSampler, array: np.ndarray, mesh: Mesh) -> Arr
     inner = array.shape[1:]
     shape = (streams, sampler.crops * sampler.width, *inner)
     # As integers: NumPy copies strided bfloat16 one element at a time.
-    by_crop = array.view(f"u{array.itemsize}").reshape(sampler.crops, sampler.utterances, *inner)
+    integers = array.view(f"u{array.itemsize}")
 
     def part(index: Any) -> np.ndarray:
-        if sampler.strata == 1:
-            return np.broadcast_to(array, (len(range(streams)[index[0]]), *array.shape))
         strata = [t // parts for t in range(streams)[index[0]]]
-        out = np.zeros((len(strata), sampler.crops, sampler.width, *inner), by_crop.dtype)
+        out = np.zeros((len(strata), sampler.crops, sampler.width, *inner), integers.dtype)
         for place, stratum in enumerate(strata):
-            rows = by_crop[:, stratum :: sampler.strata]
-            out[place, :, : rows.shape[1]] = rows
+            for crop in range(sampler.crops):
+                rows = stored.of_crop(integers, crop)[stratum :: sampler.strata]
+                out[place, crop, : len(rows)] = rows
         return out.view(array.dtype).reshape(len(strata), *shape[1:])
 
     by_stream = sharding.by_rows(mesh)

@@ -121,7 +121,6 @@ class Inputs:
     def _cached_stepper(self, step: Callable, model: SpeakerModel, strata: int) -> CachedStepper:
         settings = self.settings
         utterances = len(self.data.corpus)
-        rows = settings.cache.crops * utterances
         cache = self._features(model, settings.cache.crops)
         sampler = EpochSampler(
             utterances=utterances,
@@ -131,7 +130,8 @@ class Inputs:
             strata=strata,
             crops_per_epoch=settings.data.crops_per_utterance,
         )
-        crops = CachedCrops(cache.read_features(rows), cache.read_labels(rows))
+        rows = cache.order.rows(settings.cache.crops)
+        crops = CachedCrops(cache.read_features(rows), cache.read_labels(rows), cache.order.passes)
         source = open_features(sampler, self.mesh, crops, memory_share=settings.cache.memory_share)
         where = "are in the devices' memory" if source.on_device else f"are read from {cache.folder}"
         self.log.say(f"cached features of {rows:,} crops {where}")
@@ -149,7 +149,7 @@ class Inputs:
             cache = FeatureCache(mirror.local.parent, model, crops, dtype)
             extract(
                 cache,
-                crops_per_utterance * len(data.corpus),
+                cache.plan(crops_per_utterance),
                 batch_size=settings.cache.crops_at_once(jax.device_count()),
                 mesh=self.mesh,
                 log=self.log,

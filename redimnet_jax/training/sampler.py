@@ -113,8 +113,8 @@ class EpochSampler:
         by_part = rows.reshape(self.strata, self.steps_per_epoch, parts, per_stratum // parts)
         return by_part.transpose(0, 2, 1, 3).reshape(streams, -1)
 
-    def cache_rows(self, stratum: int, rows: np.ndarray) -> np.ndarray:
-        """Return the rows of a `FeatureCache`, int64, that are the rows `rows` of a stratum."""
+    def crop_numbers(self, stratum: int, rows: np.ndarray) -> np.ndarray:
+        """Return the numbers of the crops, as in `data.crop_order`, int64, that are the rows `rows` of a stratum."""
         crop, member = np.divmod(rows.astype(np.int64), self.width)
         return crop * self.utterances + member * self.strata + stratum
 

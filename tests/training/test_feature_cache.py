@@ -1,6 +1,7 @@
 """Cached features: what they are of, that an interruption costs nothing, and what is refused."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -82,6 +83,39 @@ def test_rows_are_features_of_the_numbered_crops(whole, model):
         place = np.flatnonzero((features == row).all(axis=1))
         assert len(place) == 1 and labels[place[0]] == label
     assert len(whole.sample(rows, 1000, seed=0)[0]) == rows
+
+
+def test_crops_of_one_pass_share_a_reading(whole, model, tmp_path):
+    """The crops are the same as one by one, and an interruption changes none; further ones are behind them."""
+    count, corpus = len(LENGTHS), Noise(LENGTHS)
+    readings = []
+    corpus.read = lambda *args: readings.append(args[0]) or Noise.read(corpus, *args)
+    crops = dataclasses.replace(CROPS, corpus=corpus)
+    cache = FeatureCache(tmp_path, model, crops, jnp.float32)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    options = {"batch_size": BATCH, "mesh": mesh, "log": LOG}
+    assert cache.plan(2) == 2 * count and cache.order.passes == (2,)
+    with pytest.raises(Interrupted):
+        extract(cache, 2 * count, check=after(3), **options)
+    assert FeatureCache(tmp_path, model, crops, jnp.float32).plan(3) == 3 * count
+    cache = FeatureCache(tmp_path, model, crops, jnp.float32)
+    assert cache.order.passes == (2, 1) and cache.plan(1) == 2 * count
+    readings.clear()
+    begin = cache.rows
+    extract(cache, cache.plan(3), **options)
+    assert readings[: count - begin // 2] == list(range(begin // 2, count))
+    alone = extracted(tmp_path / "alone", model, 3 * count)
+    features, labels = cache.read_features(3 * count), cache.read_labels(3 * count)
+    rows = cache.order.row(np.arange(3 * count))
+    assert [cache.order.number(row) for row in rows] == list(range(3 * count))
+    np.testing.assert_array_equal(labels[rows], alone.read_labels(3 * count))
+    np.testing.assert_allclose(features[rows], alone.read_features(3 * count), rtol=1e-4, atol=1e-5)
+    for crop in range(3):
+        np.testing.assert_array_equal(cache.order.of_crop(labels, crop), labels[rows[crop * count :][:count]])
+    chosen = {tuple(row) for row in cache.sample(count, 99, seed=0)[0]}
+    assert chosen == {tuple(row) for row in features[rows[:count]]}
+    (cache.folder / "passes.json").write_text('{"passes": [1, 2], "sha256": ""}')
+    assert "passes.json is damaged" in refusal(FeatureCache, tmp_path, model, crops, jnp.float32)
 
 
 def test_half_the_bytes_in_bfloat16(whole, model, tmp_path):

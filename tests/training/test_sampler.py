@@ -33,14 +33,14 @@ def cached_rows(sampler: EpochSampler, epoch: int) -> list[np.ndarray]:
     sizes = [
         len(range(s, sampler.utterances, sampler.strata)) * sampler.crops_per_epoch for s in range(sampler.strata)
     ]
-    return [sampler.cache_rows(s, order[s])[: sizes[s]] for s in range(sampler.strata)]
+    return [sampler.crop_numbers(s, order[s])[: sizes[s]] for s in range(sampler.strata)]
 
 
 def batches(sampler: EpochSampler, epoch: int, devices: int) -> np.ndarray:
     """Rows of the cache in every batch, sorted: (steps, batch_size)."""
     streams = sampler.streams(devices)
     rows_of_epoch = np.asarray(order(sampler, epoch, streams))
-    rows = np.stack([sampler.cache_rows(t * sampler.strata // streams, rows_of_epoch[t]) for t in range(streams)])
+    rows = np.stack([sampler.crop_numbers(t * sampler.strata // streams, rows_of_epoch[t]) for t in range(streams)])
     return np.sort(rows.reshape(streams, sampler.steps_per_epoch, -1).swapaxes(0, 1).reshape(-1, sampler.batch_size))
 
 

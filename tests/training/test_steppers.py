@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from redimnet_jax import sharding
+from redimnet_jax.data.crop_order import CropOrder
 from redimnet_jax.losses.doubt import Doubt
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
@@ -93,7 +94,7 @@ def test_the_same_crops_give_what_waveforms_give(training):
     cached, figures = train(CachedStepper(step, mesh(), source), new_state(), frozen, 2 * EPOCH_STEPS)
     state, live_figures, live = new_state(), [], None
     for number in range(2 * EPOCH_STEPS):
-        order = SAMPLER.cache_rows(0, np.asarray(SAMPLER.permutation(number // EPOCH_STEPS))[0])
+        order = SAMPLER.crop_numbers(0, np.asarray(SAMPLER.permutation(number // EPOCH_STEPS))[0])
         rows = order[number % EPOCH_STEPS * BATCH :][:BATCH]
         batch = {name: array[rows] for name, array in waveforms.items()}
         live = live or compile_step(step, mesh(), state, frozen, batch)
@@ -119,9 +120,14 @@ def test_dispatches_of_any_length_and_features_on_the_host_give_the_same_bits(tr
     assert figures["loss"].shape == (end,) and np.isfinite(figures["loss"]).all() and figures["loss"].min() > 0
     on_host = open_features(SAMPLER, mesh(), CachedCrops(mapped, crops.labels), memory_share=0.0, max_steps=3)
     assert not on_host.on_device and on_host.max_steps == 3
+    numbers = [CropOrder(UTTERANCES, (CROPS,)).number(row) for row in range(len(crops.labels))]
+    assert numbers != sorted(numbers)
+    in_passes = CachedCrops(crops.features[numbers], crops.labels[numbers], (CROPS,))
     for stepper, ends in (
         (on_device, (1, 2, 5, 9, end)),
         (CachedStepper(step, mesh(), on_host), (2, 7, end)),
+        (CachedStepper(step, mesh(), open_features(SAMPLER, mesh(), in_passes)), (end,)),
+        (CachedStepper(step, mesh(), open_features(SAMPLER, mesh(), in_passes, memory_share=0.0)), (end,)),
     ):
         arrays, parts = train(stepper, new_state(), frozen, *ends)
         same_bits(arrays, expected)
