@@ -116,6 +116,19 @@ def stop_at(monkeypatch, step: int):
     monkeypatch.setattr(trainer, "compile_step", compile_step)
 
 
+def compile_once(monkeypatch):
+    """Let runs with the same settings share their compiled steps, one for each length of crops."""
+
+    def compile_step(step, mesh, state, frozen, batch):
+        samples = batch["waveform"].shape[1]
+        if samples not in compiled:
+            compiled[samples] = original(step, mesh, state, frozen, batch)
+        return compiled[samples]
+
+    compiled, original = {}, trainer.compile_step
+    monkeypatch.setattr(trainer, "compile_step", compile_step)
+
+
 def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert a.keys() == b.keys()
     assert [key for key in a if a[key].dtype != b[key].dtype or a[key].tobytes() != b[key].tobytes()] == []
