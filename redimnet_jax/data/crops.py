@@ -1,7 +1,7 @@
 """Training examples: crops of utterances, and what takes the place of a crop that cannot be read."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,10 @@ class Crops:
             "steps": [repr(step) for step in self.steps],
             "speed": repr(self.speed),
         }
+
+    def maker(self, crops_per_read: int) -> Callable[[int, np.random.Generator], dict[str, Any]]:
+        """Return what makes the example of a number, or the group of examples that share one reading."""
+        return self.example if crops_per_read == 1 else SharedReading(self, crops_per_read)
 
     def reading_once(self) -> "Crops":
         """Return the same crops, of which those of one utterance in a row share one decoding of it."""

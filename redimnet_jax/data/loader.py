@@ -9,6 +9,7 @@ makes which example of a step. The step number is the whole state.
 """
 
 import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ from redimnet_jax.data import speaker_groups, worker_process
 from redimnet_jax.data.augment import Speed
 from redimnet_jax.data.crop_lengths import CropLengths, Maker, MakerByLength
 from redimnet_jax.data.crop_order import CropOrder
-from redimnet_jax.data.crops import UNREADABLE, Crops, SharedReading
+from redimnet_jax.data.crops import UNREADABLE, Crops
 from redimnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -197,43 +198,35 @@ def train_batches(
     import grain
 
     corpus = crops.corpus
-    _check_numbers(
-        crops,
-        batch_size,
-        readers,
-        crops_per_utterance=crops_per_utterance,
-        crops_per_read=crops_per_read,
-        crops_per_speaker=crops_per_speaker,
-    )
-    steps_an_epoch = steps_per_epoch(corpus, batch_size, crops_per_utterance)
-    if not steps_an_epoch:
+    numbers_given = {
+        "crops_per_utterance": crops_per_utterance,
+        "crops_per_read": crops_per_read,
+        "crops_per_speaker": crops_per_speaker,
+    }
+    _check_numbers(crops, batch_size, readers, **numbers_given)
+    if not steps_per_epoch(corpus, batch_size, crops_per_utterance):
         raise UserError(
             f"The batch size {batch_size} exceeds the {len(corpus) * crops_per_utterance} crops of an epoch, so lower"
             " it or raise crops_per_utterance."
         )
     by_length = {samples: dataclasses.replace(crops, samples=samples) for samples in lengths or (crops.samples,)}
-    # What the order is of: an epoch has `numbers` of them, a batch `batch_size` / `together`, each of some crops.
+    # What the order is of: an epoch has `numbers` of them, a batch `size`, each of some crops.
     together = max(crops_per_read, crops_per_speaker)
     size = batch_size // together
     makers: dict[int, Maker]
     if crops_per_speaker > 1:
         numbers = len(corpus.speakers)
-        makers = {
-            samples: speaker_groups.group(
-                made,
-                crops_per_speaker,
-                batch_size=batch_size,
-                process_count=readers.process_count,
-                one_utterance=one_utterance,
-            )
-            for samples, made in by_length.items()
-        }
-    elif crops_per_read > 1:
-        numbers = len(corpus) * crops_per_utterance // crops_per_read
-        makers = {samples: SharedReading(made, crops_per_read) for samples, made in by_length.items()}
+        group = functools.partial(
+            speaker_groups.group,
+            size=crops_per_speaker,
+            batch_size=batch_size,
+            process_count=readers.process_count,
+            one_utterance=one_utterance,
+        )
+        makers = {samples: group(made) for samples, made in by_length.items()}
     else:
-        numbers = len(corpus) * crops_per_utterance
-        makers = {samples: made.example for samples, made in by_length.items()}
+        numbers = len(corpus) * crops_per_utterance // crops_per_read
+        makers = {samples: made.maker(crops_per_read) for samples, made in by_length.items()}
     stream = grain.MapDataset.range(numbers).seed(crops.seed).shuffle()
     if len(makers) > 1:
         drawn = CropLengths(tuple(makers), crops.seed, numbers, size)
@@ -249,9 +242,7 @@ def train_batches(
         "seed": crops.seed,
         "batch_size": batch_size,
         "crop": list(by_length) if len(by_length) > 1 else next(iter(by_length)),
-        "crops_per_utterance": crops_per_utterance,
-        "crops_per_read": crops_per_read,
-        "crops_per_speaker": crops_per_speaker,
+        **numbers_given,
         "corpus": corpus.digest,
     }
     threads = readers.number_of_threads(readers.local_batch(batch_size) * max(by_length))

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 from refusals import refusal
 
 from recipes.voxceleb import checks, dry, run, stages
@@ -14,7 +13,6 @@ from recipes.voxceleb.archives import Archives
 from recipes.voxceleb.records import Stage
 from recipes.voxceleb.stages import Ended, Recipe
 from redimnet_jax import trials
-from redimnet_jax.checkpoints import native, pretrained
 from redimnet_jax.cli import train as train_command
 from redimnet_jax.data.corpus import open_corpus
 from redimnet_jax.errors import UserError
@@ -259,9 +257,7 @@ def test_a_missing_folder_of_archives_is_one_sentence(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_all_of_it_on_tiny_archives(tmp_path, capsys, monkeypatch):
-    """With a smaller network than that of --dry, and without the figures and pages of the runs, tested elsewhere."""
-    native.save(tiny.model(out_channels=16, embed_dim=32), tmp_path / "small")
-    monkeypatch.setattr(pretrained, "SMALL", tmp_path / "small")
+    """Without the figures and pages of its runs, which have tests of their own."""
     monkeypatch.setattr(html_report, "write", lambda *_: None)
     save = plots.save
     monkeypatch.setattr(plots, "save", lambda made, path: save(made, path) if path.name == "table.png" else None)
