@@ -294,7 +294,9 @@ class InOrder:
     def __call__(self, number: int) -> Batch:
         import grain
 
-        examples = grain.MapDataset.range(MANY).seed(self.crops.seed).random_map(self.crops.reading_once().example)
+        # Typed loosely, since an element of a MapDataset may be None.
+        examples: Any = grain.MapDataset.range(MANY).seed(self.crops.seed)
+        examples = examples.random_map(self.crops.reading_once().example)
         begin = self.first + number * self.step
         made = [examples[self.order.number(row)] for row in range(begin, begin + self.rows)]
         return {name: np.stack([example[name] for example in made]) for name in made[0]}
