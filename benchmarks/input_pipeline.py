@@ -108,7 +108,7 @@ def decode_rate(corpus: Corpus, crop: int, seconds: float, crops_per_read: int =
 
     def work() -> int:
         index = int(rng.integers(len(corpus)))
-        recordings = corpus if crops_per_read == 1 else ReadOnce(corpus)
+        recordings = corpus if crops_per_read == 1 else ReadOnce(corpus, crops_per_read)
         for _ in range(crops_per_read):
             recordings.read(index, int(rng.integers(corpus.samples[index] - crop + 1)), crop)
         return crops_per_read

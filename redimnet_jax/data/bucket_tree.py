@@ -53,6 +53,9 @@ class BucketTree:
     def fetch(self, name: str, record: int | None) -> Path:
         return self.root / name
 
+    def seeks(self, name: str) -> bool:
+        return False  # Every reading fetches the whole file.
+
     @functools.cached_property
     def _listing(self) -> dict[str, addresses.Entry]:
         address = addresses.of(self.root)

@@ -43,6 +43,10 @@ class Origin(Protocol):
         """Return what `audio.read` takes."""
         ...
 
+    def seeks(self, name: str) -> bool:
+        """Return True when an utterance is a file here that `decoding.seeks`."""
+        ...
+
 
 class Corpus:
     """Utterances by number; implements `recordings.Utterances`.
@@ -92,6 +96,9 @@ class Corpus:
     def source(self, index: int) -> Path | bytes:
         records = self._index.records
         return self.origin.fetch(self.name(index), None if records is None else int(records[index]))
+
+    def seeks(self, index: int) -> bool:
+        return self.origin.seeks(self.name(index))
 
     def removed(self, index: int) -> bool:
         try:

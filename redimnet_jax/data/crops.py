@@ -59,9 +59,9 @@ class Crops:
         """Return what makes the example of a number, or the group of examples that share one reading."""
         return self.example if crops_per_read == 1 else SharedReading(self, crops_per_read)
 
-    def reading_once(self) -> "Crops":
-        """Return the same crops, of which those of one utterance in a row share one decoding of it."""
-        return dataclasses.replace(self, read_from=ReadOnce(self.corpus))
+    def reading_once(self, count: int) -> "Crops":
+        """Return the same crops, of which `count` of one utterance share a decoding where that is cheaper."""
+        return dataclasses.replace(self, read_from=ReadOnce(self.corpus, count))
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Return {"waveform": float32 (samples,), "label": int32, UNREADABLE: int32 (MOST_FAILURES, 2)}.
@@ -133,7 +133,7 @@ class SharedReading:
     size: int
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        crops = self.crops.reading_once()
+        crops = self.crops.reading_once(self.size)
         made = [crops.example(index, rng) for _ in range(self.size)]
         return {name: np.stack([crop[name] for crop in made]) for name in made[0]}
 

@@ -77,6 +77,16 @@ class Signal:
                 return
 
 
+def seeks(path: Path) -> bool:
+    """Return True for a file here whose first bytes are of a format in which a segment is found by a seek.
+
+    Of these, the codecs that libsndfile does not seek (GSM, ADPCM) are decoded from the start all the same.
+    """
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(4) in _LIBSNDFILE
+    return False
+
+
 @contextlib.contextmanager
 def opened(source: Source, name: str) -> Iterator[Signal]:
     """Return the signal in `source`, a path or the bytes of a file.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from redimnet_jax import addresses, names, utterance_speakers
-from redimnet_jax.data import audio
+from redimnet_jax.data import audio, decoding
 from redimnet_jax.data.audio import SAMPLE_RATE
 from redimnet_jax.data.index import Bad, Entries
 from redimnet_jax.data.tree import examine
@@ -35,6 +35,10 @@ class Span(NamedTuple):
     path: Path
     start: float = 0.0
     end: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.end is None
 
 
 def is_kaldi(folder: str | Path) -> bool:
@@ -82,7 +86,11 @@ class KaldiFolders:
 
     def fetch(self, name: str, record: int | None) -> Path | bytes:
         span = self._spans[name]
-        return span.path if span.start == 0 and span.end is None else _cut(span, name)
+        return span.path if span.is_whole else _cut(span, name)
+
+    def seeks(self, name: str) -> bool:
+        span = self._spans[name]
+        return span.is_whole and decoding.seeks(span.path)
 
     @functools.cached_property
     def _spans(self) -> Mapping[str, Span]:

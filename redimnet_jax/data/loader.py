@@ -10,6 +10,7 @@ makes which example of a step. The step number is the whole state.
 
 import dataclasses
 import functools
+import itertools
 import os
 import shutil
 import time
@@ -283,7 +284,7 @@ def crops_in_order(
 
 @dataclasses.dataclass(frozen=True)
 class InOrder:
-    """Makes batch t: the `rows` rows of `order` from `first` + t * `step` on, each utterance in a row read once."""
+    """Makes batch t: the `rows` rows of `order` from `first` + t * `step` on; those of one utterance together."""
 
     crops: Crops
     order: CropOrder
@@ -292,14 +293,21 @@ class InOrder:
     rows: int
 
     def __call__(self, number: int) -> Batch:
+        begin = self.first + number * self.step
+        numbers = map(self.order.number, range(begin, begin + self.rows))
+        made = []
+        for _, together in itertools.groupby(numbers, lambda number: number % len(self.crops.corpus)):
+            made += self.of_utterance(tuple(together))
+        return {name: np.stack([example[name] for example in made]) for name in made[0]}
+
+    def of_utterance(self, numbers: tuple[int, ...]) -> list[Batch]:
+        """Return the examples of the crops with these numbers, all of one utterance."""
         import grain
 
         # Typed loosely, since an element of a MapDataset may be None.
         examples: Any = grain.MapDataset.range(MANY).seed(self.crops.seed)
-        examples = examples.random_map(self.crops.reading_once().example)
-        begin = self.first + number * self.step
-        made = [examples[self.order.number(row)] for row in range(begin, begin + self.rows)]
-        return {name: np.stack([example[name] for example in made]) for name in made[0]}
+        examples = examples.random_map(self.crops.reading_once(len(numbers)).example)
+        return [examples[number] for number in numbers]
 
 
 def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: int) -> None:

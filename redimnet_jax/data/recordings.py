@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 # The largest root mean square of a crop: the squares of far louder ones overflow float32. Integers of 32 bits that
 # are read as floats stay far below.
 LOUDEST = 1e12
-# The longest recording of which `ReadOnce` keeps the waveform, 4 MB.
+# The longest utterance of which `ReadOnce` keeps the waveform, 4 MB.
 WHOLE_SECONDS = 60
 
 
@@ -82,6 +82,13 @@ class Utterances(Recordings, Protocol):
         """Return the encoded audio: the path of a file, or the bytes of one."""
         ...
 
+    def seeks(self, index: int) -> bool:
+        """Return True when reading a stretch of an utterance costs no more than the stretch.
+
+        False where the decoder begins at the start, and for what is fetched or cut from a longer recording.
+        """
+        ...
+
     def removed(self, index: int) -> bool:
         """Return True when the file of an utterance no longer exists."""
         ...
@@ -114,37 +121,45 @@ def read_stretch(corpus: Recordings, utterance: int, start: int, samples: int) -
 
 
 class ReadOnce:
-    """Recordings of which the last one stays in memory, so that all that is read of it is decoded once.
+    """Utterances of which the last one stays in memory where so many `stretches` of it are cheaper by one decoding.
 
-    One that is longer than `WHOLE_SECONDS`, or cannot be decoded whole, is decoded piece by piece.
+    One that cannot be decoded whole is decoded stretch by stretch.
     """
 
-    def __init__(self, recordings: Recordings):
-        self.samples = recordings.samples
-        self._recordings = recordings
+    def __init__(self, utterances: Utterances, stretches: int):
+        self.samples = utterances.samples
+        self._utterances = utterances
+        self._stretches = stretches
         self._index: int | None = None
         self._whole: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self._recordings)
+        return len(self._utterances)
 
     def name(self, index: int) -> str:
-        return self._recordings.name(index)
+        return self._utterances.name(index)
 
     def read(self, index: int, start: int = 0, samples: int | None = None) -> np.ndarray:
         if index != self._index:
-            self._index, self._whole = index, self._read_whole(index)
+            worth_it = samples is None or whole_is_cheaper(self._utterances, index, self._stretches, samples)
+            self._index, self._whole = index, self._read_whole(index) if worth_it else None
         if self._whole is None:
-            return self._recordings.read(index, start, samples)
+            return self._utterances.read(index, start, samples)
         return self._whole[start : None if samples is None else start + samples]
 
     def _read_whole(self, index: int) -> np.ndarray | None:
-        if self.samples[index] > WHOLE_SECONDS * audio.SAMPLE_RATE:
-            return None
         try:
-            return self._recordings.read(index)
+            return self._utterances.read(index)
         except UserError:
-            return None  # Whoever reads a damaged piece is told, and the others can be read.
+            return None  # Whoever reads a damaged stretch is told, and the others can be read.
+
+
+def whole_is_cheaper(utterances: Utterances, index: int, stretches: int, samples: int) -> bool:
+    """Return True when decoding an utterance whole takes less than so many random stretches of `samples` samples."""
+    length = utterances.samples[index]
+    if stretches == 1 or length > WHOLE_SECONDS * audio.SAMPLE_RATE:
+        return False
+    return bool(stretches * samples >= length) or not utterances.seeks(index)
 
 
 class AudioFiles:
@@ -236,6 +251,9 @@ class Subset:
 
     def source(self, index: int) -> Path | bytes:
         return self._corpus.source(int(self._index[index]))
+
+    def seeks(self, index: int) -> bool:
+        return self._corpus.seeks(int(self._index[index]))
 
     def removed(self, index: int) -> bool:
         return self._corpus.removed(int(self._index[index]))

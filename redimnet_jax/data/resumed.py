@@ -54,6 +54,10 @@ class ResumedCorpus:
         corpus, number = self._where(index)
         return corpus.source(number)
 
+    def seeks(self, index: int) -> bool:
+        corpus, number = self._where(index)
+        return corpus.seeks(number)
+
     def removed(self, index: int) -> bool:
         if self.gone[index]:
             return True

@@ -127,6 +127,9 @@ class SpeechOnly:
         """Return the encoded audio of the whole recording."""
         return self._recordings.source(index)
 
+    def seeks(self, index: int) -> bool:
+        return self._recordings.seeks(index)
+
     def removed(self, index: int) -> bool:
         return self._recordings.removed(index)
 

@@ -56,6 +56,9 @@ class Records:
     def fetch(self, name: str, record: int | None) -> bytes:
         return self._source()[record]["audio"]
 
+    def seeks(self, name: str) -> bool:
+        return False  # Every reading fetches the whole record.
+
     def _source(self) -> Any:
         # One for each process, because readers do not survive a fork.
         return _open_data_source(self.folder, self.split, os.getpid())

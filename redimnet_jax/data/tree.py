@@ -88,6 +88,9 @@ class Tree:
     def fetch(self, name: str, record: int | None) -> Path:
         return self.root / name
 
+    def seeks(self, name: str) -> bool:
+        return decoding.seeks(self.root / name)
+
 
 @dataclasses.dataclass(frozen=True)
 class FileList:
@@ -126,6 +129,9 @@ class FileList:
     def fetch(self, name: str, record: int | None) -> Path:
         # An absolute name stays what it is.
         return Path(name) if addresses.of(name) else self.root / name
+
+    def seeks(self, name: str) -> bool:
+        return decoding.seeks(self.fetch(name, None))
 
 
 def examine(

@@ -11,11 +11,11 @@ import pytest
 from audio_files import voice, write
 from refusals import refusal
 
-from redimnet_jax.data import audio
+from redimnet_jax.data import audio, recordings
 from redimnet_jax.data import index as corpus_index
 from redimnet_jax.data.corpus import Corpus, open_corpus, require_speakers
 from redimnet_jax.data.index import Entries
-from redimnet_jax.data.recordings import select
+from redimnet_jax.data.recordings import ReadOnce, Subset, select, whole_is_cheaper
 from redimnet_jax.data.speakers import read_sexes
 from redimnet_jax.data.tree import FileList, Tree
 
@@ -82,6 +82,42 @@ def test_a_tree(shared_tree):
     with pytest.raises(IndexError):
         corpus.read(-7)
     assert corpus.summary == "6 utterances of 3 speakers in 3 sessions, 0.0 h"
+
+
+def test_which_stretches_cost_no_more_than_themselves(shared_tree, tmp_path):
+    corpus = opened(shared_tree)
+    assert [corpus.seeks(i) for i in range(len(corpus))] == [
+        name.endswith((".wav", ".flac", ".WAV")) for name in ORDER
+    ]
+    (tmp_path / "list").write_text(f"{shared_tree}/id2/s1/b.flac a\n{shared_tree}/id2/s2/a.m4a b\n")
+    listed = opened(tmp_path / "list")
+    of_two = [listed.name(i).endswith("flac") for i in range(2)]
+    assert [listed.seeks(i) for i in range(2)] == of_two == [Subset(listed, np.array([i])).seeks(0) for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "stretches", "seconds", "whole"),
+    [
+        ("id2/s2/a.m4a", 2, 0.1, True),
+        ("id2/s2/a.m4a", 1, 0.1, False),
+        ("id2/s1/b.flac", 2, 0.3, False),
+        ("id2/s1/b.flac", 3, 0.3, True),
+        ("id2/s1/a.wav", 2, 0.1, False),
+    ],
+)
+def test_what_is_decoded_whole_for_several_stretches(shared_tree, monkeypatch, name, stretches, seconds, whole):
+    corpus = opened(shared_tree)
+    index, samples = names(corpus).index(name), round(seconds * 16000)
+    readings = []
+    monkeypatch.setattr(corpus, "read", lambda *args: readings.append(args) or Corpus.read(corpus, *args))
+    once = ReadOnce(corpus, stretches)
+    for number in range(stretches):
+        np.testing.assert_array_equal(
+            once.read(index, 100 * number, samples), Corpus.read(corpus, index, 100 * number, samples)
+        )
+    assert readings == ([(index,)] if whole else [(index, 100 * number, samples) for number in range(stretches)])
+    monkeypatch.setattr(recordings, "WHOLE_SECONDS", 0.7)
+    assert not whole_is_cheaper(corpus, index, 99, samples)
 
 
 def test_a_list_gives_the_corpus_of_the_tree(shared_tree, tmp_path):

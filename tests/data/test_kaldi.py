@@ -61,7 +61,7 @@ def test_recordings_are_utterances_of_their_speakers(plain, recordings, tmp_path
     assert corpus.speakers == ("s1", "s2")
     assert [corpus.name(i) for i in range(4)] == ["s1-a", "s1-b", "s2-c", "s2-d"]
     assert corpus.labels.tolist() == [0, 0, 1, 1] and corpus.samples.tolist() == [3 * RATE] * 4
-    assert corpus.source(1) == recordings / "b.flac"
+    assert corpus.source(1) == recordings / "b.flac" and corpus.seeks(1)
     again = pickle.loads(pickle.dumps(corpus))
     np.testing.assert_array_equal(again.read(3, 100, 50), corpus.read(3, 100, 50))
 
@@ -84,6 +84,8 @@ def test_segments_are_parts_of_recordings(cut, recordings, tmp_path):
         np.testing.assert_allclose(found[name], waveform, atol=1 / 32767)
     assert corpus.samples.tolist() == [len(expected[corpus.name(i)]) for i in range(4)]
     np.testing.assert_array_equal(corpus.read(2, 1000, 500), found["s2-1"][1000:1500])
+    # Every reading cuts the segment anew.
+    assert not any(corpus.seeks(i) for i in range(4))
 
 
 def test_segments_of_a_recording_have_different_keys_in_a_cache(recordings, tmp_path):

@@ -48,6 +48,7 @@ def test_the_data_set_is_the_corpus_it_was_written_from(tree, data_dir, tmp_path
         np.testing.assert_array_equal(corpus.sessions, from_tree.sessions)
         np.testing.assert_array_equal(corpus.samples, from_tree.samples)
         for i in reversed(range(len(corpus))):
+            assert not corpus.seeks(i)
             np.testing.assert_array_equal(corpus.read(i), from_tree.read(i))
             np.testing.assert_array_equal(corpus.read(i, 3000, 500), from_tree.read(i, 3000, 500))
     assert len(list(tmp_path.glob("index-*"))) == 1

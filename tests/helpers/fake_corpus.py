@@ -22,6 +22,9 @@ class FakeCorpus:
     def original_samples(self):
         return self.samples
 
+    def seeks(self, index):
+        return False
+
     def left_out(self, name):
         return None
 

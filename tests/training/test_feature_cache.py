@@ -18,6 +18,7 @@ from refusals import refusal
 from redimnet_jax import locks
 from redimnet_jax.data import loader
 from redimnet_jax.data.augment import GaussianNoise, Speed
+from redimnet_jax.data.crop_order import CropOrder
 from redimnet_jax.data.crops import Crops
 from redimnet_jax.training.feature_cache import FeatureCache, extract
 
@@ -89,7 +90,7 @@ def test_crops_of_one_pass_share_a_reading(whole, model, tmp_path):
     """The crops are the same as one by one, and an interruption changes none; further ones are behind them."""
     count, corpus = len(LENGTHS), Noise(LENGTHS)
     readings = []
-    corpus.read = lambda *args: readings.append(args[0]) or Noise.read(corpus, *args)
+    corpus.read = lambda *args: readings.append(args) or Noise.read(corpus, *args)
     crops = dataclasses.replace(CROPS, corpus=corpus)
     cache = FeatureCache(tmp_path, model, crops, jnp.float32)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
@@ -100,10 +101,14 @@ def test_crops_of_one_pass_share_a_reading(whole, model, tmp_path):
     assert FeatureCache(tmp_path, model, crops, jnp.float32).plan(3) == 3 * count
     cache = FeatureCache(tmp_path, model, crops, jnp.float32)
     assert cache.order.passes == (2, 1) and cache.plan(1) == 2 * count
-    readings.clear()
-    begin = cache.rows
     extract(cache, cache.plan(3), **options)
-    assert readings[: count - begin // 2] == list(range(begin // 2, count))
+    readings.clear()
+    made = loader.InOrder(crops, cache.order, 0, BATCH, BATCH)
+    for number in range(5):
+        made(number)
+    # The third pass begins in the fourth batch. A single crop is read alone.
+    assert [args[0] for args in readings] == [*range(count), *range(6)]
+    assert [len(args) for args in readings] == [1] * count + [3] * 6
     alone = extracted(tmp_path / "alone", model, 3 * count)
     features, labels = cache.read_features(3 * count), cache.read_labels(3 * count)
     rows = cache.order.row(np.arange(3 * count))
@@ -116,6 +121,44 @@ def test_crops_of_one_pass_share_a_reading(whole, model, tmp_path):
     assert chosen == {tuple(row) for row in features[rows[:count]]}
     (cache.folder / "passes.json").write_text('{"passes": [1, 2], "sha256": ""}')
     assert "passes.json is damaged" in refusal(FeatureCache, tmp_path, model, crops, jnp.float32)
+
+
+def test_rows_of_a_version_without_passes_stay(model, tmp_path):
+    """They lie in the order of the crops' numbers, and so does the round over the utterances that is not complete."""
+    count = len(LENGTHS)
+    cache = extracted(tmp_path, model, count + 3)
+    earlier = contents(cache)
+    assert not (cache.folder / "passes.json").exists()
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
+    rows = cache.plan(4)
+    assert rows == 4 * count and cache.order.passes == (1, 1, 2)
+    extract(cache, rows, batch_size=BATCH, mesh=Mesh(np.array(jax.devices()[:1]), ("data",)), log=LOG)
+    assert all(now.startswith(before) for now, before in zip(contents(cache), earlier, strict=True))
+    numbers = [cache.order.number(row) for row in range(rows)]
+    expected = loader.crops_in_order(CROPS, rows, readers=loader.Readers(threads=1))
+    np.testing.assert_array_equal(cache.read_labels(rows), next(expected)["label"][numbers])
+    expected.close()
+
+
+def test_processes_make_rows_side_by_side(model, tmp_path):
+    """Also from a row within an utterance on, where a run that had other processes and batches was interrupted."""
+    order = CropOrder(len(LENGTHS), (2, 1))
+
+    def made(batch_size: int, count: int, begin: int = 0, state: int = 0, **readers) -> list[dict[str, np.ndarray]]:
+        given = loader.Readers(threads=1, **readers)
+        batches = loader.crops_in_order(CROPS, batch_size, begin=begin, order=order, readers=given)
+        batches.set_state(batches.get_state() | {"step": state})
+        taken = [next(batches) for _ in range(count)]
+        batches.close()
+        return taken
+
+    (whole,) = made(27, 1)
+    for begin, state in ((0, 0), (5, 0), (3, 2)):
+        parts = [made(6, 2, begin, state, process_index=index, process_count=3) for index in range(3)]
+        rows = range(begin + 6 * state, begin + 6 * state + 12)
+        for name in whole:
+            joined = np.concatenate([part[name] for step in zip(*parts, strict=True) for part in step])
+            np.testing.assert_array_equal(joined, whole[name][rows])
 
 
 def test_half_the_bytes_in_bfloat16(whole, model, tmp_path):

@@ -1,5 +1,6 @@
 """`train.py` as two processes, on cached features: stopped by SIGTERM, resumed, and the same as one process."""
 
+import itertools
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import tiny
 import training_runs
 
 import redimnet_jax as rj
+from redimnet_jax import row_store
 from redimnet_jax.evaluation import plots
 from redimnet_jax.training import data as training_data
 from redimnet_jax.training import run as training_run
@@ -76,6 +78,18 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
     return outputs
 
 
+def fails_at(call: int, original):
+    """`original`, which ends the run in place of that call."""
+    calls = itertools.count(1)
+
+    def failing(*arguments, **options):
+        if next(calls) == call:
+            raise SystemExit
+        return original(*arguments, **options)
+
+    return failing
+
+
 def stop_after(monkeypatch, step: int) -> None:
     """Ends the run as soon as the checkpoint of `step` is on disk."""
     original = training_run.TrainingCheckpoints.save
@@ -91,11 +105,17 @@ def stop_after(monkeypatch, step: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatch):
-    settings = training_runs.SETTINGS | data | {"epochs": EPOCHS, "checkpoint.keep": 20}
+    settings = training_runs.SETTINGS | data | {"epochs": EPOCHS, "checkpoint.keep": 20, "cache.batch_size": 6}
     workdir = tmp_path / "two"
     for folder in (workdir, tmp_path / "one"):  # The index finds what is bad already.
         training_data.open_data(training_runs.settings(data), folder)
     spoil(data)
+    of_one = training_runs.config(data, epochs=EPOCHS, cache__crops=2, cache__batch_size=6, checkpoint__keep=20)
+    # Two processes go on with the features that one began.
+    with monkeypatch.context() as patch:
+        patch.setattr(row_store.Appender, "append", fails_at(5, row_store.Appender.append))
+        with pytest.raises(SystemExit):
+            training_run.train(of_one, workdir)
     processes = start(settings, workdir)
     try:
         wait_for(workdir / "checkpoints" / "4")
@@ -105,15 +125,14 @@ def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatc
         raise
     # To the process that neither prints nor writes.
     processes[1].send_signal(signal.SIGTERM)
-    for output in finish(processes):
-        assert "Stopped at step" in output
+    first, second = finish(processes)
+    assert "features of 48 crops," in first and "Stopped at step" in first and "Stopped at step" in second
     stopped = max(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
     assert 4 <= stopped < LAST and not (workdir / "results.json").exists()
     assert any((workdir / "compiled").iterdir())
 
     # One process goes on, and two again.
     monkeypatch.setattr(plots, "save", lambda *_: None)
-    of_one = training_runs.config(data, epochs=EPOCHS, cache__crops=2, checkpoint__keep=20)
     further = min(4 * (stopped // 4 + 1), LAST - 4)
     with monkeypatch.context() as patch:
         stop_after(patch, further)
@@ -129,6 +148,8 @@ def test_two_processes_stop_resume_and_agree_with_one(data, tmp_path, monkeypatc
     assert line.endswith("holds samples that are not finite; replace or remove it")
 
     training_run.train(of_one, tmp_path / "one")
+    labels = [path.read_bytes() for path in sorted(tmp_path.glob("*/cache/features-*/labels"))]
+    assert len(labels) == 2 and labels[0] == labels[1]
     two, one = training_runs.history(workdir), training_runs.history(tmp_path / "one")
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == list(range(0, LAST + 1, 4))
     for ours, theirs in zip(two, one, strict=True):
