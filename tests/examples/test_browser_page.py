@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -114,7 +115,9 @@ def test_the_page_in_a_browser(recordings, tmp_path):
     check_decisions(shown, small, recordings)
     assert shown["wide"]["cosine"] == pytest.approx(cosine(small, recordings, "first", "wide", 192), abs=RESAMPLED)
     assert shown["recorded"]["cosine"] > 1 - RECORDED
-    assert "The microphone's recording: 3." in shown["recorded"]["status"][1]
+    # A busy machine ends the recording late.
+    name, seconds = re.fullmatch(r"(.*): ([\d.]+) s", shown["recorded"]["status"][1]).groups()
+    assert name == "The microphone's recording" and 2.5 < float(seconds) < 15
     assert [shown[step]["buttons"][2:] for step in ("playing", "stopped")] == [["Record", "Stop"], ["Record", "Play"]]
     check_refusals(shown)
     check_prefixes(shown, rj.load(tmp_path / "tiny"), recordings)
