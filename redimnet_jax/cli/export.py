@@ -34,6 +34,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--calibration_audio", type=Path, metavar="DIR", help="folder of recordings, which int8-static needs"
     )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="calibration (default: the one beside the model)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -59,6 +62,7 @@ def _export(given: argparse.Namespace) -> Result:
         normalize=not given.raw,
         precision=given.precision,
         calibration_audio=given.calibration_audio,
+        calibration=given.calibration,
     )
     exported = time.perf_counter()
     content = {
