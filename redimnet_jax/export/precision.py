@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from redimnet_jax import files
 from redimnet_jax.data import tree
 from redimnet_jax.errors import ArgumentError, UserError
 from redimnet_jax.export.graph.layers import EXACT
@@ -86,6 +87,7 @@ def _float16(proto: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
 def _quantized(
     proto: onnx.ModelProto, kept: set[str], signals: Sequence[np.ndarray] | None = None
 ) -> onnx.ModelProto:
+    import onnxruntime
     from onnxruntime import quantization
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,6 +109,12 @@ def _quantized(
             else:
                 shared |= {"activation_type": unsigned, "per_channel": True}
                 quantization.quantize_static(source, target, _reader(signals), **shared)
+        except RuntimeError as error:
+            # 1.20 does not find the ranges of softmaxes that stay float32.
+            raise UserError(
+                f"onnxruntime {onnxruntime.__version__} cannot quantise this network ({files.first_line(error)}); "
+                "install a newer version."
+            ) from error
         finally:
             logging.root.setLevel(level)
         return onnx.load(target)
