@@ -22,7 +22,6 @@ included. The exit code is 1 when an error is above 1e-4, an export takes more t
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -44,6 +43,15 @@ MODELS = ("b0", "b2", "b5", "redimnet2-b0", "redimnet2-b2", "small", "small:64")
 FORMATS = ("onnx", "stablehlo")
 SECONDS = {0.5: 1.0, 2.0: 0.1, 3.17: 0.3, 20.0: 1.0}  # how long and how loud the recordings are
 LIMIT, MAX_SECONDS, MAX_GB = 1e-4, 120.0, 4.0
+# A process that runs the command and prints the peak of its memory. Its ru_maxrss would be that of the process it was
+# forked from, if that is larger.
+MEASURED = """
+import sys
+from redimnet_jax.cli.main import main
+code = main(sys.argv[1:])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+sys.exit(code)
+"""
 Embed = Callable[[np.ndarray, list[int]], np.ndarray]
 
 
@@ -143,18 +151,13 @@ def cost(name: str, format: str, folder: Path) -> dict:
         native.save(random_model(*VARIANTS[name]), checkpoint)
     arguments = [str(checkpoint), f"--format={format}", f"--output={folder / name}.{format}"]
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "redimnet_jax.cli", "export", *arguments], stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    process = subprocess.run(
+        [sys.executable, "-c", MEASURED, "export", *arguments], stdout=subprocess.PIPE, text=True
+    )
     if process.returncode:
         raise SystemExit(f"The export of {name} ended with code {process.returncode}.")
-    # ru_maxrss is in KiB.
-    return {
-        "model": name,
-        "format": format,
-        "seconds": time.perf_counter() - started,
-        "gb": usage.ru_maxrss * 1024 / 1e9,
-    }
+    seconds = time.perf_counter() - started
+    return {"model": name, "format": format, "seconds": seconds, "gb": int(process.stdout.split()[-2]) * 1024 / 1e9}
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
