@@ -62,6 +62,8 @@ def _local(path: str | Path) -> Iterator[Path]:
     """Give the path to write to, which is new: for an address a local one, which is uploaded at the block's end."""
     address = addresses.of(path)
     if address is None:
+        if not Path(path).name:
+            raise UserError(f"The output {str(path)!r} has no file name; give the path of a new file.")
         for each in (Path(path), _beside(Path(path))):
             files.check_new(each)
         yield Path(path)
