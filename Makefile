@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo lint check test coverage docs fuzz
+.PHONY: demo lint check test coverage docs fuzz page
 
 # Train a Matryoshka projection on a small backbone with synthetic voices, and evaluate it: results in runs/demo.
 demo: $(VENV)/installed
@@ -31,6 +31,10 @@ coverage: $(VENV)/installed-dev
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs build --strict --quiet
+
+# The page that compares two recordings in a browser, in examples/browser/dist; it needs Node.js.
+page: $(VENV)/installed-dev
+	cd examples/browser && npm install && PYTHON=$(abspath $(BIN)/python) npm run build
 
 # Read damaged files of every kind: FUZZ="--seed=7 --count=100 --target=trials" repeats or narrows a run.
 fuzz: $(VENV)/installed-dev

@@ -13,7 +13,7 @@ time, by the cosine, on every one of the trial lists; a list takes the folder at
 A time is of one recording of noise, of --seconds, batch 1: the median of --repeat calls, all forms taking turns in
 one process that is bound to as many cores as it has threads. In parentheses is the speed relative to the library,
 above 1 where a form is faster. CHECKOUT is a clone of github.com/IDRnD/ReDimNet; with it PyTorch and torchaudio must
-be X
+be installed. Without numbers after --cores no times are measured.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def main() -> None:
     report = {"sizes_mb": sizes, "error_rates": rates, "ms": times}
     columns = [f"ms, {cores} core{'s' * (cores > 1)}" for cores in args.cores]
     rows = []
-    for form in next(iter(times.values())):
+    for form in next(iter(times.values())) if times else sizes:
         cells = [
             f"{times[cores][form]:.1f} ({times[cores][LIBRARY] / times[cores][form]:.2f})" for cores in args.cores
         ]

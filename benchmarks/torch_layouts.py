@@ -15,45 +15,17 @@ import sys
 import tempfile
 import types
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 import yaml
-from flax import nnx
+from random_model import random_model
 
 from redimnet_jax import export
 from redimnet_jax.cli import signals
-from redimnet_jax.models import config as model_config
-from redimnet_jax.models.network import SpeakerNetwork
-from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.models.variants import VARIANTS
 
 SECONDS = 3.0
 KALDI = {"feat_type": "kaldi", "pool_bn": False, "hop_length": 160, "spec_params": {"f_max": 8000}}
-
-
-def random_model(arch: str, entries: dict) -> SpeakerModel:
-    """A model of random weights and random running statistics."""
-    config = model_config.parse(arch, entries)
-    shapes = nnx.eval_shape(lambda: SpeakerNetwork(config, rngs=nnx.Rngs(0)))
-    front_end = type(shapes.frontend)(config.F, config.hop_length, config.spec_params)
-    rng = np.random.default_rng(0)
-    for path, variable in nnx.iter_graph(shapes):
-        if not isinstance(variable, nnx.Variable):
-            continue
-        name, shape = path[-1], variable.shape
-        if path[0] == "frontend":
-            value = getattr(front_end, name)[...]
-        elif name == "var":
-            value = rng.uniform(0.5, 1.5, shape)
-        elif name == "scale":
-            value = rng.normal(1, 0.2, shape)
-        elif len(shape) > 1 and name != "w":
-            value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
-        else:
-            value = rng.normal(0, 0.2, shape)
-        variable.set_value(jnp.asarray(value, jnp.float32))
-    return SpeakerModel(shapes, entries, Source("random", "", "redimnet_jax"))
 
 
 def published(path: pathlib.Path, arch: str) -> torch.nn.Module:

@@ -27,7 +27,7 @@ from redimnet_jax import addresses, buckets, files
 from redimnet_jax.errors import UserError, shown
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
-from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.network import SpeakerNetwork, without_values
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 from redimnet_jax.names import one_line
 from redimnet_jax.version import VERSION
@@ -189,7 +189,7 @@ def _load(folder: Path, dtype: Any) -> SpeakerModel:
     if checksum(arrays) != description["arrays_sha256"]:
         raise UserError(f"The arrays in {folder / ARRAYS} do not match their checksum; convert the checkpoint again.")
     size.check(config, len(arrays), sum(x.size for x in arrays.values()), str(folder / ARRAYS))
-    network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    network = without_values(config, dtype)
     if _forms(arrays) != _forms(flat(network)):
         raise UserError(
             f"The arrays in {folder / ARRAYS} do not fit the model_config in {folder / DESCRIPTION}; "
@@ -262,7 +262,7 @@ def fill(network: SpeakerNetwork, arrays: dict[str, Any]) -> None:
     """Set every variable of `network` from `arrays`, which have the names of `flat`."""
     for path, variable in nnx.iter_graph(network):
         if isinstance(variable, nnx.Variable):
-            variable.set_value(jnp.asarray(arrays[_stored_name(path)]))
+            variable.set_value(jax.device_put(arrays[_stored_name(path)]))
 
 
 def _to_json(value: Any, indent: str = "") -> str:

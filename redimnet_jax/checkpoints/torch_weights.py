@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -23,7 +24,7 @@ from redimnet_jax.checkpoints.torch_mapping import LAYOUTS, Slot, slots
 from redimnet_jax.errors import UserError, shown, some_of
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
-from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.network import SpeakerNetwork, without_values
 from redimnet_jax.models.speaker_model import Source, SpeakerModel
 
 # Absent entries of a Matryoshka wrapper, which has defaults of its own.
@@ -208,7 +209,7 @@ def convert(checkpoint: TorchCheckpoint, dtype: Any = jnp.float32) -> tuple[Spea
     config = model_config.parse(LAYOUTS[checkpoint.layout], entries)
     tensors = checkpoint.state_dict.values()
     size.check(config, len(tensors), sum(tensor.size for tensor in tensors), str(checkpoint.path))
-    network = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    network = without_values(config, dtype)
     report = fill(network, checkpoint)
     path = checkpoint.path
     if checkpoint.description is not None:
@@ -236,13 +237,13 @@ def fill(network: SpeakerNetwork, checkpoint: TorchCheckpoint) -> Report:
             continue
         if slot.expected is not None and tensors[name].dtype.itemsize < 4:
             # A checkpoint that was rounded as a whole: its network was trained with the exact constant.
-            slot.variable.set_value(jnp.asarray(slot.expected))
+            slot.variable.set_value(jax.device_put(slot.expected))
             continue
         array = tensors[name].astype(np.float32)
         if checkpoint.description is None:
             array, count = flush_subnormals(array)
             flushed += count
-        slot.variable.set_value(jnp.asarray(slot.convert(array)))
+        slot.variable.set_value(jax.device_put(slot.convert(array)))
     mapped = [slot for slot in slots_by_name.values() if slot.variable is not None]
     buffers = [s for s in mapped if isinstance(s.variable, nnx.BatchStat) or s.expected is not None]
     checked = [slot for slot in slots_by_name.values() if slot.variable is None and slot.expected is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from redimnet_jax.cli.command import Parser, closes_quietly
 from redimnet_jax.cli.result import Result, run_command
-from redimnet_jax.export import FORMATS
+from redimnet_jax.export import FORMATS, WEIGHTS
 from redimnet_jax.export.options import PRECISIONS
 
 HELP = """Write a model in the format of another runtime or toolkit: one file, and a model card beside it.
@@ -34,6 +34,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--calibration_audio", type=Path, metavar="DIR", help="folder of recordings, which int8-static needs"
     )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="calibration (default: the one beside the model)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
 
@@ -59,6 +62,7 @@ def _export(given: argparse.Namespace) -> Result:
         normalize=not given.raw,
         precision=given.precision,
         calibration_audio=given.calibration_audio,
+        calibration=given.calibration,
     )
     exported = time.perf_counter()
     content = {
@@ -66,7 +70,7 @@ def _export(given: argparse.Namespace) -> Result:
         "card": f"{given.output}.md",
         "format": given.format,
         "dim": given.dim or model.embed_dim,
-        "normalized": not given.raw,
+        "normalized": not given.raw and given.format not in WEIGHTS,
         "precision": given.precision,
         "seconds": {"load": loaded - started, "export": exported - loaded},
     }

@@ -38,16 +38,18 @@ def export(
     normalize: bool = True,
     precision: str = "float32",
     calibration_audio: str | Path | None = None,
+    calibration: str | Path | None = None,
 ) -> None:
     """Write `model` to a file or an address in one of the `FORMATS`, and its model card beside it, with `.md` added.
 
     The other arguments are those of `ExportOptions`; not every format has them all. Raise UserError when a file is
-    there already, for a format that does not exist or cannot express the model, and when a package is missing.
+    there already, for a format that does not exist or cannot express the model, for a `calibration` that does not
+    suit the model, and when a package is missing.
     """
     if format not in FORMATS:
         raise UserError(f"There is no format {shown(format)}; choose one of {', '.join(FORMATS)}.")
     audio = None if calibration_audio is None else buckets.staged(calibration_audio)
-    options = ExportOptions(dim, normalize and format not in WEIGHTS, precision, audio)
+    options = ExportOptions(dim, normalize and format not in WEIGHTS, precision, audio, calibration)
     options.width(model)
     with _local(path) as local:
         text = card.text(model, options, format, local.name)
@@ -60,6 +62,8 @@ def _local(path: str | Path) -> Iterator[Path]:
     """Give the path to write to, which is new: for an address a local one, which is uploaded at the block's end."""
     address = addresses.of(path)
     if address is None:
+        if not Path(path).name:
+            raise UserError(f"The output {str(path)!r} has no file name; give the path of a new file.")
         for each in (Path(path), _beside(Path(path))):
             files.check_new(each)
         yield Path(path)

@@ -15,13 +15,15 @@ class ExportOptions:
 
     dim: the width of the embedding, a prefix of the model's, or None for all of it. normalize: whether embeddings
     have length one. precision: the arithmetic, one of `PRECISIONS`. calibration_audio: a folder of recordings, from
-    which 'int8-static' takes the ranges of the activations.
+    which 'int8-static' takes the ranges of the activations. calibration: the file of a calibration of the cosine, by
+    default the one beside the model.
     """
 
     dim: int | None = None
     normalize: bool = True
     precision: str = "float32"
     calibration_audio: Path | None = None
+    calibration: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from redimnet_jax import files
 from redimnet_jax.data import tree
-from redimnet_jax.errors import UserError
+from redimnet_jax.errors import ArgumentError, UserError
 from redimnet_jax.export.graph.layers import EXACT
 from redimnet_jax.export.graph.network import LENGTHS, WAVEFORMS
 from redimnet_jax.export.options import ExportOptions
@@ -86,13 +87,17 @@ def _float16(proto: onnx.ModelProto, kept: set[str]) -> onnx.ModelProto:
 def _quantized(
     proto: onnx.ModelProto, kept: set[str], signals: Sequence[np.ndarray] | None = None
 ) -> onnx.ModelProto:
+    import onnxruntime
     from onnxruntime import quantization
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = (str(Path(folder) / name) for name in ("float32.onnx", "int8.onnx"))
         onnx.save(proto, source)
+        unsigned = quantization.QuantType.QUInt8
         shared: dict[str, Any] = {
             "op_types_to_quantize": QUANTIZED,
+            # Products of unsigned with signed numbers saturate on x86 CPUs without VNNI.
+            "weight_type": unsigned,
             "nodes_to_exclude": list(kept),
             "extra_options": {"MatMulConstBOnly": True},
         }
@@ -100,9 +105,16 @@ def _quantized(
         logging.root.setLevel(logging.ERROR)  # It advises a shape inference that dynamic lengths make void.
         try:
             if signals is None:
-                quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QUInt8, **shared)
+                quantization.quantize_dynamic(source, target, **shared)
             else:
-                quantization.quantize_static(source, target, _reader(signals), per_channel=True, **shared)
+                shared |= {"activation_type": unsigned, "per_channel": True}
+                quantization.quantize_static(source, target, _reader(signals), **shared)
+        except RuntimeError as error:
+            # 1.20 does not find the ranges of softmaxes that stay float32.
+            raise UserError(
+                f"onnxruntime {onnxruntime.__version__} cannot quantise this network ({files.first_line(error)}); "
+                "install a newer version."
+            ) from error
         finally:
             logging.root.setLevel(level)
         return onnx.load(target)
@@ -127,10 +139,13 @@ def calibration_signals(model: SpeakerModel, folder: Path) -> list[np.ndarray]:
     if not paths:
         raise UserError(f"There is no recording below {folder}; give a folder with audio files to calibrate on.")
     chosen = [paths[len(paths) * index // MAX_RECORDINGS] for index in range(MAX_RECORDINGS)]
-    return [model.read(path, max_seconds=MAX_SECONDS) for path in dict.fromkeys(chosen)]
+    signals = [model.read(path, max_seconds=MAX_SECONDS) for path in dict.fromkeys(chosen)]
+    if not any(map(np.any, signals)):
+        raise UserError(f"The recordings below {folder} are silent; give a folder with speech to calibrate on.")
+    return signals
 
 
 def _audio_below(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of recordings; check calibration_audio.")
+        raise ArgumentError(f"{folder} is no folder of recordings; check `calibration_audio`.")
     return (path for path in folder.rglob("*") if tree.is_audio(path.name) and path.is_file())

@@ -9,7 +9,7 @@ from redimnet_jax.models import config_entries as entries
 from redimnet_jax.models.config_entries import entry
 
 # Each front end lacks some settings of the others.
-_ABSENT = {
+ABSENT = {
     "pt": {"eps"},
     "tf": {"spec_norm", "num_apply_spec_aug"},
     "kaldi": {"spec_norm", "num_apply_spec_aug", "eps", "norm_signal", "do_preemph"},
@@ -48,7 +48,7 @@ def parse(feat_type: str, value: Any) -> SpecParams:
     """
     if not isinstance(value, Mapping):
         raise UserError(f"model_config entry 'spec_params' is {shown(value)} but must be a mapping; correct it.")
-    known = entries.entry_names(SpecParams) - _ABSENT[feat_type.partition("_")[0]]
+    known = entries.entry_names(SpecParams) - ABSENT[feat_type.partition("_")[0]]
     where = f"model_config entry 'spec_params' has unknown entries for feat_type {feat_type!r}"
     entries.refuse_unknown(value, known, where)
     params = SpecParams(**entries.check_fields(SpecParams, value))

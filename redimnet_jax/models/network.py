@@ -1,6 +1,8 @@
 """The whole speaker network: front end, backbone, pooling and embedding layers, from a ModelConfig."""
 
 import bisect
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,3 +136,10 @@ class SpeakerNetwork(nnx.Module):
         x = dropout(jax.nn.relu(embedding), self.config.class_dropout, train=train, key=key)
         assert self.classifier is not None
         return ACTIVATIONS[self.config.head_activation](self.classifier(x))
+
+
+def without_values(config: ModelConfig, dtype: Any = jnp.float32) -> SpeakerNetwork:
+    """Return a network whose variables have shapes and dtypes and no values, for a checkpoint to give."""
+    # The key is always the same: streams of keys, whose counters would be traced, take far longer than the network.
+    rngs: Any = types.SimpleNamespace(params=lambda: jax.random.key(0))
+    return nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=rngs))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import types
 
 import checkpoint_files
 import golden
@@ -22,7 +21,7 @@ from redimnet_jax.checkpoints import torch_mapping, torch_weights
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
 from redimnet_jax.models.frontend import FRONT_ENDS
-from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.network import SpeakerNetwork, without_values
 
 BIAS, WEIGHT, WINDOW = "linear.bias", "linear.weight", "spec.torchfbank.2.spectrogram.window"
 FILTERS = "spec.torchfbank.2.mel_scale.fb"
@@ -31,8 +30,7 @@ FILTERS = "spec.torchfbank.2.mel_scale.fb"
 def build(layout: str, entries: dict) -> SpeakerNetwork:
     """A network without weights, from one random key: shapes are all that is made, and many keys take long."""
     config = model_config.parse("redimnet2" if layout == "redimnet2" else "redimnet", entries)
-    rngs = types.SimpleNamespace(params=lambda: jax.random.key(0))
-    return nnx.eval_shape(lambda: SpeakerNetwork(config, rngs=rngs))
+    return without_values(config)
 
 
 def network(name: str) -> SpeakerNetwork:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
@@ -30,7 +31,10 @@ def model(tmp_path) -> rj.SpeakerModel:
         ({"precision": "int4"}, "precision is 'int4' but must be one of float32, float16, int8, int8-static."),
         ({"precision": "int8-static"}, "precision 'int8-static' needs calibration_audio, "),
         ({"calibration_audio": "a"}, "calibration_audio has no effect on precision 'float32'; "),
-        ({"precision": "int8-static", "calibration_audio": "nowhere"}, "nowhere is no folder of recordings; "),
+        (
+            {"precision": "int8-static", "calibration_audio": "nowhere"},
+            "nowhere is no folder of recordings; check calibration_audio.",
+        ),
     ],
 )
 def test_refusals(model, options, sentence, tmp_path):
@@ -52,6 +56,22 @@ def test_a_folder_without_recordings_is_refused(model, tmp_path):
     (tmp_path / "audio").mkdir()
     with pytest.raises(UserError, match=r"^There is no recording below .*audio; give a folder"):
         rj.export(model, tmp_path / "x", precision="int8-static", calibration_audio=tmp_path / "audio")
+
+
+def test_silence_is_no_calibration(model, tmp_path):
+    import soundfile
+
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "a.wav", np.zeros(16000, np.float32), 16000)
+    with pytest.raises(UserError, match=r"^The recordings below .*audio are silent; give a folder with speech "):
+        rj.export(model, tmp_path / "x", precision="int8-static", calibration_audio=tmp_path / "audio")
+
+
+@pytest.mark.parametrize("output", ["", ".", ".."])
+def test_an_output_without_a_name_is_refused(model, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"has no file name; give the path of a new file\.$|exists already"):
+        rj.export(model, output)
 
 
 def test_missing_packages_are_named(model, monkeypatch, tmp_path):
@@ -94,6 +114,9 @@ def test_the_command(model, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert (result["dim"], result["normalized"]) == (4, False)
     assert (tmp_path / "out.onnx.md").read_text().startswith("# out.onnx\n")
+    weights = ["export", str(tmp_path / "model"), "--format=torch", f"--output={tmp_path / 'out.pt'}", "--json"]
+    assert main.main(weights) == 0
+    assert json.loads(capsys.readouterr().out)["normalized"] is False
     assert main.main([*arguments]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main.main([*arguments[:3], f"--output={tmp_path / 'b'}", "--dim=100"]) == 1

@@ -13,7 +13,6 @@ import fuzz_mutations as mutations
 import numpy as np
 import tiny
 import torch_format
-from flax import nnx
 
 from redimnet_jax import export, files, trials
 from redimnet_jax.checkpoints import native, safetensors_file, torch_mapping, torch_weights, wespeaker
@@ -24,7 +23,7 @@ from redimnet_jax.embedding import folder as embedding_folder
 from redimnet_jax.evaluation import metadata, protocol, score_file, system_calibration
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models import size
-from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.network import without_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Target:
 @functools.cache
 def _content() -> dict:
     # One random key for all weights: the shapes and names are what matters.
-    network = nnx.eval_shape(lambda: SpeakerNetwork(model_config.parse("redimnet", tiny.CONFIG), rngs=nnx.Rngs(0)))
+    network = without_values(model_config.parse("redimnet", tiny.CONFIG))
     slots = torch_mapping.slots(network, "redimnet")
     rng = np.random.default_rng(0)
     state = {

@@ -7,12 +7,11 @@ import golden
 import jax.numpy as jnp
 import numpy as np
 import torch_format
-from flax import nnx
 
 from redimnet_jax.checkpoints import torch_weights
 from redimnet_jax.models import config as model_config
 from redimnet_jax.models.frontend import FRONT_ENDS
-from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.network import SpeakerNetwork, without_values
 
 
 @functools.cache
@@ -54,7 +53,7 @@ def network(name: str, dtype=jnp.float32) -> SpeakerNetwork:
     c = case(name)
     arch = "redimnet2" if c.arch == "redimnet2" else "redimnet"
     config = model_config.parse(arch, c.model_config)
-    net = nnx.eval_shape(lambda: SpeakerNetwork(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    net = without_values(config, dtype)
     torch_weights.fill(net, read(name))
     return net
 

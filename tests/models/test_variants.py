@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from redimnet_jax.models import config as model_config
-from redimnet_jax.models.network import SpeakerNetwork
+from redimnet_jax.models.network import without_values
 from redimnet_jax.models.variants import VARIANTS
 
 # Of the authors' configurations of July 2026.
@@ -27,7 +27,7 @@ PARAMETERS = {
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters(name):
     config = model_config.parse(*VARIANTS[name])
-    network = nnx.eval_shape(lambda: SpeakerNetwork(config, rngs=nnx.Rngs(0)))
+    network = without_values(config)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
     # The weights of the one map that the first stage has to aggregate are constant here, since their softmax is 1.
     assert count + network.backbone.stages[0].aggregate.w.size == PARAMETERS[name]

@@ -58,7 +58,7 @@ def test_command_python_and_evaluation_give_the_same_numbers(report, tree, capsy
     vectors = np.stack([each.vector for each in recordings])
     cosines = np.asarray(scoring.score_trials(vectors, trials.left, trials.right, dims))
     # The evaluation embeds in batches, which rounds otherwise.
-    np.testing.assert_allclose(cosines, scores, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(cosines, scores, rtol=0, atol=1e-4)
     for row, dim in enumerate(dims):
         prefix = calibration.prefixes[dim]
         sides = quality_measures.of_vectors(vectors, [each.quality for each in recordings], dim)

@@ -44,7 +44,7 @@ def write_frontend(module: frontend.FrontEnd, g: Graph, x: str, lengths: str) ->
 
 def _frames(g: Graph, module: frontend.FrontEnd, size: str, lengths: str) -> tuple[str, str]:
     """Return the frames () of the batch and (batch,) of each utterance, from their samples (1,) and (batch,)."""
-    # `frames` is (samples + offset) // hop + 1 in both front ends.
+    # `frames` is (samples + offset) // hop + 1 in every front end.
     offset = -_first_sample_of_second_frame(module) + module.hop
     both = [g("Add", g("Div", g("Add", each, offset), module.hop), 1) for each in (size, lengths)]
     return g("Squeeze", both[0], (0,)), both[1]
@@ -84,6 +84,29 @@ def _(module: frontend.TensorFlowMel, g: Graph, x: str, lengths: str) -> str:
     power = _power(g, x, array(module.real_kernel), array(module.imag_kernel), module.hop)
     mel = _mel(g, g("Clip", power, eps, 1.0 / eps), array(module.filter_bank))
     return g("Log", g("Add", g("Clip", mel, eps, 1.0 / eps), eps))
+
+
+@log_mel.register
+def _(module: frontend.KaldiFbank, g: Graph, x: str, lengths: str) -> str:
+    p = module.params
+    cosine, sine = (_of_raw_frames(kernel) for kernel in frontend.dft(p.win_length, p.n_fft, p.n_fft // 2 + 1))
+    # No constant matters to frames less their mean, and without one the products lose less to rounding.
+    x = g("Sub", x, g("Div", g.total(x, (1,)), g("Unsqueeze", g("Cast", lengths, to=FLOAT), (1,))))
+    mel = _mel(g, _power(g, x, cosine, sine, module.hop), frontend.kaldi_filter_bank(module.mels, p))
+    return g("Log", g("Max", mel, frontend.KALDI_FLOOR))
+
+
+def _of_raw_frames(kernel: np.ndarray) -> np.ndarray:
+    """Return DFT kernels (samples, bins), float64, with what Kaldi does to a frame before: all of it is linear.
+
+    A frame is scaled to 16 bits, less its mean, pre-emphasised and windowed. The transposes of these go, the last one
+    first, onto the kernel.
+    """
+    kernel = frontend.hamming(len(kernel), periodic=False)[:, None] * kernel.astype(np.float64)
+    following = np.concatenate([kernel[1:], np.zeros_like(kernel[:1])])
+    following[0] += kernel[0]  # The sample before the first is the first.
+    kernel = kernel - frontend.PREEMPHASIS * following
+    return frontend.KALDI_SCALE * (kernel - kernel.mean(axis=0))
 
 
 def _reflected(g: Graph, x: str, lengths: str, before: int, after: int) -> str:
