@@ -293,21 +293,20 @@ class InOrder:
     rows: int
 
     def __call__(self, number: int) -> Batch:
+        import grain
+
+        # One data set for all, since it takes longer to make than most crops; typed loosely, since an element of one
+        # may be None.
+        examples: Any = grain.MapDataset.range(MANY).seed(self.crops.seed)
+        examples = examples.random_map(lambda number, rng: crops.example(number, rng))
         begin = self.first + number * self.step
         numbers = map(self.order.number, range(begin, begin + self.rows))
         made = []
-        for _, together in itertools.groupby(numbers, lambda number: number % len(self.crops.corpus)):
-            made += self.of_utterance(tuple(together))
+        for _, group in itertools.groupby(numbers, lambda number: number % len(self.crops.corpus)):
+            of_utterance = tuple(group)
+            crops = self.crops.reading_once(len(of_utterance))
+            made += [examples[number] for number in of_utterance]
         return {name: np.stack([example[name] for example in made]) for name in made[0]}
-
-    def of_utterance(self, numbers: tuple[int, ...]) -> list[Batch]:
-        """Return the examples of the crops with these numbers, all of one utterance."""
-        import grain
-
-        # Typed loosely, since an element of a MapDataset may be None.
-        examples: Any = grain.MapDataset.range(MANY).seed(self.crops.seed)
-        examples = examples.random_map(self.crops.reading_once(len(numbers)).example)
-        return [examples[number] for number in numbers]
 
 
 def _check_numbers(crops: Crops, batch_size: int, readers: Readers, **numbers: int) -> None:
