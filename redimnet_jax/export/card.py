@@ -82,8 +82,8 @@ def _measured(path: Path, dim: int) -> str:
     table = report.Table("Results", ("dim", "EER %", "95 % interval", "trials"), rows)
     where = f", on {one_line(str(trials))}" if trials else ""
     protocol = (
-        f"The score is {one_line(str(score))}{where}, of whole embeddings and of prefixes; intervals are over resampled "
-        "speakers. The weights were measured before the export, in their own precision.\n"
+        f"The score is {one_line(str(score))}{where}, of whole embeddings and of prefixes; intervals are over "
+        "resampled speakers. The weights were measured before the export, in their own precision.\n"
     )
     return f"{protocol}\n{table.markdown()}"
 
