@@ -263,7 +263,7 @@ def summarise(
     systems: dict[str, report.Results] = {
         name if len(by_kind) == 1 else f"{name}, {kind}": each for kind, each in by_kind.items()
     }
-    results = {"score": system.kind, **by_kind[system.kind]}
+    results = {"score": system.kind, "trials_from": trial_set.description, **by_kind[system.kind]}
     no_signal = protocol.find_no_signal(trial_set)
     if no_signal is not None:
         results["no_signal"] = no_signal

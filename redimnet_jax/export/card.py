@@ -76,13 +76,14 @@ def _measured(path: Path, dim: int) -> str:
             for each, entry in report.dims(results)
             if each <= dim
         ]
-        score = results["score"]
+        score, trials = results["score"], results.get("trials_from")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not the results of an evaluation ({error}); evaluate the model again.") from error
     table = report.Table("Results", ("dim", "EER %", "95 % interval", "trials"), rows)
+    where = f", on {one_line(str(trials))}" if trials else ""
     protocol = (
-        f"The score is {one_line(str(score))}, of whole embeddings and of prefixes; intervals are over resampled "
-        "speakers. The weights were measured before the export, in their own precision.\n"
+        f"The score is {one_line(str(score))}{where}, of whole embeddings and of prefixes; intervals are over "
+        "resampled speakers. The weights were measured before the export, in their own precision.\n"
     )
     return f"{protocol}\n{table.markdown()}"
 

@@ -99,8 +99,11 @@ def test_the_card_has_the_results_beside_the_model(place, model, tmp_path):
         native.save(model, folder / "best-7")
         model = rj.load(folder)
     entry = {"eer": 0.0123, "eer_ci95": [0.01, 0.02], "trials": 4950}
-    (folder / "results.json").write_text(json.dumps({"score": "cosine", "dims": {"4": entry, "8": entry}}))
+    (folder / "results.json").write_text(
+        json.dumps({"score": "cosine", "trials_from": "9 trials of list.txt", "dims": {"4": entry, "8": entry}})
+    )
     text = card.text(model, ExportOptions(dim=4), "onnx", "model.onnx")
+    assert "The score is cosine, on 9 trials of list.txt, of whole" in text
     assert "| 4 | 1.23 | 1.00 to 2.00 | 4,950 |" in text
     assert "| 8 |" not in text
     (folder / "results.json").write_text("{}")
