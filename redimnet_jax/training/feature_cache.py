@@ -175,9 +175,10 @@ def extract(
 ) -> None:
     """Make `cache` at least `rows` long, in batches of `batch_size` crops over all devices of all processes.
 
-    An interrupted extraction goes on where it stopped, with any batch size and on any devices. `check` is called
-    before each batch and may raise, which loses nothing. So may `unreadable`, which is told for each batch what could
-    not be read and has another crop in its place (see `data.crops`), whose label is that of the row.
+    An interrupted extraction goes on where it stopped, with any batch size and on any devices. All processes call
+    `check` together before each batch; it may raise on all of them, which loses nothing. So may `unreadable`, which
+    is told for each batch what could not be read and has another crop in its place (see `data.crops`), whose label is
+    that of the row.
     Raises UserError for features that are not finite, with the name of the utterance.
     """
     if int(sharding.from_first_process(np.asarray(cache.rows, np.int32))) >= rows:

@@ -161,7 +161,7 @@ class Inputs:
         return cache
 
     def _check_stop(self) -> None:
-        if self.stop.requested and jax.process_count() == 1:
+        if self.stop.requested_anywhere():
             raise Preempted("Stopped while caching features; they are kept, the same command goes on from there.")
 
     def _note(self, found: list[tuple[int, int]]) -> None:

@@ -181,7 +181,10 @@ class Loop:
         )
 
     def _end_epoch(self, timing: dict[str, float]) -> None:
-        """Run the hooks for epochs, begin the next stage when due, and save. At step 0, run the hooks only."""
+        """Run the hooks for epochs, begin the next stage when due, and save; at step 0, run the hooks only.
+
+        Leave the run when it was asked to stop meanwhile.
+        """
         state = self.state
         epoch = state.step // self.size.epoch_steps
         entry: dict[str, Any] = {"step": state.step, "epoch": epoch, "stage": 1 + state.progress.stage}
@@ -197,6 +200,9 @@ class Loop:
         if state.step:
             self._end_stage_when_due(epoch)
             self.saver.save()
+        # Before the next stage is compiled. A run that has finished only writes its results.
+        if not self._finished() and self.saver.stop.requested_anywhere():
+            self.saver.leave()
 
     def _end_stage_when_due(self, epoch: int) -> None:
         """Stop the run, or begin the next stage from the weights just validated; patience starts again."""

@@ -4,10 +4,12 @@ import contextlib
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from redimnet_jax.training.hooks import Hook
 from redimnet_jax.training.log import TrainingLog
 from redimnet_jax.training.loop import Loop, LoopSize
+from redimnet_jax.training.preemption import Preempted
 from redimnet_jax.training.progress import Progress
 from redimnet_jax.training.run_time import Clock, RunTime
 from redimnet_jax.training.saver import RunState
@@ -48,10 +50,34 @@ class Saver:
     def save(self):
         self._calls.append(("save", self._state.step))
 
+    def leave(self):
+        raise Preempted
+
+
+def make_loop(folder, state, hooks, saver):
+    return Loop(
+        size=LoopSize(epochs=2, epoch_steps=10, batch_size=4),
+        state=state,
+        stages=[Stage((), "frozen", None, "parts", 2, None)],
+        hooks=hooks,
+        saver=saver,
+        log=TrainingLog(folder, DIMS),
+        time=RunTime(folder, Clock(), 0, first=True),
+        open_stepper=CountingStepper,
+        begin_stage=lambda index: None,
+        raise_if_too_many_unreadable=lambda: None,
+        save_every_steps=6,
+        synchronize_every_steps=100,
+    )
+
+
+def new_state():
+    return RunState(Progress(strata=1), SimpleNamespace(state=None, frozen=None), 0)
+
 
 def test_hooks_and_checkpoints_come_in_their_order(tmp_path):
     calls = []
-    state = RunState(Progress(strata=1), SimpleNamespace(state=None, frozen=None), 0)
+    state = new_state()
 
     def record(name):
         return lambda event: calls.append((name, event.step))
@@ -66,21 +92,7 @@ def test_hooks_and_checkpoints_come_in_their_order(tmp_path):
         Hook(record("state"), every_steps=5),
         Hook(lambda event: calls.append(("figures", event.figures["loss"])), every_steps=4, needs_figures_only=True),
     ]
-    loop = Loop(
-        size=LoopSize(epochs=2, epoch_steps=10, batch_size=4),
-        state=state,
-        stages=[Stage((), "frozen", None, "parts", 2, None)],
-        hooks=hooks,
-        saver=Saver(state, calls),
-        log=TrainingLog(tmp_path, DIMS),
-        time=RunTime(tmp_path, Clock(), 0, first=True),
-        open_stepper=CountingStepper,
-        begin_stage=lambda index: None,
-        raise_if_too_many_unreadable=lambda: None,
-        save_every_steps=6,
-        synchronize_every_steps=100,
-    )
-    loop.run()
+    make_loop(tmp_path, state, hooks, Saver(state, calls)).run()
     assert [step for name, step in calls if name == "figures"] == [4, 8, 12, 16, 20]
     # A hook for steps also runs after the last step of an epoch, before the validation.
     assert [call for call in calls if call[0] != "figures"] == [
@@ -89,3 +101,19 @@ def test_hooks_and_checkpoints_come_in_their_order(tmp_path):
         *[("save", 12), ("state", 15), ("save", 18), ("state", 20), ("epoch", 20), ("save", 20)],
     ]
     assert [entry.get("loss") for entry in state.progress.history] == [None, 5.5, 15.5]
+
+
+@pytest.mark.parametrize(("asked_at", "saved_at"), [(0, []), (10, [6, 10]), (20, [6, 10, 12, 18, 20])])
+def test_a_request_to_stop_during_a_validation_is_heeded_before_the_next_step(asked_at, saved_at, tmp_path):
+    calls, state = [], new_state()
+    saver = Saver(state, calls)
+
+    def validate(event):
+        state.progress.sums = None
+        saver.stop.requested_anywhere = lambda: event.step == asked_at
+
+    loop = make_loop(tmp_path, state, [Hook(validate, every_epochs=1)], saver)
+    # After the last validation the run only writes its results.
+    with contextlib.nullcontext() if asked_at == 20 else pytest.raises(Preempted):
+        loop.run()
+    assert state.step == asked_at and [step for _, step in calls] == saved_at

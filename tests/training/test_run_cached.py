@@ -51,6 +51,18 @@ def stop_while(monkeypatch, owner, name: str, call: int) -> None:
     monkeypatch.setattr(owner, name, stopping)
 
 
+def another_process_stops_while(monkeypatch, owner, name: str, call: int) -> None:
+    """Several processes agree on a stop from that call of `owner.name` on, which this one was not asked for."""
+    original, calls = getattr(owner, name), []
+
+    def counting(*arguments, **options):
+        calls.append(name)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, counting)
+    monkeypatch.setattr(preemption.StopRequest, "requested_anywhere", lambda request: len(calls) >= call)
+
+
 @pytest.mark.slow
 def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -60,10 +72,11 @@ def test_stopped_and_resumed(data, tmp_path, monkeypatch, caplog):
     shown = caplog.text
     assert "features of 72 crops," in shown and "in the devices' memory" in shown and "lossless start" in shown
     # No crop is made in the epochs, and an interrupted run goes on within an epoch with the features that it has.
-    with monkeypatch.context() as patch:
-        stop_while(patch, row_store.Appender, "append", 5)
-        with pytest.raises(preemption.Preempted, match="caching features"):
-            training_run.train(config(data, **CACHED, **BY_STEP), stopped)
+    for stop, call in ((another_process_stops_while, 2), (stop_while, 3)):
+        with monkeypatch.context() as patch:
+            stop(patch, row_store.Appender, "append", call)
+            with pytest.raises(preemption.Preempted, match="caching features"):
+                training_run.train(config(data, **CACHED, **BY_STEP), stopped)
     with monkeypatch.context() as patch:
         stop_while(patch, CachedStepper, "run", 3)
         with pytest.raises(preemption.Preempted, match="step 6"):
