@@ -10,6 +10,11 @@ import signal
 import sys
 import threading
 
+# What a run imports when it gets there is imported here, once for all children; none of these starts a thread.
+import grain  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import orbax.checkpoint  # noqa: F401
+import tensorboardX  # noqa: F401
 import training_runs
 
 from redimnet_jax.evaluation import plots

@@ -29,6 +29,10 @@ def build(name: str) -> frontend.FrontEnd:
 @pytest.mark.parametrize("name", sorted(SPEC))
 def test_agrees_with_the_public_code(name):
     front_end = build(name)
+    if not name.startswith(
+        "tf"
+    ):  # Compiled as a whole is quicker, but rounds the DFT of the TF front end too coarsely.
+        front_end = jax.jit(front_end)
     audio = golden.audio(5, 1, 16000)
     for length in SPEC[name]["lengths"]:
         theirs = ARRAYS[f"{name}:{length}"]

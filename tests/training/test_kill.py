@@ -14,11 +14,11 @@ import redimnet_jax as rj
 HELPERS = Path(__file__).parents[1] / "helpers"
 pytestmark = pytest.mark.slow
 
-CHAINS = 3
 KILLS = 3
 SETTINGS = {"epochs": 2, "checkpoint.every_steps": 3, "checkpoint.keep": 1}
 # The last chain makes its crops while it trains.
-KINDS = [{"cache.crops": 2, "averaging.last": 2}] * 2 + [{}]
+KINDS = [{"cache.crops": 2, "averaging.last": 2}, {}]
+CHAINS = len(KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +49,11 @@ def outcome(workdir: Path) -> tuple:
 @pytest.mark.slow
 def test_killed_at_file_operations(data, server, tmp_path):
     """Every chain is a run that is killed three times; together they spread the kills evenly over a run."""
-    whole = {}
     killed = 0
-    for chain in range(CHAINS):
-        kind = KINDS.index(KINDS[chain])
-        settings, workdir = data | SETTINGS | KINDS[kind], tmp_path / str(chain)
-        if kind not in whole:
-            code, operations = server(tmp_path / f"whole{kind}", settings, 0)
-            assert code == 0 and operations > 20
-            whole[kind] = operations, outcome(tmp_path / f"whole{kind}")
-        operations, wanted = whole[kind]
+    for chain, kind in enumerate(KINDS):
+        settings, whole, workdir = data | SETTINGS | kind, tmp_path / f"whole{chain}", tmp_path / str(chain)
+        code, operations = server(whole, settings, 0)
+        assert code == 0 and operations > 20
         for number in range(KILLS):
             last = operations // KILLS + (chain + 1) * operations // (KILLS * CHAINS) * (number == 0)
             code, _ = server(workdir, settings, last)
@@ -67,7 +62,7 @@ def test_killed_at_file_operations(data, server, tmp_path):
             if (workdir / "best").exists():
                 rj.load(workdir)
         assert server(workdir, settings, 0)[0] == 0
-        assert outcome(workdir) == wanted
+        assert outcome(workdir) == outcome(whole)
         rj.load(workdir)
         hidden = [path for path in workdir.rglob(".*") if "compiled" not in path.parts]
         assert hidden == [] and len(list(workdir.glob("best-*/"))) == 1
