@@ -15,7 +15,7 @@ from training_runs import config, history, same_bits, same_runs, saved, stop_at
 
 from redimnet_jax.cli import train as train_command
 from redimnet_jax.errors import UserError
-from redimnet_jax.evaluation import plots
+from redimnet_jax.evaluation import html_report, plots
 from redimnet_jax.training import data as training_data
 from redimnet_jax.training import preemption, unreadable_list
 from redimnet_jax.training import run as training_run
@@ -29,6 +29,7 @@ CACHED = {"cache__crops": 3, "cache__batch_size": 6}
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
+    monkeypatch.setattr(html_report, "write", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +123,9 @@ def test_too_many_stop_with_a_checkpoint_and_the_run_goes_on_when_mended(remedy,
     steps = [int(folder.name) for folder in (workdir / "checkpoints").iterdir()]
     stopped = max(steps)
     assert saved(workdir, stopped)[1]["batches"]["step"] == stopped > 0
-    # Nothing was mended.
-    assert refusal(training_run.train, wanted, workdir) == told
-    assert max(int(folder.name) for folder in (workdir / "checkpoints").iterdir()) == stopped
+    if remedy is remove:  # What happens before a remedy is the same for all.
+        assert refusal(training_run.train, wanted, workdir) == told
+        assert max(int(folder.name) for folder in (workdir / "checkpoints").iterdir()) == stopped
     remedy(bad, pristine / "train")
     training_run.train(wanted, workdir)
     assert [entry["step"] for entry in history(workdir)] == [0, 4, 8, 12]
