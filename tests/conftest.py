@@ -31,6 +31,9 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu" and CHEAPLY not in os.
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {CHEAPLY}"
 
 
+MOST_RESIDENT_BYTES = 2 * 2**30
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_caches(tmp_path_factory):
     """Name the folders of compiled programs, for this process and those that it starts."""
@@ -50,8 +53,14 @@ def compilation_caches(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
-    """Forget the programs of a file after its tests; a worker would end with gigabytes of them."""
+    """Keep traced and compiled programs for the next file while they are small; a worker would end with gigabytes."""
     yield
     import jax
 
-    jax.clear_caches()
+    if _resident_bytes() > MOST_RESIDENT_BYTES:
+        jax.clear_caches()
+
+
+def _resident_bytes() -> int:
+    """Return the memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -12,7 +12,7 @@ from training_runs import config, history, saved
 
 from redimnet_jax import row_store
 from redimnet_jax.data import loader
-from redimnet_jax.evaluation import plots
+from redimnet_jax.evaluation import html_report, plots
 from redimnet_jax.training import preemption
 from redimnet_jax.training import run as training_run
 from redimnet_jax.training.steppers import CachedStepper
@@ -36,6 +36,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
+    monkeypatch.setattr(html_report, "write", lambda *_: None)
 
 
 def stop_while(monkeypatch, owner, name: str, call: int) -> None:

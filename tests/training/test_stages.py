@@ -14,7 +14,7 @@ from training_runs import config, history, same_bits, same_runs, saved, stop_at
 
 import redimnet_jax as rj
 from redimnet_jax.checkpoints import native
-from redimnet_jax.evaluation import plots
+from redimnet_jax.evaluation import html_report, plots
 from redimnet_jax.losses import objective
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.nn.normalization import BatchNorm
@@ -223,6 +223,7 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     monkeypatch.setattr(plots, "save", lambda *_: None)
+    monkeypatch.setattr(html_report, "write", lambda *_: None)
 
 
 # No EER gets better by 100%, so that the first stage ends after an epoch and the second one after two.
