@@ -30,8 +30,8 @@ def for_tpu(effort: float) -> dict[str, Any]:
     if effort:
         return {"exec_time_optimization_effort": effort}
     # What an operation may keep on the chip bounds the instructions that the compiler writes, and they its time. With
-    # its own limit the forward pass takes more than twice as long to compile. Two thirds of this limit are too little:
-    # then some batches do not compile at all.
+    # its own limit the forward pass takes more than twice as long to compile. With two thirds of this limit some
+    # batches do not compile at all.
     return {"xla_tpu_scoped_vmem_limit_kib": 6144}
 
 
