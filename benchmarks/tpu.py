@@ -287,7 +287,8 @@ def measured(case: Case, bundles: bool) -> dict[str, Any]:
     if bundles and "error" not in row and case.chip in BUNDLES and case.program not in WITHOUT_UTTERANCES:
         # A second time, since what the compiler writes takes most of its time.
         with tempfile.TemporaryDirectory() as dump:
-            row["bundles_per_s"] = in_own_process(case, dump).get("bundles_per_s")
+            counted = in_own_process(case, dump)
+            row |= {key: counted[key] for key in ("bundles_per_s", "error") if key in counted}
     return row
 
 

@@ -110,7 +110,10 @@ def _meaning(text: str, computations: dict[str, list[str]]) -> tuple:
     shapes = re.sub(r", (metadata|frontend_attributes|sharding|backend_config)=\{.*", "", text)
     windows = re.findall(r'"(?:window_config|convolution_algorithm_config)":\{.*?\}', text)
     called = re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", text)
-    inner = tuple(_meaning(line, computations) for name in called for line in computations.get(name, []))
+    # In any order: the compiler numbers the two sides of a maximum either way.
+    inner = tuple(
+        sorted((_meaning(line, computations) for name in called for line in computations.get(name, [])), key=repr)
+    )
     return re.sub(r"%[\w.\-]+", "%", shapes.split(" = ")[1]), *windows, inner
 
 
