@@ -62,7 +62,7 @@ def _shifted_1d(x: Array, kernel: Array) -> Array:
 
 
 def _native_1d(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
         x,
         kernel[:, None],
         window_strides=(1,),
@@ -71,6 +71,8 @@ def _native_1d(x: Array, kernel: Array) -> Array:
         feature_group_count=x.shape[2],
         precision=precision(x.dtype),
     )
+    # Fused into the product after it, the convolution would be done again for every block of output channels.
+    return lax.optimization_barrier(y)
 
 
 def _depthwise_1d(x: Array, kernel: Array) -> Array:
