@@ -295,8 +295,8 @@ class InOrder:
     def __call__(self, number: int) -> Batch:
         import grain
 
-        # One data set for all, since it takes longer to make than most crops; typed loosely, since an element of one
-        # may be None.
+        # One data set serves all, since it takes longer to make than most crops: its function reads the variable
+        # `crops`, which the loop below sets for each utterance. Its type is loose, since an element may be None.
         examples: Any = grain.MapDataset.range(MANY).seed(self.crops.seed)
         examples = examples.random_map(lambda number, rng: crops.example(number, rng))
         begin = self.first + number * self.step
