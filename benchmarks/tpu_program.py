@@ -60,8 +60,10 @@ def bundle_cycles(folder: Path, program: str) -> float:
     # What has no instruction of its own, such as the program that calls all others, runs once.
     total = sum(cycles[name] for name in written if name not in named)
     for name, (text, times) in named.items():
-        if name not in written and "estimated_cycles" in text:
-            name = first[_meaning(text, computations)]
+        if name not in written and "backend_config" in text:
+            meaning = _meaning(text, computations)
+            # Of what has an estimate the bundles must be there; copies have none.
+            name = first[meaning] if "estimated_cycles" in text else first.get(meaning, name)
         total += times * cycles.get(name, 0.0)
     return total
 

@@ -151,6 +151,17 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(sharding_on_mesh, tree)
 
 
+def of_own_rows(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """Return function(whole, rows), which every device of `mesh` computes for the rows it has.
+
+    `function` takes arrays that are whole, then arrays by rows, and returns arrays by rows, each of which depends on
+    no other row. XLA's partitioner is not asked: of operations that move the batch between axes it makes exchanges.
+    """
+    if mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=(WHOLE, BY_ROWS), out_specs=BY_ROWS, check_vma=False)
+
+
 def map_rows(function: Callable[[Any, Any], tuple[Any, Any]], rows: Any, whole: Any) -> tuple[Any, Any]:
     """Return function(rows, whole), which every device of the mesh of the caller computes for the rows it has.
 

@@ -38,20 +38,31 @@ class Batch:
     samples: int
 
 
-def plan(lengths: np.ndarray, segments: np.ndarray, budget: int, devices: int) -> list[Batch]:
+# A TPU's compiler takes a third of a minute for a program, so there are fewer of them: of two lengths an octave. With
+# fewer rows than a register has, it takes longer.
+TPU_LENGTHS = 2
+TPU_ROWS = 8
+
+
+def plan(
+    lengths: np.ndarray, segments: np.ndarray, budget: int, devices: int, *, on_tpu: bool | None = None
+) -> list[Batch]:
     """Return batches of `segments`, indices of `lengths`, the longest first, so that lack of memory shows at once.
 
-    `budget` bounds the samples in a batch on each device, unless a single segment has more. All batches of a size
-    have the same number of rows, so that there is one program for each size.
+    `budget` bounds the samples in a batch on each device, unless that is fewer segments than one, or on a TPU eight.
+    All batches of a size have the same number of rows, so that there is one program for each size. `on_tpu` is about
+    the default backend where it is not given.
     """
-    padded = np.array([buckets.samples(int(length)) for length in lengths[segments]], np.int64)
-    budget = max(budget, padded.max(initial=1))
+    on_tpu = jax.default_backend() == "tpu" if on_tpu is None else on_tpu
+    sizes, least = (TPU_LENGTHS, TPU_ROWS) if on_tpu else (4, 1)
+    padded = np.array([buckets.samples(int(length), sizes=sizes) for length in lengths[segments]], np.int64)
+    budget = max(budget, least * int(padded.max(initial=1)))
     batches = []
     for size in np.unique(padded)[::-1].tolist():
         members = segments[padded == size]
         # As many batches as the budget asks for, evenly filled: the last one is not mostly repetition.
         count = -(-len(members) // (budget // size * devices))
-        rows = buckets.round_up(-(-len(members) // (count * devices))) * devices
+        rows = max(least, buckets.round_up(-(-len(members) // (count * devices)))) * devices
         for start in range(0, len(members), rows):
             chosen = members[start : start + rows]
             batches.append(Batch(chosen, rows, size, int(lengths[chosen].sum())))
@@ -170,8 +181,8 @@ class PooledFeatures:
         whole = sharding.replicated(mesh)
         self._leaves = sharding.replicate(leaves, mesh) if replicated else jax.device_put(leaves, whole)
         output = whole if replicated else None
-        self._of_one_length = _pooling_program(graph, structure, output, tpu_effort=0.0)
-        self._of_many_lengths = _pooling_program(graph, structure, output, tpu_effort=LEAST_EFFORT)
+        self._of_one_length = pooling_program(graph, structure, mesh, output, tpu_effort=0.0)
+        self._of_many_lengths = pooling_program(graph, structure, mesh, output, tpu_effort=LEAST_EFFORT)
 
     def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return (pooled features (batch, pool.features) float32, the other arrays of `batch`).
@@ -183,21 +194,26 @@ class PooledFeatures:
 
 
 @functools.cache
-def _pooling_program(
-    graph: nnx.GraphDef, structure: Any, output: NamedSharding | None, *, tpu_effort: float
+def pooling_program(
+    graph: nnx.GraphDef, structure: Any, mesh: Mesh, output: NamedSharding | None = None, *, tpu_effort: float
 ) -> Callable:
     """Return the compiled function of (leaves of the state, batch), one for all networks of the graph.
 
-    The graph is no argument of it: hashing the graph in every call takes milliseconds, in which a GPU waits.
+    The graph is no argument of it: hashing the graph in every call takes milliseconds, in which a GPU waits. The
+    result is sharded by rows, or as `output` says.
     """
 
-    def pool(leaves, batch):
+    def pool(leaves: list, audio: dict[str, jax.Array]) -> jax.Array:
         network = nnx.merge(graph, jax.tree.unflatten(structure, leaves), copy=True)
-        rest = {name: array for name, array in batch.items() if name not in ("waveform", "lengths")}
-        return network.pooled(*network.features(batch["waveform"], batch.get("lengths"))), rest
+        return network.pooled(*network.features(audio["waveform"], audio.get("lengths")))
+
+    def call(leaves: list, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        audio = {name: batch[name] for name in ("waveform", "lengths") if name in batch}
+        rest = {name: array for name, array in batch.items() if name not in audio}
+        return sharding.of_own_rows(pool, mesh)(leaves, audio), rest
 
     options = {} if output is None else {"out_shardings": output}
-    return jit(pool, tpu_effort=tpu_effort, **options)
+    return jit(call, tpu_effort=tpu_effort, **options)
 
 
 def embed_pooled(model: SpeakerModel, pooled: np.ndarray, *, block_size: int = 8192) -> np.ndarray:

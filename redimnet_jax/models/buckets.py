@@ -6,20 +6,21 @@ from collections.abc import Iterator, Sequence
 SAMPLES_STEP = 4000
 
 
-def round_up(count: int) -> int:
+def round_up(count: int, sizes: int = 4) -> int:
     """Return the least of 1..8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ... that holds `count`: four sizes an octave.
 
-    The waste is at most a quarter, and sizes up to N need no more than about 4 * log2(N) compilations.
+    The waste is at most a quarter, and sizes up to N need no more than about 4 * log2(N) compilations. There can be
+    another number of `sizes` an octave; the waste is at most one part of as many.
     """
     step = 1
-    while count > 8 * step:
+    while count > 2 * sizes * step:
         step *= 2
     return -(-count // step) * step
 
 
-def samples(length: int, least: int = 1) -> int:
-    """Return the number of samples to pad a signal of `length` to, at least `least`."""
-    return round_up(-(-max(length, least) // SAMPLES_STEP)) * SAMPLES_STEP
+def samples(length: int, least: int = 1, sizes: int = 4) -> int:
+    """Return the number of samples to pad a signal of `length` to, at least `least`, with `sizes` an octave."""
+    return round_up(-(-max(length, least) // SAMPLES_STEP), sizes) * SAMPLES_STEP
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[int, list[int]]]:

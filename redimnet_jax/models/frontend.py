@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import core
+from jax import core, lax
 
 from redimnet_jax import sharding
 from redimnet_jax.models.config_spec import SpecParams
@@ -25,6 +25,8 @@ from redimnet_jax.nn.normalization import BatchNorm, masked, masked_mean, masked
 Array = jax.Array
 
 PREEMPHASIS = 0.97
+# Below as many utterances a TPU divides their samples into hops in two steps. Of more, it has them side by side.
+TPU_FEW_ROWS = 64
 KALDI_SCALE = 2.0**15  # from [-1, 1] to the integers of 16 bits
 KALDI_FLOOR = float(np.finfo(np.float32).eps)  # of the energies
 
@@ -87,21 +89,51 @@ def frame(x: Array, size: int, hop: int, count: int) -> Array:
     Frames are built from whole hops, which every backend slices and differentiates faster than a gather.
     """
     hops = -(-size // hop)
-    needed = (count + hops - 1) * hop
+    rows = count + hops - 1
+    # In an export sizes may be symbols.
+    few = all(isinstance(size, int) for size in x.shape) and x.shape[0] < TPU_FEW_ROWS
+
+    def divided(x: Array) -> Array:
+        return _hops(x, hop, rows)
+
+    def divided_twice(x: Array) -> Array:
+        # Eight hops have whole registers. At once a TPU's compiler would write out the move of every sample.
+        eights = lax.optimization_barrier(_hops(x, 8 * hop, -(-rows // 8)))
+        parts = lax.optimization_barrier(jnp.stack(jnp.split(eights, 8, axis=2), axis=2))
+        return parts.reshape(len(x), -1, hop)[:, :rows]
+
+    x = by_platform(x, plain=divided, tpu=divided_twice if few else None)
+    return jnp.concatenate([x[:, i : i + count] for i in range(hops)], axis=-1)[..., :size]
+
+
+def _hops(x: Array, hop: int, rows: int) -> Array:
+    """Return `x` (batch, samples) as (batch, rows, hop); zeros past the end."""
+    needed = rows * hop
     # `max_dim` is `max` where sizes are numbers; where they are symbols, as in an export, `max` cannot decide.
     missing = core.max_dim(0, needed - x.shape[1])
-    x = jnp.pad(x, ((0, 0), (0, missing)))[:, :needed].reshape(x.shape[0], count + hops - 1, hop)
-    return jnp.concatenate([x[:, i : i + count] for i in range(hops)], axis=-1)[..., :size]
+    return jnp.pad(x, ((0, 0), (0, missing)))[:, :needed].reshape(x.shape[0], rows, hop)
 
 
 def reflect(x: Array, pad: int, lengths: Array | None) -> Array:
     """Reflects `pad` samples at the start and at each utterance's own end (its last sample is not repeated)."""
     if lengths is None:
         return jnp.pad(x, ((0, 0), (pad, pad)), mode="reflect")
-    last = lengths[:, None] - 1
-    position = jnp.abs(jnp.arange(-pad, x.shape[1] + pad))[None]
-    position = jnp.where(position > last, 2 * last - position, position)
-    return jnp.take_along_axis(x, jnp.clip(position, 0, x.shape[1] - 1), axis=1)
+
+    def gathered(x: Array, lengths: Array) -> Array:
+        last = lengths[:, None] - 1
+        position = jnp.abs(jnp.arange(-pad, x.shape[1] + pad))[None]
+        position = jnp.where(position > last, 2 * last - position, position)
+        return jnp.take_along_axis(x, jnp.clip(position, 0, x.shape[1] - 1), axis=1)
+
+    def spliced(x: Array, lengths: Array) -> Array:
+        # A TPU gathers one sample at a time, which takes longer than the network does.
+        tail = jax.vmap(lambda row, length: lax.dynamic_slice(row, (length - 1 - pad,), (pad,)))(x, lengths)
+        around = jnp.concatenate([x[:, pad:0:-1], x, jnp.zeros((x.shape[0], pad), x.dtype)], axis=1)
+        return jax.vmap(lambda row, end, length: lax.dynamic_update_slice(row, end, (length + pad,)))(
+            around, tail[:, ::-1], lengths
+        )
+
+    return by_platform(x, lengths, plain=gathered, tpu=spliced)
 
 
 def preemphasis(x: Array) -> Array:

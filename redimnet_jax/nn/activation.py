@@ -36,6 +36,13 @@ def _normal_cdf_by_tanh(x: Array) -> Array:
     return 0.5 + 0.5 * jnp.tanh(x * (c1 + square * (c3 + square * c5)))
 
 
+def gelu_of_twice(x: Array) -> Array:
+    """Return GELU at twice float32 `x` of any shape, accurate enough for bfloat16, in the fewest steps of a TPU."""
+    square = jnp.minimum(x * x, _TANH_MAX_SQUARE / 4)
+    c1, c3, c5 = (factor * c for factor, c in zip((2, 8, 32), _TANH_COEFFICIENTS, strict=True))
+    return x + x * jnp.tanh(x * (c1 + square * (c3 + square * c5)))
+
+
 def _rounded_normal_cdf(x: Array) -> Array:
     """Return the normal distribution at float32 `x`, accurate enough for a result that is rounded to bfloat16."""
     return by_platform(x, plain=_normal_cdf, tpu=_normal_cdf_by_tanh)

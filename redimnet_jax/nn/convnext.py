@@ -13,8 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax import sharding
-from redimnet_jax.nn.activation import gelu, gelu_derivative
-from redimnet_jax.nn.convolution import depthwise_conv1d, gradients_by_kernels, grouped_conv2d, materialised
+from redimnet_jax.nn.activation import gelu, gelu_derivative, gelu_of_twice
+from redimnet_jax.nn.convolution import (
+    depthwise_conv1d,
+    gradients_by_kernels,
+    grouped_conv2d,
+    grouped_conv2d_of_tpu,
+    materialised,
+)
 from redimnet_jax.nn.cuda import conv2d, depthwise, mixing, operands
 from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
 from redimnet_jax.nn.layers import pointwise
@@ -166,7 +172,7 @@ def block(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
     Frames outside `mask` (batch, time) count as zeros in the convolution.
     """
     fused = with_derivative_of(_plain, _fused) if _suits_kernel(x, weights.taps) else None
-    return by_platform(x, mask, weights, plain=_plain, cuda=fused)
+    return by_platform(x, mask, weights, plain=_plain, cuda=fused, tpu=with_derivative_of(_plain, _folded))
 
 
 def _suits_kernel(x: Array, taps: Array) -> bool:
@@ -182,10 +188,23 @@ def _plain(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
     return mix_channels(x, y, norm._replace(mean=norm.mean - weights.taps_bias), weights.pointwise)
 
 
-def _fused(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
+def _folded_norm(weights: ConvNeXtWeights) -> tuple[Array, Array]:
+    """Return taps and shift of one convolution that is the block's with its normalization."""
     norm = weights.norm
-    scaled = weights.taps * norm.gain
-    shift = (weights.taps_bias - norm.mean) * norm.gain + norm.offset
+    return weights.taps * norm.gain, (weights.taps_bias - norm.mean) * norm.gain + norm.offset
+
+
+def _folded(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
+    # What a TPU does for each element of the map, besides the products, takes as long as they do.
+    taps, shift = _folded_norm(weights)
+    inside, half_taps = masked(x, mask), (0.5 * taps).astype(x.dtype)
+    y = depthwise_conv1d(inside, half_taps) if x.ndim == 3 else grouped_conv2d_of_tpu(inside, half_taps)
+    activated = gelu_of_twice(exact(y) + 0.5 * shift).astype(x.dtype)
+    return x + pointwise(activated, weights.pointwise)
+
+
+def _fused(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
+    scaled, shift = _folded_norm(weights)
     if x.ndim == 4:
         return conv2d.convnext_2d(x, mask, scaled, shift, weights.pointwise)
     return x + pointwise(depthwise.depthwise_conv1d(x, mask, scaled, shift), weights.pointwise)

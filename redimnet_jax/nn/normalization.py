@@ -164,6 +164,12 @@ def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     return (h * scale + bias).astype(x.dtype)
 
 
+def _layer_norm_alone(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+    # A TPU's compiler takes far longer to write the products before and after it with parts of it inside.
+    normalized = _layer_norm(jax.lax.optimization_barrier(x), scale, bias, eps)
+    return jax.lax.optimization_barrier(normalized)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalization of the last axis at each position."""
 
@@ -177,7 +183,8 @@ class LayerNorm(nnx.Module):
         fused = None
         if layer_norm.suits_layer_norm(x):
             fused = with_derivative_of(plain, functools.partial(layer_norm.layer_norm, eps=self.eps))
-        return by_platform(x, self.scale[...], self.bias[...], plain=plain, cuda=fused)
+        alone = functools.partial(_layer_norm_alone, eps=self.eps)
+        return by_platform(x, self.scale[...], self.bias[...], plain=plain, cuda=fused, tpu=alone)
 
 
 class GroupNorm(nnx.Module):

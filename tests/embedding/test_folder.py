@@ -293,6 +293,19 @@ def test_plan(devices):
         assert batch.rows // devices * batch.size <= 1.25 * 400_000 + batch.size
 
 
+def test_a_plan_for_tpus_has_few_programs():
+    """Of two lengths an octave, with as many rows at least as a register has."""
+    lengths = np.random.default_rng(0).integers(4 * 16000, 60 * 16000, 1000)
+    batches = extract.plan(lengths, np.arange(1000), 240 * 16000, 4, on_tpu=True)
+    assert sorted(np.concatenate([batch.segments for batch in batches]).tolist()) == list(range(1000))
+    seconds = [batch.size / 16000 for batch in batches]
+    assert sorted(set(seconds)) == [6, 8, 12, 16, 24, 32, 48, 64]
+    assert len({(batch.size, batch.rows) for batch in batches}) == 8
+    assert all(batch.rows >= 4 * 8 and batch.rows % 4 == 0 for batch in batches)
+    (alone,) = extract.plan(lengths[:1], np.arange(1), 16000, 1, on_tpu=True)
+    assert alone.rows == 8
+
+
 def test_a_model_of_another_rate_is_refused():
     other = tiny.model(spec_params={"sample_rate": 8000, "f_max": 3800})
     assert "8000 Hz" in refusal(extract.pool_recordings, other, Noises())

@@ -339,6 +339,13 @@ def test_rounding_up_is_monotone(a, b):
     assert buckets.round_up(min(a, b)) <= buckets.round_up(max(a, b))
 
 
+@given(counts, st.integers(1, 8))
+def test_sizes_an_octave_bound_the_waste(n, sizes):
+    rounded = buckets.round_up(n, sizes)
+    assert n <= rounded <= (1 + 1 / sizes) * n and buckets.round_up(rounded, sizes) == rounded
+    assert len({buckets.round_up(i, sizes) for i in range(65, 129)}) <= sizes
+
+
 @given(st.integers(3, 16))
 def test_few_sizes(exponent):
     sizes = {buckets.round_up(n) for n in range(1, 2**exponent + 1)}

@@ -39,3 +39,6 @@ def test_the_form_of_tpus_is_close():
     ours = x * activation._normal_cdf_by_tanh(x)
     np.testing.assert_allclose(ours[:-4], exact_gelu(X), rtol=0, atol=3.5e-5)
     np.testing.assert_array_equal(ours[-4:], x[-4:] * jnp.array([0, 0, 1, 1]))
+    twice = activation.gelu_of_twice(0.5 * x)
+    np.testing.assert_allclose(twice[:-4], exact_gelu(X), rtol=0, atol=3.5e-5)
+    np.testing.assert_array_equal(twice[-4:], x[-4:] * jnp.array([0, 0, 1, 1]))

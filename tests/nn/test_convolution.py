@@ -63,10 +63,14 @@ def test_grouped_conv2d(kernel_size, channels_in, channels_out, groups):
         close(value_and_gradients(functools.partial(convolution._dense_2d, blocks=blocks), x, kernel), theirs)
 
 
-@pytest.mark.parametrize(("channels", "groups", "blocks"), [(96, 24, 1), (192, 48, 2), (288, 72, 3), (320, 2, 2)])
-def test_a_tpu_convolves_at_most_128_channels_at_once(channels, groups, blocks):
+@pytest.mark.parametrize(
+    ("channels", "groups", "blocks", "in_eval_mode"),
+    [(16, 4, 1, 1), (96, 24, 1, 6), (192, 48, 2, 12), (288, 72, 3, 18), (320, 2, 2, 2), (20, 20, 1, 2)],
+)
+def test_a_tpu_convolves_blocks_of_channels(channels, groups, blocks, in_eval_mode):
     x, kernel = jnp.zeros((1, 1, 1, channels)), jnp.zeros((3, 3, channels // groups, channels))
-    assert convolution._tpu_blocks(x, kernel) == blocks
+    assert convolution._tpu_blocks(x, kernel, convolution.TPU_CHANNELS) == blocks
+    assert convolution._tpu_blocks(x, kernel, convolution.TPU_EVAL_CHANNELS) == in_eval_mode
 
 
 @pytest.mark.slow
@@ -78,6 +82,21 @@ def test_convolution_of_one_channel(kernel_size):
     theirs = value_and_gradients(functools.partial(native_2d, groups=1), x, kernel)
     close(value_and_gradients(convolution.grouped_conv2d, x, kernel), theirs)
     close(value_and_gradients(convolution._spread_2d, x, kernel), theirs)
+
+
+@pytest.mark.parametrize(("taps", "frames"), [(19, 1), (31, 70), (59, 71), (59, 201), (19, 420)])
+def test_bands_convolve(taps, frames):
+    """The form of TPUs for many taps, of one block of frames and of several, whose last one is not full."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.standard_normal((2, frames, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((taps, 3)), jnp.float32)
+    assert convolution._suits_bands(x, kernel)
+    close(convolution._banded_1d(x, kernel), convolution._native_1d(x, kernel))
+
+
+def test_bands_are_for_odd_taps_of_their_width_and_few_frames():
+    for taps, frames in ((17, 70), (20, 70), (61, 70), (59, 421)):
+        assert not convolution._suits_bands(jnp.zeros((1, frames, 1)), jnp.zeros((taps, 1)))
 
 
 @pytest.mark.slow
