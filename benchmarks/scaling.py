@@ -13,8 +13,9 @@ Programs are the library's own:
 `--batch` is of one device, so these steps have more utterances on more devices; `--cached_batches` are whole
 batches, which the devices share. "efficiency" is the speed over that of one device and over the number of devices,
 "gib" what a program needs on a device besides its arguments, "exchanges" the operations of a step that communicate.
-A time is the median of --repeat measurements, of five calls each, or of 200 cached steps. Features, audio and weights
-are random and lie on the devices: neither reading nor decoding is in the figures.
+A time is the median of --repeat measurements, of 20 calls each, after which training waits for the devices too
+(`log_every_steps`), or of 200 cached steps. Features, audio and weights are random and lie on the devices: neither
+reading nor decoding is in the figures.
 """
 
 import argparse
@@ -53,7 +54,7 @@ PARTS = {"full": ("backbone", "projection", "heads"), "projection": ("projection
 DIMS = (64, 128, 192, 256)
 COLUMNS = ("program", "batch", "devices", "ms", "utterances_per_s", "efficiency", "gib", "exchanges", "compile_s")
 EXCHANGE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-CALLS = 5
+CALLS = 20
 CACHED_STEPS = 200
 
 

@@ -11,12 +11,14 @@ import jax
 #
 # The scheduler that hides exchanges between GPUs behind computation keeps maps for longer: on two GPUs a step of the
 # whole network takes 1.6 times the memory. There is nothing to hide: a batch's statistics are waited for at once, and
-# gradients come last. What is waited for is exchanged fastest in the stream that computes.
+# gradients come last. What is waited for is exchanged fastest in the stream that computes. The list of exchanges that
+# stay there does not reach those for which XLA has kernels of its own, so the pass that moves them goes.
 OPTIONS = {
     "gpu": {
         "xla_gpu_enable_triton_gemm": False,
         "xla_gpu_enable_latency_hiding_scheduler": False,
         "xla_gpu_disable_async_collectives": "ALLREDUCE,ALLGATHER,REDUCESCATTER",
+        "xla_disable_hlo_passes": "async-collective-creator",
     },
 }
 # Efforts of a TPU's compiler below the full one, 0, at which a step takes it many minutes (docs/dev/tpu.md). There

@@ -42,11 +42,12 @@ def losses(
         labels = jnp.where(labels < classes, labels, -1)
         width = len(prototypes[0])
         first = sharding.first_class(width)
-        exists = jnp.arange(width) < classes - first
+        # Added, since a class without prototypes has the cosine 0: the derivative of a selection would be a pass over
+        # all cosines.
+        absent = jnp.where(jnp.arange(width) < classes - first, 0.0, NO_CLASS)
         own = []
         for criterion, matrix, rest, margin in zip(criteria, prototypes, others, margins, strict=True):
-            cosine = criterion.cosine(embedding[:, : matrix.shape[-1]], {"prototypes": matrix})
-            cosine = jnp.where(exists, cosine, NO_CLASS)
+            cosine = criterion.cosine(embedding[:, : matrix.shape[-1]], {"prototypes": matrix}) + absent
             terms = criterion.terms(cosine, labels - first, rest, margin)
             fixed = jax.lax.stop_gradient(cosine)
             own.append([*terms, fixed.max(axis=1), (first + fixed.argmax(axis=1)).astype(jnp.float32)])

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from redimnet_jax import sharding
-from redimnet_jax.compilation import HALF_EFFORT, for_tpu
+from redimnet_jax.compilation import HALF_EFFORT, jit
 from redimnet_jax.data.loader import TrainBatches, WaitMeter
 from redimnet_jax.training.feature_source import FeatureSource
 from redimnet_jax.training.partition import NamedArrays
@@ -174,9 +174,8 @@ def lower_loop(step: Step, mesh: Mesh, rows_per_step: int, max_steps: int, *argu
     rows_on_devices = sharding.by_rows(mesh)
     state, frozen = sharding.tree_shardings(arguments[:2], mesh)
     shardings = (state, frozen, rows_on_devices, rows_on_devices, rows_on_devices, whole, whole)
-    options = for_tpu(HALF_EFFORT) if jax.default_backend() == "tpu" else None
-    jitted = jax.jit(
-        loop, in_shardings=shardings, out_shardings=(state, whole), donate_argnums=0, compiler_options=options
+    jitted: Any = jit(
+        loop, tpu_effort=HALF_EFFORT, in_shardings=shardings, out_shardings=(state, whole), donate_argnums=0
     )
     with jax.set_mesh(mesh):
         return jitted.lower(*arguments)
