@@ -205,9 +205,7 @@ def validation(case: Case) -> list[Case]:
     lengths = np.random.default_rng(0).integers(4 * 16000, 60 * 16000, 1000, endpoint=True)
     batches = extract.plan(lengths, np.arange(len(lengths)), 240 * 16000, case.devices, on_tpu=True)
     shapes = dict.fromkeys((batch.rows // case.devices, batch.size / 16000) for batch in batches)
-    return [
-        dataclasses.replace(case, program="extraction", batch=rows, seconds=seconds) for rows, seconds in shapes
-    ]
+    return [dataclasses.replace(case, program="extraction", batch=rows, seconds=seconds) for rows, seconds in shapes]
 
 
 PROGRAMS: dict[str, Callable[[Case, Mesh], jax.stages.Lowered]] = {

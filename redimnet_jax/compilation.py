@@ -29,15 +29,16 @@ LEAST_EFFORT = -1.0
 
 def for_tpu(effort: float) -> dict[str, Any]:
     """Return the options of a TPU's compiler at an effort from -1 to 0."""
-    # With products fused into products the compiler overflows its stack, and the process dies, at many batches that
-    # are no multiple of 128.
-    options: dict[str, Any] = {"xla_tpu_dot_dot_fusion": False}
+    if effort <= LEAST_EFFORT:
+        # With products fused into products the compiler overflows its stack, and the process dies, at many batches
+        # that are no multiple of 32.
+        return {"exec_time_optimization_effort": effort, "xla_tpu_dot_dot_fusion": False}
     if effort:
-        return options | {"exec_time_optimization_effort": effort}
+        return {"exec_time_optimization_effort": effort}
     # What an operation may keep on the chip bounds the instructions that the compiler writes, and they its time. With
     # its own limit the forward pass takes more than twice as long to compile. With two thirds of this limit some
     # batches do not compile at all.
-    return options | {"xla_tpu_scoped_vmem_limit_kib": 6144}
+    return {"xla_tpu_scoped_vmem_limit_kib": 6144}
 
 
 def jit(function: Callable, *, tpu_effort: float = 0.0, **arguments: Any) -> Callable:
