@@ -219,8 +219,13 @@ PROGRAMS: dict[str, Callable[[Case, Mesh], jax.stages.Lowered]] = {
 ON_ONE_DEVICE = ("forward", "scoring")
 WITHOUT_UTTERANCES = ("cached", "scoring")
 # The library's efforts of the compiler, where they are not full: extraction is compiled for every padded length.
-EFFORTS = dict.fromkeys(("extraction", "validation"), LEAST_EFFORT)
-EFFORTS |= dict.fromkeys(("cached", "projection", "step"), HALF_EFFORT)
+EFFORTS = {
+    "extraction": LEAST_EFFORT,
+    "validation": LEAST_EFFORT,
+    "cached": HALF_EFFORT,
+    "projection": HALF_EFFORT,
+    "step": HALF_EFFORT,
+}
 
 
 def compiler_options(program: str, effort: float | None = None, vmem: int | None = None) -> dict[str, Any]:
