@@ -1,4 +1,4 @@
-"""What the compiler for TPUs makes of the training step of a small network, where it is installed."""
+"""What the compiler for TPUs makes of programs of a small network, where it is installed."""
 
 import importlib.util
 import json
@@ -17,16 +17,17 @@ pytestmark = [
 ]
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = """
-import json
+import json, sys
 import tiny, tpu
 tpu.VARIANTS["small"] = ("redimnet", tiny.CONFIG | {"block_2d_type": "convnext_like", "group_divisor": 2})
 tpu.DIMS = (16,)
-options = tpu.compiler_options("step", effort=-1.0)
-print(json.dumps(tpu.compile_case(tpu.Case("step", "small", "v5e", 4, 8, 0.5, False, options), None)))
+program = sys.argv[1]
+options = tpu.compiler_options(program, effort=-1.0)
+print(json.dumps(tpu.compile_case(tpu.Case(program, "small", "v5e", 4, 8, 0.5, False, options), None)))
 """
 
 
-def test_a_step_passes_on_embeddings_labels_and_small_sums():
+def collectives_of(program: str) -> dict:
     paths = [BENCHMARKS, Path(__file__).parent / "helpers", BENCHMARKS.parent]
     environment = {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
@@ -35,10 +36,18 @@ def test_a_step_passes_on_embeddings_labels_and_small_sums():
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=os.environ | environment, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT, program], env=os.environ | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    collectives = json.loads(done.stdout.splitlines()[-1])["collectives"]
+    return json.loads(done.stdout.splitlines()[-1])["collectives"]
+
+
+def test_extraction_passes_on_nothing():
+    assert collectives_of("extraction") == {}
+
+
+def test_a_step_passes_on_embeddings_labels_and_small_sums():
+    collectives = collectives_of("step")
     assert set(collectives) == {"all-reduce", "all-gather"}
     # Of 32 crops the embeddings, 16 wide, in float32, and the labels.
     assert collectives["all-gather"]["mb"] <= 32 * (16 + 1) * 4 / 1e6
