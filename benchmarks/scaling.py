@@ -34,7 +34,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from redimnet_jax import sharding
-from redimnet_jax.compilation import jit
+from redimnet_jax.embedding.extract import pooling_program
 from redimnet_jax.losses.heads import Heads
 from redimnet_jax.losses.objective import Objective
 from redimnet_jax.models import config as model_config
@@ -119,15 +119,11 @@ class Bench:
         graph, state = nnx.split(self.network)
         leaves, structure = jax.tree.flatten(state)
         leaves = sharding.replicate(leaves, self.mesh)
-
-        def pool(leaves: list, waveform: jax.Array) -> jax.Array:
-            network = nnx.merge(graph, structure.unflatten(leaves), copy=True)
-            return network.pooled(*network.features(waveform))
-
-        waveform = self.audio()["waveform"]
+        batch = {"waveform": self.audio()["waveform"]}
+        pooling: Any = pooling_program(graph, structure, self.mesh, sharding.replicated(self.mesh), tpu_effort=0.0)
         start = time.perf_counter()
-        program = jit(pool, out_shardings=sharding.replicated(self.mesh)).lower(leaves, waveform).compile()
-        return Measured(lambda: program(leaves, waveform), program, 1, time.perf_counter() - start)
+        program = pooling.lower(leaves, batch).compile()
+        return Measured(lambda: program(leaves, batch), program, 1, time.perf_counter() - start)
 
     def cached(self, batch: int) -> Measured:
         """Return steps of `batch` utterances on features in the devices' memory."""

@@ -131,7 +131,8 @@ with preemption.leaving_at_once(lambda number: command.leave(0, f"left by {numbe
 
 @pytest.mark.slow
 def test_ctrl_c_twice_gives_no_traceback(data, tmp_path):
-    process = begin(*flags(data, tmp_path / "run"))
+    # So many epochs that it cannot end before the signals.
+    process = begin(*flags(data, tmp_path / "run", epochs=1000))
     wait_until((tmp_path / "run" / "config.json").exists, "the first validation")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
