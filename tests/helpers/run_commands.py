@@ -15,7 +15,12 @@ CONFIG = ROOT / "configs" / "projection_only.py"
 
 def begin(*flags: str, cwd: Path = ROOT) -> subprocess.Popen:
     command = [sys.executable, "-u", str(ROOT / "train.py"), f"--config={CONFIG}", *flags]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's job in the background ignores Ctrl-C, and so would its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def begin_two(*flags: tuple[str, ...], cwd: tuple[Path, Path] = (ROOT, ROOT)) -> list[subprocess.Popen]:

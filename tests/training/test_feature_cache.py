@@ -88,22 +88,21 @@ def test_rows_are_features_of_the_numbered_crops(whole, model):
 
 def test_crops_of_one_pass_share_a_reading(whole, model, tmp_path):
     """The crops are the same as one by one, and an interruption changes none; further ones are behind them."""
-    count, corpus = len(LENGTHS), Noise(LENGTHS)
-    readings = []
-    corpus.read = lambda *args: readings.append(args) or Noise.read(corpus, *args)
-    crops = dataclasses.replace(CROPS, corpus=corpus)
-    cache = FeatureCache(tmp_path, model, crops, jnp.float32)
+    count = len(LENGTHS)
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     options = {"batch_size": BATCH, "mesh": mesh, "log": LOG}
     assert cache.plan(2) == 2 * count and cache.order.passes == (2,)
     with pytest.raises(Interrupted):
         extract(cache, 2 * count, check=after(3), **options)
-    assert FeatureCache(tmp_path, model, crops, jnp.float32).plan(3) == 3 * count
-    cache = FeatureCache(tmp_path, model, crops, jnp.float32)
+    assert FeatureCache(tmp_path, model, CROPS, jnp.float32).plan(3) == 3 * count
+    cache = FeatureCache(tmp_path, model, CROPS, jnp.float32)
     assert cache.order.passes == (2, 1) and cache.plan(1) == 2 * count
     extract(cache, cache.plan(3), **options)
-    readings.clear()
-    made = loader.InOrder(crops, cache.order, 0, BATCH, BATCH)
+    # A corpus of its own, since threads of the extraction may still read ahead.
+    corpus, readings = Noise(LENGTHS), []
+    corpus.read = lambda *args: readings.append(args) or Noise.read(corpus, *args)
+    made = loader.InOrder(dataclasses.replace(CROPS, corpus=corpus), cache.order, 0, BATCH, BATCH)
     for number in range(5):
         made(number)
     # The third pass begins in the fourth batch. A single crop is read alone.
@@ -120,7 +119,7 @@ def test_crops_of_one_pass_share_a_reading(whole, model, tmp_path):
     chosen = {tuple(row) for row in cache.sample(count, 99, seed=0)[0]}
     assert chosen == {tuple(row) for row in features[rows[:count]]}
     (cache.folder / "passes.json").write_text('{"passes": [1, 2], "sha256": ""}')
-    assert "passes.json is damaged" in refusal(FeatureCache, tmp_path, model, crops, jnp.float32)
+    assert "passes.json is damaged" in refusal(FeatureCache, tmp_path, model, CROPS, jnp.float32)
 
 
 def test_rows_of_a_version_without_passes_stay(model, tmp_path):
