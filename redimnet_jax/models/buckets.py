@@ -9,8 +9,8 @@ SAMPLES_STEP = 4000
 def round_up(count: int, sizes: int = 4) -> int:
     """Return the least of 1..8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ... that holds `count`: four sizes an octave.
 
-    The waste is at most a quarter, and sizes up to N need no more than about 4 * log2(N) compilations. There can be
-    another number of `sizes` an octave; the waste is at most one part of as many.
+    The waste is at most a quarter, and sizes up to N need no more than about 4 * log2(N) compilations. With
+    another number of `sizes` an octave the waste is at most the fraction 1 / `sizes`.
     """
     step = 1
     while count > 2 * sizes * step:
