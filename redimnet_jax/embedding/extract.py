@@ -54,7 +54,7 @@ def plan(
     the default backend where it is not given.
     """
     on_tpu = jax.default_backend() == "tpu" if on_tpu is None else on_tpu
-    sizes, least = (TPU_LENGTHS, TPU_ROWS) if on_tpu else (4, 1)
+    sizes, least = (TPU_LENGTHS, TPU_ROWS) if on_tpu else (buckets.SIZES_AN_OCTAVE, 1)
     padded = np.array([buckets.samples(int(length), sizes=sizes) for length in lengths[segments]], np.int64)
     budget = max(budget, least * int(padded.max(initial=1)))
     batches = []

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 
 # Lengths of audio are rounded up in steps of a quarter of a second at 16 kHz.
 SAMPLES_STEP = 4000
+# Sizes between a number and twice as many, where nothing else is asked for.
+SIZES_AN_OCTAVE = 4
 
 
-def round_up(count: int, sizes: int = 4) -> int:
+def round_up(count: int, sizes: int = SIZES_AN_OCTAVE) -> int:
     """Return the least of 1..8, 10, 12, 14, 16, 20, 24, 28, 32, 40, ... that holds `count`: four sizes an octave.
 
     The waste is at most a quarter, and sizes up to N need no more than about 4 * log2(N) compilations. With
@@ -18,7 +20,7 @@ def round_up(count: int, sizes: int = 4) -> int:
     return -(-count // step) * step
 
 
-def samples(length: int, least: int = 1, sizes: int = 4) -> int:
+def samples(length: int, least: int = 1, sizes: int = SIZES_AN_OCTAVE) -> int:
     """Return the number of samples to pad a signal of `length` to, at least `least`, with `sizes` an octave."""
     return round_up(-(-max(length, least) // SAMPLES_STEP), sizes) * SAMPLES_STEP
 
