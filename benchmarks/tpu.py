@@ -62,6 +62,7 @@ from redimnet_jax.models import config as model_config
 from redimnet_jax.models.blocks import Execution
 from redimnet_jax.models.network import SpeakerNetwork
 from redimnet_jax.models.variants import VARIANTS
+from redimnet_jax.nn import tpu_chip
 from redimnet_jax.training import optimizer
 from redimnet_jax.training.partition import PARTS, TrainableModel, TrainablePartition
 from redimnet_jax.training.step import initial_state, lower_step, make_step
@@ -246,7 +247,8 @@ def compile_case(case: Case, dump: Path | None) -> dict[str, Any]:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     count = 1 if case.program in ON_ONE_DEVICE else case.devices
     mesh = Mesh(np.array(devices[:count]), (sharding.AXIS,))
-    lowered = PROGRAMS[case.program](case, mesh)
+    with tpu_chip.compiled_for(devices[0].device_kind):
+        lowered = PROGRAMS[case.program](case, mesh)
     start = resource.getrusage(resource.RUSAGE_SELF)
     compiled = lowered.compile(compiler_options=case.options)
     end = resource.getrusage(resource.RUSAGE_SELF)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from redimnet_jax.nn.cuda import attention as kernels
 from redimnet_jax.nn.cuda import operands
-from redimnet_jax.nn.dispatch import by_platform
+from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
 from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
@@ -29,18 +29,46 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> A
         return _fused(q, k, v, mask, heads)
 
     suits = operands.is_map(q) and kernels.suits_attention(q.shape[1], q.shape[2], heads)
-    return by_platform(q, k, v, mask, plain=functools.partial(_plain, heads=heads), cuda=fused if suits else None)
+    plain, on_tpu = functools.partial(_plain, heads=heads), functools.partial(_divided_last, heads=heads)
+    return by_platform(
+        q, k, v, mask, plain=plain, cuda=fused if suits else None, tpu=with_derivative_of(plain, on_tpu)
+    )
+
+
+def _logits(q: Array, k: Array, mask: Array | None, heads: int, axes: str) -> Array:
+    """Return the logits, in float32 at least, along `axes`, an order of batch b, head h, query q and key k."""
+    of_queries, of_keys = _by_head(q * (q.shape[-1] // heads) ** -0.5, heads), _by_head(k, heads)
+    product = f"bqhd,bkhd->{axes}"
+    logits = jnp.einsum(
+        product, of_queries, of_keys, precision=precision(q.dtype), preferred_element_type=exact(q).dtype
+    )
+    if mask is None:
+        return logits
+    return jnp.where(jnp.expand_dims(mask, [axes.index("h"), axes.index("q")]), logits, -jnp.inf)
+
+
+def _by_head(x: Array, heads: int) -> Array:
+    return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def _plain(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:
-    size = q.shape[-1] // heads
-    q_heads, k_heads, v_heads = (y.reshape(*y.shape[:-1], heads, size) for y in (q * size**-0.5, k, v))
-    product = functools.partial(jnp.einsum, precision=precision(q.dtype))
-    logits = product("bqhd,bkhd->bhqk", q_heads, k_heads, preferred_element_type=exact(q).dtype)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-    return product("bhqk,bkhd->bqhd", weights, v_heads).reshape(q.shape)
+    weights = jax.nn.softmax(_logits(q, k, mask, heads, "bhqk"), axis=-1).astype(q.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, _by_head(v, heads), precision=precision(q.dtype)).reshape(q.shape)
+
+
+def _divided_last(q: Array, k: Array, v: Array, mask: Array | None, heads: int) -> Array:
+    """Sum the weights by the product with the values, to which ones are appended, and divide by the sums at the end.
+
+    XLA for TPU would compute the logits three times, for their maxima with the sums, for the weights, and for these
+    divided.
+    """
+    logits = _logits(q, k, mask, heads, "bhkq")
+    weights = jnp.exp(logits - logits.max(axis=2, keepdims=True)).astype(q.dtype)
+    values = jnp.pad(_by_head(v, heads), [(0, 0)] * 3 + [(0, 1)], constant_values=1)
+    sums = jnp.einsum(
+        "bhkq,bkhd->bqhd", weights, values, precision=precision(q.dtype), preferred_element_type=logits.dtype
+    )
+    return (sums[..., :-1] / sums[..., -1:]).astype(q.dtype).reshape(q.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

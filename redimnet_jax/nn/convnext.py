@@ -13,18 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax import sharding
-from redimnet_jax.nn.activation import gelu, gelu_derivative, gelu_of_twice
-from redimnet_jax.nn.convolution import (
-    depthwise_conv1d,
-    gradients_by_kernels,
-    grouped_conv2d,
-    grouped_conv2d_of_tpu,
-    materialised,
-)
+from redimnet_jax.nn.activation import gelu, gelu_derivative, scaled_gelu
+from redimnet_jax.nn.convolution import depthwise_conv1d, gradients_by_kernels, grouped_conv2d, materialised
 from redimnet_jax.nn.cuda import conv2d, depthwise, mixing, operands
 from redimnet_jax.nn.dispatch import by_platform, with_derivative_of
 from redimnet_jax.nn.layers import pointwise
 from redimnet_jax.nn.normalization import batch_statistics, masked, normalized
+from redimnet_jax.nn.tpu_convolution import ONE_BLOCK, grouped_conv2d_in_blocks
 from redimnet_jax.nn.weights import Affine, ConvNeXtWeights, Norm, Pointwise
 from redimnet_jax.numerics import exact
 
@@ -197,10 +192,14 @@ def _folded_norm(weights: ConvNeXtWeights) -> tuple[Array, Array]:
 def _folded(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:
     # What a TPU does for each element of the map, besides the products, takes as long as they do.
     taps, shift = _folded_norm(weights)
-    inside, half_taps = masked(x, mask), (0.5 * taps).astype(x.dtype)
-    y = depthwise_conv1d(inside, half_taps) if x.ndim == 3 else grouped_conv2d_of_tpu(inside, half_taps)
-    activated = gelu_of_twice(exact(y) + 0.5 * shift).astype(x.dtype)
-    return x + pointwise(activated, weights.pointwise)
+    act = scaled_gelu()
+    inside, taps, shift = masked(x, mask), (act.inner * taps).astype(x.dtype), act.inner * shift
+    y, blocks = (depthwise_conv1d(inside, taps), ONE_BLOCK) if x.ndim == 3 else grouped_conv2d_in_blocks(inside, taps)
+    activated = act.function(exact(y) + blocks.of_channels(shift)).astype(x.dtype)
+    kernel, bias = act.outer * weights.pointwise.kernel, weights.pointwise.bias
+    mixed = pointwise(activated, Pointwise(blocks.of_product(kernel), jnp.tile(bias, blocks.bins)))
+    # Frequencies lie side by side in the residual too: after the reshape the sum would be a pass of its own.
+    return (x.reshape(mixed.shape) + mixed).reshape(x.shape)
 
 
 def _fused(x: Array, mask: Array | None, weights: ConvNeXtWeights) -> Array:

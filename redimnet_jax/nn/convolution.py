@@ -14,28 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from redimnet_jax.nn import tpu_convolution
 from redimnet_jax.nn.cuda import conv2d, depthwise, operands
 from redimnet_jax.nn.dispatch import by_platform
-from redimnet_jax.nn.grouped_kernel import block_diagonal, transposed
+from redimnet_jax.nn.grouped_kernel import block_diagonal, groups_of, transposed
 from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
 
 # Above this many inputs a group the shifted form has too many terms, and the dense one wins on a CPU as well.
 MAX_SHIFTED_GROUP = 4
-# Input channels that a TPU's matrix unit takes at once. A dense convolution of more also multiplies the zeros between
-# blocks of as many.
-TPU_CHANNELS = 128
-# Channels of a block in eval mode, two rows of a register in bfloat16: the fewer, the fewer zeros. A gradient of so
-# small blocks takes longer than that of large ones.
-TPU_EVAL_CHANNELS = 16
-# Taps of the banded matrices by which a TPU convolves in one dimension, the fewest for which they are worth while,
-# and the most frames of a block: with those the taps reach to on both sides they are the columns of its matrix unit.
-# Of more blocks the program takes too long to compile.
-TPU_BAND_TAPS = 59
-TPU_MIN_TAPS = 19
-TPU_BAND_FRAMES = 70
-TPU_MAX_BLOCKS = 6
 # Input channels of a product in the gradient of a grouped kernel.
 GRADIENT_BLOCK = 32
 # Frames of a product in the gradient of a depthwise 1-D kernel.
@@ -85,40 +73,13 @@ def _native_1d(x: Array, kernel: Array) -> Array:
     return lax.optimization_barrier(y)
 
 
-def _banded_1d(x: Array, kernel: Array) -> Array:
-    """Multiply blocks of frames with a banded matrix for each channel, by a unit to which its zeros cost little."""
-    frames, taps = x.shape[1], TPU_BAND_TAPS
-    # Padded, kernels of any number of taps have the same program, which is compiled once.
-    kernel = jnp.pad(kernel, (((taps - kernel.shape[0]) // 2,) * 2, (0, 0)))
-    blocks = -(-frames // TPU_BAND_FRAMES)
-    block = -(-frames // blocks)
-    width = block + taps - 1
-    product = functools.partial(jnp.einsum, precision=precision(x.dtype), preferred_element_type=x.dtype)
-    tap = jnp.arange(width) - jnp.arange(block)[:, None] == jnp.arange(taps)[:, None, None]
-    bands = product("kc,kts->cts", kernel, tap.astype(kernel.dtype))
-    # Barriers keep copies to other layouts out of the product, which would take several times as long to compile.
-    across = lax.optimization_barrier(x.transpose(2, 1, 0))
-    across = jnp.pad(across, ((0, 0), (taps // 2, taps // 2 + blocks * block - frames), (0, 0)))
-    windows = jnp.concatenate([across[:, i * block : i * block + width] for i in range(blocks)], axis=2)
-    y = lax.optimization_barrier(product("csb,cts->ctb", *lax.optimization_barrier((windows, bands))))
-    # Stacked and not concatenated, since that would be a sum of blocks that are padded to all frames.
-    y = jnp.stack([part.transpose(2, 1, 0) for part in jnp.split(y, blocks, axis=2)], axis=1)
-    return lax.optimization_barrier(y.reshape(len(x), blocks * block, -1))[:, :frames]
-
-
-def _suits_bands(x: Array, kernel: Array) -> bool:
-    # In an export the number of frames may be a symbol.
-    few = isinstance(x.shape[1], int) and x.shape[1] <= TPU_MAX_BLOCKS * TPU_BAND_FRAMES
-    return few and TPU_MIN_TAPS <= kernel.shape[0] <= TPU_BAND_TAPS and kernel.shape[0] % 2 == 1
-
-
 def _depthwise_1d(x: Array, kernel: Array) -> Array:
     def fused(x: Array, kernel: Array) -> Array:
         return depthwise.depthwise_conv1d(x, None, kernel)
 
     cuda = fused if depthwise.suits_depthwise(x) else None
     # XLA for TPU computes a convolution of few taps well, and would fuse a sum of shifts into the product after it.
-    tpu = _banded_1d if _suits_bands(x, kernel) else _native_1d
+    tpu = tpu_convolution.banded_1d if tpu_convolution.suits_bands(x, kernel) else _native_1d
     return by_platform(x, kernel, plain=_shifted_1d, cuda=cuda, tpu=tpu)
 
 
@@ -184,11 +145,6 @@ def _depthwise_conv1d_bwd(residuals, dy: Array):
 depthwise_conv1d.defvjp(_depthwise_conv1d_fwd, _depthwise_conv1d_bwd)
 
 
-def groups_of(x: Array, kernel: Array) -> int:
-    """Return the number of groups of the convolution of `x` (..., in) with `kernel` (kt, kf, in/groups, out)."""
-    return x.shape[-1] // kernel.shape[2]
-
-
 def _dense_2d(x: Array, kernel: Array, blocks: int = 1) -> Array:
     """Convolve with block-diagonal weights, in `blocks` convolutions of as many groups each."""
     groups = groups_of(x, kernel)
@@ -204,18 +160,6 @@ def _dense_2d(x: Array, kernel: Array, blocks: int = 1) -> Array:
         feature_group_count=blocks,
         precision=precision(x.dtype),
     )
-
-
-def _tpu_blocks(x: Array, kernel: Array, channels: int) -> int:
-    """Return in how many convolutions a TPU computes that of `x` with the grouped `kernel`, of `channels` each."""
-    groups = groups_of(x, kernel)
-    return next(n for n in range(1, groups + 1) if groups % n == 0 and (n == groups or x.shape[-1] <= n * channels))
-
-
-def grouped_conv2d_of_tpu(x: Array, kernel: Array) -> Array:
-    """Return `grouped_conv2d` in the form for TPUs in eval mode."""
-    # Without the barrier XLA would write float32 where the next operation begins with a conversion to it.
-    return lax.optimization_barrier(_dense_2d(x, kernel, _tpu_blocks(x, kernel, TPU_EVAL_CHANNELS)))
 
 
 def _windows_2d(x: Array, kt: int, kf: int) -> list[list[Array]]:
@@ -352,6 +296,6 @@ def grouped_conv2d(x: Array, kernel: Array) -> Array:
     shifted = groups > 1 and n <= MAX_SHIFTED_GROUP and kt % 2 and kf % 2
     on_cpu = _shifted_2d if shifted else None
     on_cuda = _fused_2d if suits_kernel(x, kernel) else None
-    blocks = _tpu_blocks(x, kernel, TPU_CHANNELS)
+    blocks = tpu_convolution.blocks_of(x, kernel, tpu_convolution.CHANNELS)
     on_tpu = functools.partial(_dense_2d, blocks=blocks) if blocks > 1 else None
     return by_platform(x, kernel, plain=_dense_2d, cpu=on_cpu, cuda=on_cuda, tpu=on_tpu)

@@ -6,6 +6,11 @@ import jax.numpy as jnp
 Array = jax.Array
 
 
+def groups_of(x: Array, kernel: Array) -> int:
+    """Return the number of groups of the convolution of `x` (..., in) with `kernel` (kt, kf, in/groups, out)."""
+    return x.shape[-1] // kernel.shape[2]
+
+
 def block_diagonal(kernel: Array, groups: int) -> Array:
     """Return a grouped kernel (kt, kf, in/groups, out) as the dense one (kt, kf, in, out) that does the same."""
     kt, kf, n, out = kernel.shape

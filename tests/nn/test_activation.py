@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from redimnet_jax.nn import activation
+from redimnet_jax.nn import activation, tpu_chip
 from redimnet_jax.nn.activation import gelu
 
 X = jnp.linspace(-12, 12, 4801)
@@ -39,6 +39,13 @@ def test_the_form_of_tpus_is_close():
     ours = x * activation._normal_cdf_by_tanh(x)
     np.testing.assert_allclose(ours[:-4], exact_gelu(X), rtol=0, atol=3.5e-5)
     np.testing.assert_array_equal(ours[-4:], x[-4:] * jnp.array([0, 0, 1, 1]))
-    twice = activation.gelu_of_twice(0.5 * x)
-    np.testing.assert_allclose(twice[:-4], exact_gelu(X), rtol=0, atol=3.5e-5)
-    np.testing.assert_array_equal(twice[-4:], x[-4:] * jnp.array([0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize(("chip", "difference"), [("", 3.5e-5), ("TPU v5 lite", 3.5e-5), ("TPU v6 lite", 1e-6)])
+def test_the_scaled_forms_of_tpus_are_close(chip, difference):
+    x = jnp.concatenate([X, jnp.array([-1e30, -1e4, 1e4, 1e30])])
+    with tpu_chip.compiled_for(chip):
+        inner, function, outer = activation.scaled_gelu()
+    ours = outer * function(inner * x)
+    np.testing.assert_allclose(ours[:-4], exact_gelu(X), rtol=0, atol=difference)
+    np.testing.assert_allclose(ours[-4:], x[-4:] * jnp.array([0, 0, 1, 1]), rtol=1e-6, atol=0)

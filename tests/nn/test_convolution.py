@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from redimnet_jax.nn import convolution
+from redimnet_jax.nn import convolution, tpu_chip, tpu_convolution
 from redimnet_jax.nn.layers import PatchConv2d
 
 
@@ -69,8 +69,36 @@ def test_grouped_conv2d(kernel_size, channels_in, channels_out, groups):
 )
 def test_a_tpu_convolves_blocks_of_channels(channels, groups, blocks, in_eval_mode):
     x, kernel = jnp.zeros((1, 1, 1, channels)), jnp.zeros((3, 3, channels // groups, channels))
-    assert convolution._tpu_blocks(x, kernel, convolution.TPU_CHANNELS) == blocks
-    assert convolution._tpu_blocks(x, kernel, convolution.TPU_EVAL_CHANNELS) == in_eval_mode
+    assert tpu_convolution.blocks_of(x, kernel, tpu_convolution.CHANNELS) == blocks
+    assert tpu_convolution.blocks_of(x, kernel, tpu_convolution.EVAL_CHANNELS) == in_eval_mode
+
+
+@pytest.mark.parametrize(
+    ("chip", "freq", "channels", "kernel_size", "bins"),
+    [
+        ("TPU v5 lite", 12, 16, (3, 3), 1),
+        ("TPU v6 lite", 12, 16, (3, 3), 3),
+        ("TPU v6 lite", 8, 16, (3, 3), 2),
+        ("TPU v6 lite", 6, 96, (3, 3), 2),
+        ("TPU v6 lite", 6, 192, (3, 3), 1),
+        ("TPU v6 lite", 6, 40, (1, 5), 6),
+        ("TPU v6 lite", 6, 16, (4, 2), 3),
+        ("TPU v6 lite", 7, 16, (3, 3), 1),
+    ],
+)
+def test_frequencies_of_a_tpu_lie_side_by_side(chip, freq, channels, kernel_size, bins):
+    """As many as the chip's unit takes; a product reads them as the channels of one frequency would be read."""
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.standard_normal((2, 5, freq, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((*kernel_size, 4, channels)), jnp.float32)
+    shift = jnp.asarray(rng.standard_normal(channels), jnp.float32)
+    product = jnp.asarray(rng.standard_normal((channels, 7)), jnp.float32)
+    with tpu_chip.compiled_for(chip):
+        y, blocks = tpu_convolution.grouped_conv2d_in_blocks(x, kernel)
+    assert blocks.bins == bins
+    ours = (y + blocks.of_channels(shift)) @ blocks.of_product(product)
+    theirs = (native_2d(x, kernel, channels // 4) + shift) @ product
+    close(ours.reshape(theirs.shape), theirs)
 
 
 @pytest.mark.slow
@@ -90,13 +118,13 @@ def test_bands_convolve(taps, frames):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.standard_normal((2, frames, 3)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((taps, 3)), jnp.float32)
-    assert convolution._suits_bands(x, kernel)
-    close(convolution._banded_1d(x, kernel), convolution._native_1d(x, kernel))
+    assert tpu_convolution.suits_bands(x, kernel)
+    close(tpu_convolution.banded_1d(x, kernel), convolution._native_1d(x, kernel))
 
 
 def test_bands_are_for_odd_taps_of_their_width_and_few_frames():
     for taps, frames in ((17, 70), (20, 70), (61, 70), (59, 421)):
-        assert not convolution._suits_bands(jnp.zeros((1, frames, 1)), jnp.zeros((taps, 1)))
+        assert not tpu_convolution.suits_bands(jnp.zeros((1, frames, 1)), jnp.zeros((taps, 1)))
 
 
 @pytest.mark.slow
