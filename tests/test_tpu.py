@@ -27,7 +27,21 @@ print(json.dumps(tpu.compile_case(tpu.Case(program, "small", "v5e", 4, 8, 0.5, F
 """
 
 
-def collectives_of(program: str) -> dict:
+CHIPS = """
+import json
+from jax.experimental import topologies
+from redimnet_jax.nn import tpu_chip
+found = {}
+for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
+    kind = topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0].device_kind
+    with tpu_chip.compiled_for(kind):
+        found[name.split(":")[0]] = tpu_chip.chip()
+print(json.dumps(found))
+"""
+
+
+def printed(script: str, *arguments: str):
+    """What `script` prints last, as JSON."""
     paths = [BENCHMARKS, Path(__file__).parent / "helpers", BENCHMARKS.parent]
     environment = {
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
@@ -36,10 +50,19 @@ def collectives_of(program: str) -> dict:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, program], env=os.environ | environment, capture_output=True, text=True
+        [sys.executable, "-c", script, *arguments], env=os.environ | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])["collectives"]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def collectives_of(program: str) -> dict:
+    return printed(SCRIPT, program)["collectives"]
+
+
+def test_chips_are_known_by_their_kind():
+    earlier = [False, 128]
+    assert printed(CHIPS) == {"v4": earlier, "v5e": earlier, "v5p": earlier, "v6e": [True, 256]}
 
 
 def test_extraction_passes_on_nothing():
