@@ -17,7 +17,7 @@ from jax import lax
 from redimnet_jax.nn import tpu_convolution
 from redimnet_jax.nn.cuda import conv2d, depthwise, operands
 from redimnet_jax.nn.dispatch import by_platform
-from redimnet_jax.nn.grouped_kernel import block_diagonal, groups_of, transposed
+from redimnet_jax.nn.grouped_kernel import dense_in_blocks, groups_of, transposed
 from redimnet_jax.numerics import exact, precision
 
 Array = jax.Array
@@ -149,8 +149,7 @@ def _dense_2d(x: Array, kernel: Array, blocks: int = 1) -> Array:
     """Convolve with block-diagonal weights, in `blocks` convolutions of as many groups each."""
     groups = groups_of(x, kernel)
     if groups > blocks:
-        parts = jnp.split(kernel, blocks, axis=-1)
-        kernel = jnp.concatenate([block_diagonal(part, groups // blocks) for part in parts], axis=-1)
+        kernel = dense_in_blocks(kernel, groups, blocks)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -19,6 +19,13 @@ def block_diagonal(kernel: Array, groups: int) -> Array:
     return (split * eye).reshape(kt, kf, groups * n, out)
 
 
+def dense_in_blocks(kernel: Array, groups: int, blocks: int) -> Array:
+    """Return a kernel of `groups` groups as that of `blocks` groups, (kt, kf, in/blocks, out), that does the same."""
+    return jnp.concatenate(
+        [block_diagonal(part, groups // blocks) for part in jnp.split(kernel, blocks, axis=-1)], axis=-1
+    )
+
+
 def transposed(kernel: Array, groups: int) -> Array:
     """Return the grouped kernel whose convolution of an output's gradient is that of the input."""
     kt, kf, n, out = kernel.shape

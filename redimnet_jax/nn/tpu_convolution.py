@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from redimnet_jax.nn import tpu_chip
-from redimnet_jax.nn.grouped_kernel import block_diagonal, groups_of
+from redimnet_jax.nn.grouped_kernel import dense_in_blocks, groups_of
 from redimnet_jax.numerics import precision
 
 Array = jax.Array
@@ -102,9 +102,9 @@ def grouped_conv2d_in_blocks(x: Array, kernel: Array) -> tuple[Array, Blocks]:
         return x.shape[2] % bins == 0 and max(kt * (kf + bins - 1) * width, bins * channels) <= columns
 
     bins = next(bins for bins in range(columns, 0, -1) if bins == 1 or fits(bins))
-    dense = [block_diagonal(part, groups // blocks) for part in jnp.split(kernel, blocks, axis=-1)]
+    dense = dense_in_blocks(kernel, groups, blocks).reshape(kt, kf, -1, blocks, width)
     # (kt, kf + bins - 1, in, blocks, bins, out): the kernel at each place among the bins.
-    places = [jnp.pad(jnp.stack(dense, axis=3), ((0, 0), (i, bins - 1 - i), *[(0, 0)] * 3)) for i in range(bins)]
+    places = [jnp.pad(dense, ((0, 0), (i, bins - 1 - i), *[(0, 0)] * 3)) for i in range(bins)]
     kernel = jnp.stack(places, axis=4)
     y = lax.conv_general_dilated(
         x,
